@@ -1,0 +1,24 @@
+"""The ways in which a run can end other than well: a sentence for the user and an exit code each."""
+
+from __future__ import annotations
+
+VERIFIED, WRONG, USAGE, ENVIRONMENT = 0, 1, 2, 3
+"""Exit codes: outputs verified; wrong outputs or a race; wrong options; something that is needed is not there."""
+
+
+class Fault(Exception):
+    """Ends the run with its message on one line and ``exit_code``; no traceback."""
+
+    exit_code = ENVIRONMENT
+
+
+class WrongOutputs(Fault):
+    exit_code = WRONG
+
+
+class UsageFault(Fault):
+    exit_code = USAGE
+
+
+class EnvironmentFault(Fault):
+    exit_code = ENVIRONMENT

@@ -1,0 +1,93 @@
+"""The ladder's input: seeded synthetic images, or a folder of photographs as ImageNet models expect them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import EnvironmentFault, UsageFault
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's ImageNet normalisation, RGB
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+def noise_images(indices: Sequence[int], size: int, seed: int) -> np.ndarray:
+    """Synthetic images, len(indices)×3×size×size FP32 with roughly zero mean and unit deviation.
+
+    Each is a coarse random pattern of random contrast under fine noise. Plain noise would not do: after a network's
+    global average pooling all noise looks alike, and a batch swapped for another would pass for the right one.
+    """
+    images = np.empty((len(indices), 3, size, size), np.float32)
+    for image, index in zip(images, indices):
+        random = np.random.default_rng((seed, index))
+        cell = size // 8
+        coarse = random.standard_normal((3, 8, 8), np.float32) * random.uniform(0.5, 1.5)
+        image[:] = np.kron(coarse, np.ones((cell, cell), np.float32))
+        image += random.standard_normal((3, 1, 1), np.float32)
+        image += 0.3 * random.standard_normal((3, size, size), np.float32)
+    return images
+
+
+def load_photograph(path: Path, size: int) -> np.ndarray:
+    """One photograph, 3×size×size FP32: shorter side to size·256/224, centre crop, ImageNet normalisation."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file).convert("RGB")
+    scale = size * 256 / 224 / min(picture.size)
+    picture = picture.resize([max(size, round(side * scale)) for side in picture.size], Image.Resampling.BILINEAR)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / 255
+    return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1)
+
+
+class Images:
+    """A numbered sequence of images; ``unreadable`` names the files that were skipped, with the reason."""
+
+    def __init__(self, directory: Path | None, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.files: list[Path] = []
+        self.unreadable: list[str] = []
+        self._photographs: list[np.ndarray] = []
+        if directory is not None:
+            self._read(directory)
+
+    def _read(self, directory: Path) -> None:
+        try:
+            import PIL  # noqa: F401
+        except ImportError:
+            raise EnvironmentFault("--images needs Pillow: pip install pillow.") from None
+        if directory.is_file():
+            candidates = [directory]
+        elif directory.is_dir():
+            candidates = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
+        else:
+            raise UsageFault(f"--images {directory}: no such file or folder.")
+        for path in candidates:
+            try:
+                self._photographs.append(load_photograph(path, self.size))
+                self.files.append(path)
+            except Exception as error:  # Pillow raises as many types as there are ways to break a file
+                self.unreadable.append(f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        if not self.files:
+            found = f"none of its {len(candidates)} images can be read" if candidates else "it holds no .jpg or .png"
+            raise UsageFault(f"--images {directory}: {found}.")
+
+    def __len__(self) -> int:
+        """Number of photographs; 0 for synthetic images, of which there is no end."""
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return self.files[index % len(self.files)].name if self.files else f"synthetic-{index:06d}"
+
+    def fill(self, destination: np.ndarray, first: int) -> None:
+        """Write images ``first``, ``first + 1``, … into ``destination`` (N×3×S×S); photographs repeat from the start."""
+        indices = range(first, first + len(destination))
+        if self.files:
+            for row, index in zip(destination, indices):
+                row[:] = self._photographs[index % len(self.files)]
+        else:
+            destination[:] = noise_images(indices, self.size, self.seed)
