@@ -1,0 +1,78 @@
+"""A modelled GPU: the numbers of ``devices/NAME.toml``, in the units that the simulator works in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Device:
+    """Times in ns, rates in bytes or floating-point operations per ns. The device file says where each comes from."""
+
+    key: str
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    memory_bytes: int
+    copy_rates: dict[tuple[str, str], float]  # (h2d or d2h, pinned or pageable) → bytes per ns
+    copy_latency: int
+    copy_slows_compute: float  # share of a kernel's speed lost while a copy to the device runs
+    memory_rate: float
+    arithmetic_rates: dict[str, float]  # fp32, fp16, int8 → operations per ns
+    kernel_floor: int
+    call: int  # host time of a CUDA call that costs nothing special
+    calls: dict[str, int]  # host time of those that do
+    allocate_per_byte: float
+    kernel_launch: int
+    shape_change: int
+    postprocess_per_image: int
+
+    def call_cost(self, name: str) -> int:
+        return self.calls.get(name, self.call)
+
+
+def available() -> list[str]:
+    """Names that ``load`` knows."""
+    return sorted(Path(entry.name).stem for entry in resources.files("common.sim").joinpath("devices").iterdir()
+                  if entry.name.endswith(".toml"))
+
+
+def load(key: str) -> Device:
+    """The device of ``devices/KEY.toml``; ``KeyError`` where there is none."""
+    if key not in available():
+        raise KeyError(key)
+    text = resources.files("common.sim").joinpath("devices", f"{key}.toml").read_text(encoding="utf-8")
+    table = parse_toml(text)
+    copies, compute, host = table["copy"], table["compute"], table["host"]
+    us = 1000
+    return Device(
+        key=key,
+        name=table["name"],
+        capability=tuple(table["capability"]),
+        multiprocessors=table["multiprocessors"],
+        memory_bytes=round(table["memory_gib"] * 2**30),
+        copy_rates={(direction, kind): copies[f"{direction}_{kind}_gb_s"]
+                    for direction in ("h2d", "d2h") for kind in ("pinned", "pageable")},
+        copy_latency=round(copies["latency_us"] * us),
+        copy_slows_compute=copies["slows_compute"],
+        memory_rate=compute["memory_gb_s"],
+        arithmetic_rates={name: compute[f"{name}_tflop_s"] * 1000 for name in ("fp32", "fp16", "int8")},
+        kernel_floor=round(compute["kernel_floor_us"] * us),
+        call=round(host["call_us"] * us),
+        calls={name: round(cost * us) for name, cost in host["calls_us"].items()},
+        allocate_per_byte=host["allocate_us_per_mb"] * us / 1e6,
+        kernel_launch=round(host["kernel_launch_us"] * us),
+        shape_change=round(host["shape_change_us"] * us),
+        postprocess_per_image=round(host["postprocess_us_per_image"] * us),
+    )
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10 and earlier
+        import tomli as tomllib  # type: ignore[no-redef]
+    return tomllib.loads(text)

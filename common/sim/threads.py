@@ -1,0 +1,174 @@
+"""Python's own synchronisation in virtual time: thread start and join, queues, events, semaphores.
+
+While installed, waiting in one of these takes the waiter's clock to the moment at which the other thread let it go on,
+and a thread that waits is not waited for by others. Other primitives still work; they only carry no time.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from common.sim.clock import Clock, HostThread
+
+
+class Patience:
+    """Who waits on one primitive, and when each thing it has to give was given."""
+
+    def __init__(self, given: int = 0) -> None:
+        self.waiting: deque[HostThread] = deque()
+        self.times: deque[int] = deque([0] * given)
+
+
+class Hooks:
+    """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._originals: list[tuple[type, str, Any]] = []
+        self._patience: WeakKeyDictionary[Any, dict[str, Patience]] = WeakKeyDictionary()
+        self._ended: WeakKeyDictionary[threading.Thread, HostThread] = WeakKeyDictionary()
+        self._starting = threading.local()
+        for owner, name in [
+            (threading.Thread, "start"), (threading.Thread, "join"), (queue.Queue, "put"), (queue.Queue, "get"),
+            (threading.Event, "set"), (threading.Event, "wait"), (threading.Semaphore, "acquire"),
+            (threading.Semaphore, "release"),
+        ]:
+            self._replace(owner, name)
+
+    def _replace(self, owner: type, name: str) -> None:
+        original = getattr(owner, name)
+        hook = getattr(self, f"_{owner.__name__.lower()}_{name}")
+        self._originals.append((owner, name, original))
+
+        def replacement(primitive: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._is_internal(owner):
+                return original(primitive, *args, **kwargs)
+            return hook(original, primitive, *args, **kwargs)
+
+        setattr(owner, name, replacement)
+
+    def _is_internal(self, owner: type) -> bool:
+        """Thread.start waits on an Event of its own, and progress bars pace themselves with one: not our business."""
+        foreign = threading.get_ident() not in self.clock.threads
+        return getattr(self._starting, "now", False) or (foreign and owner is threading.Event)
+
+    def remove(self) -> None:
+        for owner, name, original in self._originals:
+            setattr(owner, name, original)
+
+    # -- what all primitives share: something is given at a time, somebody takes it, no earlier than that
+
+    def _side(self, primitive: Any, side: str, given: int = 0) -> Patience:
+        """``given``: how many things it has to give when first used (free places, permits)."""
+        return self._patience.setdefault(primitive, {}).setdefault(side, Patience(given))
+
+    def _give(self, primitive: Any, side: str) -> None:
+        """The calling thread gives one thing (an item, a free place, a permit): note when, wake who waits for it."""
+        with self.clock.lock:
+            patience, now = self._side(primitive, side), self.clock.thread().now
+            patience.times.append(now)
+            if patience.waiting:
+                self.clock.resume(patience.waiting.popleft(), now)
+
+    def _take(self, primitive: Any, side: str, attempt: Any) -> Any:
+        """Run ``attempt`` (which takes one thing, waiting for it if need be) and go on no earlier than it was given."""
+        thread = self.clock.thread()
+        with self.clock.lock:
+            patience = self._side(primitive, side)
+            waits = not patience.times
+            if waits:
+                patience.waiting.append(thread)
+                self.clock.pause(thread)
+        try:
+            taken = attempt()
+        finally:
+            with self.clock.lock:
+                if thread in patience.waiting:
+                    patience.waiting.remove(thread)
+                self.clock.resume(thread, 0)
+        if taken is not False:
+            with self.clock.lock:
+                self.clock.resume(thread, patience.times.popleft() if patience.times else 0)
+        return taken
+
+    # -- threads
+
+    def _thread_start(self, original: Any, thread: threading.Thread) -> None:
+        if not thread.daemon:  # daemon threads (progress bars) join the order with their first CUDA call
+            with self.clock.lock:
+                virtual = self.clock.announce(self.clock.thread().now)
+                self.clock.threads[-virtual.index] = virtual  # waited for from now on, under its own number once it runs
+            thread.run = lambda run=thread.run: self._run(thread, virtual, run)  # type: ignore[method-assign, misc]
+        self._starting.now = True
+        try:
+            original(thread)
+        finally:
+            self._starting.now = False
+
+    def _run(self, thread: threading.Thread, virtual: HostThread, run: Any) -> None:
+        with self.clock.lock:
+            self.clock.threads[threading.get_ident()] = self.clock.threads.pop(-virtual.index)
+        try:
+            run()
+        finally:
+            self._ended[thread] = self.clock.retire()
+
+    def _thread_join(self, original: Any, thread: threading.Thread, timeout: float | None = None) -> None:
+        me = self.clock.thread()
+        self.clock.pause(me)
+        original(thread, timeout)
+        ended = self._ended.get(thread)
+        self.clock.resume(me, ended.now if ended is not None and not thread.is_alive() else 0)
+
+    # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
+
+    def _queue_put(self, original: Any, q: queue.Queue, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if q.maxsize > 0:
+            self._side(q, "places", q.maxsize)
+            self._take(q, "places", lambda: original(q, item, block, timeout))
+        else:
+            original(q, item, block, timeout)
+        self._give(q, "items")
+
+    def _queue_get(self, original: Any, q: queue.Queue, block: bool = True, timeout: float | None = None) -> Any:
+        item = self._take(q, "items", lambda: (original(q, block, timeout),))[0]
+        if q.maxsize > 0:
+            self._give(q, "places")
+        return item
+
+    # -- events and semaphores
+
+    def _event_set(self, original: Any, event: threading.Event) -> None:
+        with self.clock.lock:
+            patience, now = self._side(event, "set"), self.clock.thread().now
+            if not event.is_set():
+                patience.times = deque([now])
+            original(event)
+            while patience.waiting:
+                self.clock.resume(patience.waiting.popleft(), now)
+
+    def _event_wait(self, original: Any, event: threading.Event, timeout: float | None = None) -> bool:
+        thread, patience = self.clock.thread(), self._side(event, "set")
+        with self.clock.lock:
+            if not event.is_set():
+                patience.waiting.append(thread)
+                self.clock.pause(thread)
+        happened = original(event, timeout)
+        with self.clock.lock:
+            if thread in patience.waiting:
+                patience.waiting.remove(thread)
+            self.clock.resume(thread, patience.times[0] if happened and patience.times else 0)
+        return happened
+
+    def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
+        self._side(semaphore, "permits", semaphore._value)
+        return self._take(semaphore, "permits", lambda: original(semaphore, blocking, timeout))
+
+    def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
+        original(semaphore, n)
+        for _ in range(n):
+            self._give(semaphore, "permits")
