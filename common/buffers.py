@@ -1,0 +1,89 @@
+"""Memory on the device and page-locked memory on the host, and copies whose direction is right by construction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from common.cuda import CudaError, Resource, Stream, cudart
+
+
+class DeviceBuffer(Resource):
+    """``nbytes`` of device memory at ``address``, owned by this object: freed by ``close``, not before."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.handle = int(cudart.cudaMalloc(nbytes))
+
+    @property
+    def address(self) -> int:
+        return self.handle
+
+    def _destroy(self, handle: int) -> None:
+        cudart.cudaFree(handle)
+
+
+class _PageLocked:
+    """The owner of a page-locked allocation; the arrays over it hold on to it, and the last one to go frees it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._free = cudart.cudaFreeHost
+        self._address = int(cudart.cudaMallocHost(nbytes))
+        self.__array_interface__ = {
+            "version": 3, "shape": shape, "typestr": np.dtype(dtype).str, "data": (self._address, False)}
+
+    def __del__(self) -> None:
+        if getattr(self, "_address", 0):
+            try:
+                self._free(self._address)
+            except CudaError:
+                pass  # the process is ending and the driver has gone first; the memory goes with it
+
+
+def page_locked(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An uninitialised array in page-locked ("pinned") host memory, freed when its last view is gone.
+
+    The copy engine reads and writes such memory by itself, so a copy runs at the link's speed and beside the host.
+    """
+    return np.asarray(_PageLocked(tuple(shape), dtype))
+
+
+def pageable(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An array in ordinary host memory, touched once so that no page fault falls into a measurement."""
+    return np.zeros(shape, dtype)
+
+
+def _check(host: np.ndarray, device: DeviceBuffer) -> None:
+    if not host.flags.c_contiguous or host.nbytes > device.nbytes:
+        raise ValueError(f"cannot copy between {device.nbytes} bytes on the device and a "
+                         f"{'' if host.flags.c_contiguous else 'non-contiguous '}host array of {host.nbytes}")
+
+
+def copy_to_device(device: DeviceBuffer, host: np.ndarray) -> None:
+    """``cudaMemcpy``: the host waits for it."""
+    _check(host, device)
+    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    cudart.cudaMemcpy(device.address, host.ctypes.data, host.nbytes, kind)
+
+
+def copy_to_host(host: np.ndarray, device: DeviceBuffer) -> None:
+    """``cudaMemcpy``: the host waits for it."""
+    _check(host, device)
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    cudart.cudaMemcpy(host.ctypes.data, device.address, host.nbytes, kind)
+
+
+def copy_to_device_async(device: DeviceBuffer, host: np.ndarray, stream: Stream) -> None:
+    """``cudaMemcpyAsync`` on ``stream``. ``host`` must stay as it is until the copy is over."""
+    _check(host, device)
+    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    cudart.cudaMemcpyAsync(device.address, host.ctypes.data, host.nbytes, kind, stream.handle)
+
+
+def copy_to_host_async(host: np.ndarray, device: DeviceBuffer, stream: Stream) -> None:
+    """``cudaMemcpyAsync`` on ``stream``. ``host`` holds the data only once the copy is over."""
+    _check(host, device)
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    cudart.cudaMemcpyAsync(host.ctypes.data, device.address, host.nbytes, kind, stream.handle)

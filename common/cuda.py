@@ -1,0 +1,131 @@
+"""Checked CUDA calls, and the three CUDA objects of the ladder as context managers.
+
+``cudart`` has every name of ``cuda.bindings.runtime``. A function called through it raises ``CudaError`` instead of
+returning an error code, and returns its result itself: ``stream = cudart.cudaStreamCreate()``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import backend
+from common.errors import EnvironmentFault
+
+
+class CudaError(EnvironmentFault):
+    """A CUDA call failed. ``code`` is the ``cudaError_t``; the message has the call, its name and CUDA's text."""
+
+    def __init__(self, call: str, code: Any, name: str, text: str) -> None:
+        super().__init__(f"{call} failed: {name} ({text}).")
+        self.code = code
+
+
+class CheckedRuntime:
+    """``cuda.bindings.runtime`` of the selected backend, with every function checked."""
+
+    def __init__(self) -> None:
+        self._checked: dict[tuple[str, str], Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        runtime = backend.current().cudart
+        key = (runtime.__name__, name)
+        if key not in self._checked:
+            attribute = getattr(runtime, name)
+            is_function = callable(attribute) and not isinstance(attribute, type)
+            self._checked[key] = self._check(name, attribute, runtime) if is_function else attribute
+        return self._checked[key]
+
+    @staticmethod
+    def _check(name: str, function: Any, runtime: Any) -> Any:
+        def checked(*args: Any) -> Any:
+            code, *results = function(*args)
+            if int(code) != 0:
+                raise CudaError(name, code, runtime.cudaGetErrorName(code)[1].decode(),
+                                runtime.cudaGetErrorString(code)[1].decode())
+            return results[0] if len(results) == 1 else tuple(results) or None
+
+        return checked
+
+
+cudart: Any = CheckedRuntime()
+
+
+class Resource:
+    """Something CUDA made that must be destroyed once. ``handle`` is 0 after ``close``, which may be called again."""
+
+    handle: int = 0
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, 0
+        if handle:
+            self._destroy(handle)
+
+    def _destroy(self, handle: int) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Stream(Resource):
+    """A stream that does not wait for the default stream, nor the default stream for it."""
+
+    def __init__(self) -> None:
+        self.handle = int(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+
+    def wait(self, event: Event) -> None:
+        """What is enqueued here from now on runs after what ``event`` has recorded; the host does not wait."""
+        cudart.cudaStreamWaitEvent(self.handle, event.handle, 0)
+
+    def synchronize(self) -> None:
+        cudart.cudaStreamSynchronize(self.handle)
+
+    def _destroy(self, handle: int) -> None:
+        try:
+            cudart.cudaStreamSynchronize(handle)  # drained first: what it uses may be freed right after
+        finally:
+            cudart.cudaStreamDestroy(handle)
+
+
+class Event(Resource):
+    """A point in a stream. Without ``timing`` it is cheaper, and cannot tell the time."""
+
+    def __init__(self, timing: bool = False) -> None:
+        flags = cudart.cudaEventDefault if timing else cudart.cudaEventDisableTiming
+        self.handle = int(cudart.cudaEventCreateWithFlags(flags))
+
+    def record(self, stream: Stream) -> None:
+        cudart.cudaEventRecord(self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        """The host waits for what the event has recorded; not at all if it never was recorded."""
+        cudart.cudaEventSynchronize(self.handle)
+
+    def ms_since(self, earlier: Event) -> float:
+        return cudart.cudaEventElapsedTime(earlier.handle, self.handle)
+
+    def _destroy(self, handle: int) -> None:
+        cudart.cudaEventDestroy(handle)
+
+
+class Graph(Resource):
+    """An executable graph, made from a captured one (which is destroyed: the executable does not need it)."""
+
+    def __init__(self, captured: Any) -> None:
+        try:
+            self.handle = int(cudart.cudaGraphInstantiate(captured, 0))
+        finally:
+            cudart.cudaGraphDestroy(captured)
+
+    def upload(self, stream: Stream) -> None:
+        """Do the first launch's preparation now."""
+        cudart.cudaGraphUpload(self.handle, stream.handle)
+
+    def launch(self, stream: Stream) -> None:
+        cudart.cudaGraphLaunch(self.handle, stream.handle)
+
+    def _destroy(self, handle: int) -> None:
+        cudart.cudaGraphExecDestroy(handle)

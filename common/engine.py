@@ -1,0 +1,204 @@
+"""TensorRT engines: loading a plan with its sidecar checked first, and execution contexts whose calls are checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import backend
+from common.buffers import DeviceBuffer
+from common.cuda import Event, Stream, cudart
+from common.errors import EnvironmentFault
+from common.models import sha256
+
+_loggers: dict[str, Any] = {}
+
+
+class TensorRTError(EnvironmentFault):
+    """A TensorRT call failed; the message has the call and what TensorRT logged."""
+
+
+def logger() -> Any:
+    """The process's TensorRT logger. It prints nothing and keeps the last error, for the message that will name it."""
+    trt = backend.current().tensorrt
+    if trt.__name__ not in _loggers:
+
+        class LastError(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+                self.last = ""
+
+            def log(self, severity: Any, msg: str) -> None:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    self.last = " ".join(msg.split())
+
+        _loggers[trt.__name__] = LastError()
+    return _loggers[trt.__name__]
+
+
+def require(result: Any, call: str) -> Any:
+    """Return ``result``, or raise ``TensorRTError`` where TensorRT answered False or None."""
+    if result is None or result is False:
+        said, logger().last = logger().last, ""
+        raise TensorRTError(f"{call} failed: {said or 'TensorRT gave no reason'}.")
+    return result
+
+
+def sidecar(plan: Path) -> Path:
+    return plan.with_name(plan.name + ".json")
+
+
+def this_machine() -> dict[str, Any]:
+    """What a plan depends on, as its sidecar has it: TensorRT's version, the GPU and its compute capability."""
+    properties = cudart.cudaGetDeviceProperties(0)
+    return {"tensorrt": backend.current().tensorrt.__version__, "gpu": properties.name.decode(),
+            "compute_capability": f"{properties.major}.{properties.minor}"}
+
+
+def check_sidecar(plan: Path) -> dict[str, Any]:
+    """The sidecar's content, or {} without one. Raises ``EnvironmentFault`` where the plan cannot work here."""
+    if not plan.exists():
+        raise EnvironmentFault(f"there is no plan {plan}. Build it: python 0_build.py --output {plan}")
+    try:
+        facts = json.loads(sidecar(plan).read_text())
+    except OSError:
+        return {}
+    except ValueError:
+        raise EnvironmentFault(f"{sidecar(plan)} is not valid JSON. Build the plan again: {rebuild(plan, {})}") from None
+    here, again = this_machine(), f"Build it again: {rebuild(plan, facts)}"
+    if facts.get("plan_sha256") != sha256(plan):
+        raise EnvironmentFault(f"{plan} is not the file that was built: cut short, edited or overwritten. {again}")
+    if facts.get("tensorrt") != here["tensorrt"]:
+        raise EnvironmentFault(f"{plan} was built by TensorRT {facts.get('tensorrt')}, and this is {here['tensorrt']}. {again}")
+    simulated = backend.current().simulator is not None  # a simulated plan runs on every modelled GPU
+    if not simulated and facts.get("compute_capability") != here["compute_capability"]:
+        raise EnvironmentFault(f"{plan} was built for a {facts.get('gpu')}, and this is a {here['gpu']}. {again}")
+    return facts
+
+
+def rebuild(plan: Path, facts: dict[str, Any]) -> str:
+    return " ".join(facts.get("command") or ["python", "0_build.py", "--output", str(plan)])
+
+
+class Context:
+    """An execution context: TensorRT's own calls, each raising ``TensorRTError`` instead of returning False.
+
+    Use one from one thread and on one stream at a time: its enqueues share one set of activations.
+    """
+
+    def __init__(self, engine: Engine, profile: int) -> None:
+        self._engine = engine
+        self._context = require(engine.trt_engine.create_execution_context(), "create_execution_context")
+        if self._context.active_optimization_profile != profile:
+            with Stream() as stream:
+                self.set_optimization_profile_async(profile, stream)
+
+    def set_input_shape(self, shape: tuple[int, ...]) -> None:
+        require(self._context.set_input_shape(self._engine.input_name, shape), f"set_input_shape({tuple(shape)})")
+
+    def bind(self, device_input: DeviceBuffer, device_output: DeviceBuffer) -> None:
+        """``set_tensor_address`` for the input and the output: what later enqueues read and write."""
+        for name, buffer in ((self._engine.input_name, device_input), (self._engine.output_name, device_output)):
+            require(self._context.set_tensor_address(name, buffer.address), f"set_tensor_address({name!r})")
+
+    def set_input_consumed_event(self, event: Event) -> None:
+        """``event`` is recorded by each later enqueue once it has read its inputs."""
+        require(self._context.set_input_consumed_event(event.handle), "set_input_consumed_event")
+
+    def set_optimization_profile_async(self, profile: int, stream: Stream) -> None:
+        require(self._context.set_optimization_profile_async(profile, stream.handle),
+                f"set_optimization_profile_async({profile})")
+
+    @property
+    def active_optimization_profile(self) -> int:
+        return self._context.active_optimization_profile
+
+    def execute_async_v3(self, stream: Stream | None) -> None:
+        """Enqueue inference on ``stream``; None is the default stream."""
+        require(self._context.execute_async_v3(stream.handle if stream is not None else 0), "execute_async_v3")
+
+
+class Engine:
+    """A deserialized plan with one image input and one output; ``facts`` are its sidecar's."""
+
+    def __init__(self, plan: Path) -> None:
+        self.plan, self.facts = plan, check_sidecar(plan)
+        runtime = backend.current().tensorrt.Runtime(logger())
+        self.trt_engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._runtime = runtime  # an engine does not outlive its runtime
+        if self.trt_engine is None:
+            said, logger().last = logger().last, ""
+            raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({said}). "
+                                   f"Build it: {rebuild(plan, self.facts)}")
+        modes = backend.current().tensorrt.TensorIOMode
+        names = [self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)]
+        inputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == modes.INPUT]
+        outputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == modes.OUTPUT]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise EnvironmentFault(f"{plan} has inputs {inputs} and outputs {outputs}; the ladder takes one of each.")
+        self.input_name, self.output_name = inputs[0], outputs[0]
+        for name in (self.input_name, self.output_name):
+            dtype = backend.current().tensorrt.nptype(self.trt_engine.get_tensor_dtype(name))
+            if dtype != np.float32:
+                raise EnvironmentFault(f"{plan}: {name} is {np.dtype(dtype).name}; the ladder's inputs and outputs are float32.")
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        return (batch, *tuple(self.trt_engine.get_tensor_shape(self.input_name))[1:])
+
+    def output_shape(self, batch: int) -> tuple[int, ...]:
+        return (batch, *tuple(self.trt_engine.get_tensor_shape(self.output_name))[1:])
+
+    @property
+    def batch_ranges(self) -> list[tuple[int, int]]:
+        """(smallest, largest) batch of each optimization profile."""
+        profiles = range(self.trt_engine.num_optimization_profiles)
+        shapes = [self.trt_engine.get_tensor_profile_shape(self.input_name, profile) for profile in profiles]
+        return [(tuple(low)[0], tuple(high)[0]) for low, _, high in shapes]
+
+    def profile_for(self, batch: int) -> int | None:
+        """The profile with the smallest largest batch that takes ``batch``; None where none does."""
+        fitting = [(high, index) for index, (low, high) in enumerate(self.batch_ranges) if low <= batch <= high]
+        return min(fitting)[1] if fitting else None
+
+    def create_context(self, profile: int = 0) -> Context:
+        return Context(self, profile)
+
+    @property
+    def context_memory(self) -> int:
+        """Bytes of device memory that each execution context takes for activations."""
+        sizes = (getattr(self.trt_engine, name, None) for name in ("device_memory_size_v2", "device_memory_size"))
+        return next(size for size in sizes if size is not None)
+
+    def precisions(self) -> Counter[str]:
+        """How many layers write fp32, fp16, int8, … outputs, as the engine inspector tells."""
+        trt = backend.current().tensorrt
+        inspector = self.trt_engine.create_engine_inspector()
+        layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+        return Counter(filter(None, map(layer_precision, layers)))
+
+    def require_precision(self, precision: str) -> None:
+        """Raise unless the engine's layers work in ``precision``: a build may have quietly chosen another."""
+        found = self.precisions()
+        if not found:
+            raise EnvironmentFault(f"{self.plan} does not say in which precision its layers work (built without "
+                                   f"detailed profiling verbosity). Build it: {rebuild(self.plan, self.facts)}")
+        if found.most_common(1)[0][0] != precision:
+            counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
+            raise EnvironmentFault(f"{self.plan} is not a {precision} engine: its layers work in {counts}. Build one: "
+                                   f"python 0_build.py --{precision}")
+
+
+PRECISION_NAMES = {"fp32": r"FP32|Float\b", "fp16": r"FP16|Half", "bf16": r"BF16", "int8": r"INT8|Int8", "fp8": r"FP8"}
+
+
+def layer_precision(layer: Any) -> str | None:
+    """The precision of a layer's first output in the inspector's JSON; None where it does not say or only reformats."""
+    if not isinstance(layer, dict) or layer.get("LayerType") in ("Reformat", "NoOp", "Shape"):
+        return None
+    text = " ".join(str(output.get(key, "")) for output in layer.get("Outputs", [])[:1] for key in output if key != "Name")
+    return next((name for name, pattern in PRECISION_NAMES.items() if re.search(pattern, text)), None)

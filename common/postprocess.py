@@ -1,0 +1,47 @@
+"""What is done with a batch's outputs: softmax, top-1, one line an image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.files import atomic_path
+
+
+def top1(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class (N, int64) and softmax probability (N, FP32) of the largest of each row of N×C logits.
+
+    The largest logit shifted by itself is 0, so its softmax is 1 over the sum; the other C−1 are never divided.
+    """
+    classes = logits.argmax(axis=1)
+    shifted = logits - np.take_along_axis(logits, classes[:, None], axis=1)
+    return classes, 1 / np.exp(shifted, out=shifted).sum(axis=1)
+
+
+class Predictions:
+    """The lines of the predictions file. ``labels`` are class names; without them a class is its number."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._rows: list[tuple[str, int, float]] = []
+
+    def add(self, names: Sequence[str], logits: np.ndarray) -> None:
+        """One line for each of the N rows of ``logits`` (N×C)."""
+        classes, probabilities = top1(logits)
+        self._rows.extend(zip(names, classes.tolist(), probabilities.tolist()))
+
+    def rows(self) -> list[tuple[str, str, float]]:
+        """(image, class, probability), once for each image, in the order in which they were first seen."""
+        named = {}
+        for name, number, probability in self._rows:
+            named.setdefault(name, (name, self._labels[number] if self._labels else str(number), probability))
+        return list(named.values())
+
+    def write(self, path: Path) -> None:
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "class", "probability"])
+            writer.writerows((name, label, f"{probability:.6f}") for name, label, probability in self.rows())

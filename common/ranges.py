@@ -1,0 +1,44 @@
+"""The NVTX ranges that the reports are made from, all in our own domain. Without the nvtx package they do nothing.
+
+    measured batches   start/end   the measured window
+    infer              push/pop    the host's work to submit one batch; payload: the batch's number
+    postprocess        push/pop    softmax, top-1 and the predictions of one batch; payload: its number of images
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from common import backend
+
+DOMAIN = "trt_ladder"
+MEASURED, INFER, POSTPROCESS = "measured batches", "infer", "postprocess"
+COLOURS = {MEASURED: "white", INFER: "blue", POSTPROCESS: "green"}
+
+
+@contextlib.contextmanager
+def pushed(name: str, payload: int) -> Iterator[None]:
+    """A range around the body, on the calling thread."""
+    nvtx = backend.current().nvtx
+    if nvtx is None:
+        yield
+        return
+    nvtx.push_range(name, color=COLOURS[name], domain=DOMAIN, payload=payload)
+    try:
+        yield
+    finally:
+        nvtx.pop_range(domain=DOMAIN)
+
+
+def start(name: str) -> Any:
+    """Open a range that another thread may end; hand the result to ``end``."""
+    nvtx = backend.current().nvtx
+    return nvtx and nvtx.start_range(name, color=COLOURS.get(name, "white"), domain=DOMAIN)
+
+
+def end(range_id: Any) -> None:
+    nvtx = backend.current().nvtx
+    if nvtx is not None and range_id is not None:
+        nvtx.end_range(range_id)

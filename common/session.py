@@ -1,0 +1,249 @@
+"""What every stage shares: options, batches, the measured window, verification, the result.
+
+A stage is ``session.run(parser, infer, …)``; its ``infer(run)`` is the lesson. It submits every batch of
+``run.batches`` inside ``run.submit(index)`` and gives each batch's outputs, in order, to ``run.finish(index, outputs)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from common import backend, ranges
+from common.buffers import page_locked, pageable
+from common.cuda import cudart
+from common.engine import Engine
+from common.errors import EnvironmentFault, Fault, UsageFault
+from common.images import Images
+from common.options import Size, select_backend
+from common.postprocess import Predictions
+from common.report import Result, print_result, write_record
+from common.verify import Difference, check, compare, parts, run_serially
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTINCT = 8
+"""Different batches of synthetic images; longer runs repeat them. More than any pipeline's slots, so that a stale or
+swapped batch always shows, and few enough to stay page-locked."""
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Session:
+    """One run of one pipeline over its batches.
+
+    ``batches`` are N×3×S×S FP32 arrays, page-locked where the stage asked for it; ``engine`` is the stage's plan.
+    """
+
+    def __init__(self, engine: Engine, batches: Sequence[np.ndarray], names: Sequence[Sequence[str]],
+                 options: argparse.Namespace, memory_before: int = 0, traced: bool = True) -> None:
+        self.engine, self.batches, self.names, self.options = engine, batches, names, options
+        self.predictions = Predictions(engine.facts.get("labels", []))
+        self.outputs = [pageable(engine.output_shape(len(batch))) for batch in batches]
+        self.done_ns = [0] * len(batches)  # when each batch was finished
+        self.postprocess_ms: list[float] = []
+        self.last_warm_up = len(batches) - options.measure - 1
+        self.notes: list[str] = []
+        self._finished = 0
+        self._traced, self._range = traced, None
+        self._memory_before, self.peak_memory = memory_before, 0
+
+    def repeat(self, engine: Engine) -> Session:
+        """Another run over the same batches, for comparison; it leaves no `measured batches` range in the trace."""
+        return Session(engine, self.batches, self.names, self.options, traced=False)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the largest batch; its buffers hold every other."""
+        return max((batch.shape for batch in self.batches), key=lambda shape: shape[0])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.engine.output_shape(self.batch_shape[0])
+
+    @contextlib.contextmanager
+    def submit(self, index: int) -> Iterator[None]:
+        """The NVTX range ``infer``: the host's work to submit batch ``index``, whenever the GPU does it."""
+        with ranges.pushed(ranges.INFER, index):
+            yield
+        if index == 0:
+            self._sample_memory()
+
+    def finish(self, index: int, host_output: np.ndarray) -> None:
+        """Post-process batch ``index``, whose outputs are on the host now. Batches are finished in order."""
+        assert index == self._finished, f"batch {index} finished after {self._finished - 1}"
+        self._finished += 1
+        clock_ns = backend.current().clock_ns
+        started = clock_ns()
+        with ranges.pushed(ranges.POSTPROCESS, len(host_output)):
+            self.predictions.add(self.names[index], host_output)
+            np.copyto(self.outputs[index], host_output)  # kept for the verification
+        self.done_ns[index] = clock_ns()
+        self.postprocess_ms.append((self.done_ns[index] - started) / 1e6)
+        if index == self.last_warm_up and self._traced:
+            self._range = ranges.start(ranges.MEASURED)
+        if index == len(self.batches) - 1:
+            ranges.end(self._range)
+            self._sample_memory()
+
+    @property
+    def window_ms(self) -> float:
+        """From the end of the last warm-up batch to the end of the last measured one, both finished on the host."""
+        return (self.done_ns[-1] - self.done_ns[self.last_warm_up]) / 1e6
+
+    @property
+    def measured(self) -> int:
+        return len(self.batches) - 1 - self.last_warm_up
+
+    def _sample_memory(self) -> None:
+        self.peak_memory = max(self.peak_memory, used_memory() - self._memory_before)
+
+
+def used_memory() -> int:
+    free, total = cudart.cudaMemGetInfo()
+    return total - free
+
+
+def batch_names(batches: Sequence[np.ndarray], images: Images) -> list[list[str]]:
+    """The image names of each batch. Batches that are the same array have the same images."""
+    first, names, known = 0, [], {}
+    for batch in batches:
+        if id(batch) not in known:
+            known[id(batch)] = [images.name(first + row) for row in range(len(batch))]
+            first += len(batch)
+        names.append(known[id(batch)])
+    return names
+
+
+def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, precision: str, page_lock: bool = True,
+        sizes: Callable[[argparse.Namespace, Size], Sequence[int]] | None = None,
+        variant: Callable[[argparse.Namespace, Size], tuple[str, Sequence[str]]] | None = None) -> int:
+    """Run a stage from the command line and return its exit code.
+
+    ``precision`` names the default plan; ``page_lock`` says where the batches lie. A stage whose batches take several
+    sizes in turn says which (``sizes``); one that needs another plan, what its name adds and how to build it (``variant``).
+    """
+    options = parser.parse_args()
+    stage = Path(sys.argv[0]).stem
+    try:
+        chosen, size = select_backend(options)
+        err.print(f"{stage}: {chosen.name} backend ({chosen.reason}), {chosen.device}, {chosen.engine}")
+        check_writable(options.predictions, options.json, options.trace)
+        plan = options.plan or default_plan(precision, *(variant(options, size) if variant else ()))
+        measure(plan, infer, stage, precision, size, list(sizes(options, size)) if sizes else [size.batch], page_lock, options)
+        for leak in chosen.leaks():
+            err.print(f"{stage}: not given back: {leak}", style="yellow")
+        if options.trace:
+            chosen.write_trace(options.trace, STAGE=stage, ENGINE=chosen.engine, COMPUTED_BATCH=size.batch,
+                               CHARGED_BATCH=size.charged)
+    except Fault as fault:
+        err.print(f"{stage}: error: {fault}", style="red", markup=False)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        err.print(f"{stage}: interrupted", style="red")
+        return 130
+    return 0
+
+
+def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision: str, size: Size, sizes: Sequence[int],
+            page_lock: bool, options: argparse.Namespace) -> None:
+    """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
+    memory_before = used_memory()
+    engine = Engine(plan)
+    check_sizes(engine, sizes, size)
+    images = Images(options.images, engine.input_shape(1)[-1], options.seed)
+    for name in images.unreadable:
+        err.print(f"skipped {name}", markup=False)
+    batches = prepare(engine, images, sizes, options, page_lock)
+    session = Session(engine, batches, batch_names(batches, images), options, memory_before)
+    infer(session)
+    result = conclude(session, stage, precision, size, options)
+    print_result(result, session, out)
+    if options.json:
+        write_record(options.json, result)
+    if options.predictions:
+        session.predictions.write(options.predictions)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Find out before the run that a result could not be written after it."""
+    for path in filter(None, paths):
+        folder = path.parent if str(path.parent) else Path(".")
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+            raise EnvironmentFault(f"cannot write {path}: {folder} is not a folder that can be written to.")
+
+
+def check_sizes(engine: Engine, sizes: Sequence[int], size: Size) -> None:
+    for batch in {*sizes, round(max(sizes) * size.scale)}:
+        if engine.profile_for(batch) is None:
+            held = " or ".join(f"{low} to {high}" for low, high in engine.batch_ranges)
+            raise UsageFault(f"a batch of {batch} does not fit {engine.plan}, whose profiles take {held}. "
+                             f"Build a larger one: python 0_build.py --profile 1,{batch},{batch}")
+
+
+def default_plan(precision: str, variant: str = "", build_options: Sequence[str] = ()) -> Path:
+    """The plan of the ladder's model in ``precision``, built first if it is not there."""
+    plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().plan_suffix}"
+    shown = Path(os.path.relpath(plan))
+    if not plan.exists():
+        command = ["0_build.py", "--backend", backend.current().name, "--output", str(shown)]
+        command += [] if precision == "fp32" else [f"--{precision}"]
+        command += build_options
+        err.print(f"no plan {shown} yet; building it: python {' '.join(command)}")
+        code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
+        if code != 0:
+            raise EnvironmentFault(f"the build ended with exit code {code}; see above.")
+    return shown
+
+
+def prepare(engine: Engine, images: Images, sizes: Sequence[int], options: argparse.Namespace,
+            page_lock: bool) -> list[np.ndarray]:
+    """All batches, in page-locked or pageable memory, before the clock starts: reading images is not the subject."""
+    needed = -(-len(images) * len(sizes) // sum(sizes))
+    count = options.batches or max(10, needed)
+    if options.measure >= count:
+        raise UsageFault(f"--measure {options.measure} leaves no batch to warm up with: "
+                         f"--batches must be at least {options.measure + 1}.")
+    distinct = min(count, needed if len(images) else DISTINCT)
+    distinct = min(count, -(-distinct // len(sizes)) * len(sizes))  # whole turns of the sizes
+    batches, first = [], 0
+    for index in track(range(distinct), "preparing batches", console=err, transient=True, disable=not err.is_terminal):
+        shape = engine.input_shape(sizes[index % len(sizes)])
+        batches.append(page_locked(shape) if page_lock else pageable(shape))
+        images.fill(batches[-1], first)
+        first += shape[0]
+    if len(images) > first:
+        err.print(f"{first} of {len(images)} images fit into {count} batches; --batches {needed} takes them all")
+    return [batches[index % distinct] for index in range(count)]
+
+
+def conclude(session: Session, stage: str, precision: str, size: Size, options: argparse.Namespace) -> Result:
+    """Verify the outputs and put the result together."""
+    result = Result(stage=stage, backend=backend.current(), precision=precision, size=size, session=session)
+    if options.no_verify:
+        return result
+    distinct = list({id(batch): batch for batch in session.batches}.values())
+    index_of = {id(batch): index for index, batch in enumerate(distinct)}
+    with err.status("verifying against the same plan, run serially"):
+        expected, times = run_serially(session.engine, distinct)
+        reference = [expected[index_of[id(batch)]] for batch in session.batches]
+        result.difference = check(session.outputs, reference)
+        result.parts = parts(times, session.postprocess_ms)
+        if precision != "fp32" and options.plan is None:
+            result.from_fp32 = difference_from_fp32(distinct, expected)
+    return result
+
+
+def difference_from_fp32(batches: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> Difference | None:
+    """How far the outputs are from the FP32 plan's on the same batches; None where that does not take them."""
+    engine = Engine(default_plan("fp32"))
+    if any(engine.profile_for(len(batch)) is None for batch in batches):
+        return None
+    return compare(outputs, run_serially(engine, batches)[0])
