@@ -1,0 +1,43 @@
+"""One sentence a stage: what limits it, and which stage of the ladder, or what beyond it, attacks that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HIDDEN = 0.9
+"""Share of the shorter of copy and compute from which on it counts as hidden."""
+PINNED_SHARE = 0.6
+"""A copy slower than this share of the run's fastest is taken for one from pageable memory."""
+
+
+def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What to try next for one stage, given the others of its run."""
+    what, percent = stage["limiter"], stage["percent_of_limit"]
+    if what == "serialized":
+        if (stage["overlap"] or 0) < HIDDEN:
+            return "copies and compute take turns: overlap them (stage 5)"
+        return "the GPU waits for the host between batches: submit ahead and post-process on a thread (stage 6)"
+    if what == "launch":
+        return "the GPU waits for single launches: capture them into a CUDA graph (stage 7), or use larger batches"
+    if what == "postprocess":
+        return "the host's post-processing is the longest part: several workers, or do it on the GPU"
+    if what == "compute":
+        if stage["precision"] == "fp32":
+            return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"
+        return f"compute-bound at {percent:.0f} % of its limit: a faster engine (INT8) or a smaller model; no schedule helps"
+    if what == "h2d":
+        fastest = max(row["h2d_gb_s"] or 0 for row in rows)
+        if (stage["h2d_gb_s"] or 0) < PINNED_SHARE * fastest:
+            return "bound by copies from pageable memory: page-lock it (stage 3)"
+        return (f"bound by the input copy at {percent:.0f} % of its limit: send fewer bytes (uint8 or compressed images, "
+                "decoded on the GPU); neither a faster engine nor another schedule helps")
+    if what == "d2h":
+        return "bound by the output copy: send back less (top-1 instead of all logits, FP16)"
+    return "no timeline: profile it to see what limits it"
+
+
+def advice(rows: list[dict[str, Any]]) -> str:
+    """The line that ends the table: the fastest stage, and what stands in its way."""
+    best = max(rows, key=lambda row: row["speedup_vs_baseline"])
+    gain = f"{best['speedup_vs_baseline']:.1f} times the first stage" if best is not rows[0] else "no stage is faster than the first"
+    return f"Fastest: {best['stage']} ({best['per_batch_ms']:.3f} ms a batch, {gain}). Next: {remedy(best, rows)}."
