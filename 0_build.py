@@ -74,7 +74,8 @@ def check_export(model: Any, paths: dict[str, Path], options: argparse.Namespace
         difference = models.largest_difference(models.run_onnx(paths[precision], images), reference)
         if not difference < tolerance:
             paths[precision].unlink()
-            raise EnvironmentFault(f"the {precision} export is wrong: it differs from PyTorch by {difference:.2g} of the largest logit.")
+            raise EnvironmentFault(f"the {precision} export is wrong: it differs from PyTorch by {difference:.2g} of the "
+                                   "largest logit.")
         console.print(f"{paths[precision]}: within {difference:.1e} of PyTorch (share of the largest logit)")
 
 
@@ -258,7 +259,8 @@ def main() -> int:
         if options.onnx_file is None or options.fp16:
             engine.require_precision(precision)
         layers = ", ".join(f"{count} {name}" for name, count in engine.precisions().most_common())
-        console.print(f"built {output} in {time.perf_counter() - started:.1f} s: {output.stat().st_size / 1e6:.1f} MB, layers: {layers}")
+        console.print(f"built {output} in {time.perf_counter() - started:.1f} s: {output.stat().st_size / 1e6:.1f} MB, "
+                      f"layers: {layers}")
     except Fault as fault:
         console.print(f"0_build: error: {fault}", style="red", markup=False)
         return fault.exit_code

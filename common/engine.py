@@ -145,7 +145,7 @@ class Engine:
         for name in (self.input_name, self.output_name):
             dtype = backend.current().tensorrt.nptype(self.trt_engine.get_tensor_dtype(name))
             if dtype != np.float32:
-                raise EnvironmentFault(f"{plan}: {name} is {np.dtype(dtype).name}; the ladder's inputs and outputs are float32.")
+                raise EnvironmentFault(f"{plan}: {name} is {np.dtype(dtype).name}; the ladder's inputs and outputs are FP32.")
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         return (batch, *tuple(self.trt_engine.get_tensor_shape(self.input_name))[1:])
@@ -158,7 +158,7 @@ class Engine:
         """(smallest, largest) batch of each optimization profile."""
         profiles = range(self.trt_engine.num_optimization_profiles)
         shapes = [self.trt_engine.get_tensor_profile_shape(self.input_name, profile) for profile in profiles]
-        return [(tuple(low)[0], tuple(high)[0]) for low, _, high in shapes]
+        return [(low[0], high[0]) for low, _, high in shapes]
 
     def profile_for(self, batch: int) -> int | None:
         """The profile with the smallest largest batch that takes ``batch``; None where none does."""
@@ -178,7 +178,8 @@ class Engine:
         """How many layers write fp32, fp16, int8, … outputs, as the engine inspector tells."""
         trt = backend.current().tensorrt
         inspector = self.trt_engine.create_engine_inspector()
-        layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        layers = json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters in its strings
         return Counter(filter(None, map(layer_precision, layers)))
 
     def require_precision(self, precision: str) -> None:

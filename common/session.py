@@ -164,7 +164,7 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision:
     batches = prepare(engine, images, sizes, options, page_lock)
     session = Session(engine, batches, batch_names(batches, images), options, memory_before)
     infer(session)
-    result = conclude(session, stage, precision, size, options)
+    result = conclude(session, stage, precision, size, page_lock, options)
     print_result(result, session, out)
     if options.json:
         write_record(options.json, result)
@@ -224,7 +224,7 @@ def prepare(engine: Engine, images: Images, sizes: Sequence[int], options: argpa
     return [batches[index % distinct] for index in range(count)]
 
 
-def conclude(session: Session, stage: str, precision: str, size: Size, options: argparse.Namespace) -> Result:
+def conclude(session: Session, stage: str, precision: str, size: Size, page_lock: bool, options: argparse.Namespace) -> Result:
     """Verify the outputs and put the result together."""
     result = Result(stage=stage, backend=backend.current(), precision=precision, size=size, session=session)
     if options.no_verify:
@@ -232,7 +232,7 @@ def conclude(session: Session, stage: str, precision: str, size: Size, options: 
     distinct = list({id(batch): batch for batch in session.batches}.values())
     index_of = {id(batch): index for index, batch in enumerate(distinct)}
     with err.status("verifying against the same plan, run serially"):
-        expected, times = run_serially(session.engine, distinct)
+        expected, times = run_serially(session.engine, distinct, page_locked if page_lock else pageable)
         reference = [expected[index_of[id(batch)]] for batch in session.batches]
         result.difference = check(session.outputs, reference)
         result.parts = parts(times, session.postprocess_ms)

@@ -6,14 +6,14 @@ same work can beat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, pageable
+from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
 from common.cuda import Event, Stream
 from common.engine import Context, Engine
 from common.errors import WrongOutputs
@@ -51,8 +51,12 @@ class Difference:
         return self.largest <= TOLERANCE * self.scale
 
 
-def run_serially(engine: Engine, batches: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[tuple[float, ...]]]:
-    """Outputs of each batch and its (H2D, compute, D2H) milliseconds by CUDA events. First batch of a shape: warm-up."""
+def run_serially(engine: Engine, batches: Sequence[np.ndarray], allocate: Callable[[tuple[int, ...]], np.ndarray] = page_locked,
+                 ) -> tuple[list[np.ndarray], list[tuple[float, ...]]]:
+    """Outputs of each batch, and its (H2D, compute, D2H) milliseconds by CUDA events.
+
+    The first batch of each shape runs twice, so that no initialisation is timed. ``allocate`` makes the host outputs.
+    """
     outputs, times = [], []
     largest = max(len(batch) for batch in batches)
     contexts: dict[int, Context] = {}
@@ -69,7 +73,7 @@ def run_serially(engine: Engine, batches: Sequence[np.ndarray]) -> tuple[list[np
             context = contexts[profile]
             context.set_input_shape(batch.shape)
             context.bind(device_input, device_output)
-            host_output = pageable(engine.output_shape(len(batch)))
+            host_output = allocate(engine.output_shape(len(batch)))
             for _ in range(1 if len(batch) in warmed_up else 2):
                 events[0].record(stream)
                 copy_to_device_async(device_input, batch, stream)

@@ -39,5 +39,6 @@ def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def advice(rows: list[dict[str, Any]]) -> str:
     """The line that ends the table: the fastest stage, and what stands in its way."""
     best = max(rows, key=lambda row: row["speedup_vs_baseline"])
-    gain = f"{best['speedup_vs_baseline']:.1f} times the first stage" if best is not rows[0] else "no stage is faster than the first"
+    faster = f"{best['speedup_vs_baseline']:.1f} times the first stage"
+    gain = faster if best is not rows[0] else "no stage is faster than the first"
     return f"Fastest: {best['stage']} ({best['per_batch_ms']:.3f} ms a batch, {gain}). Next: {remedy(best, rows)}."

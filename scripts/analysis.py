@@ -68,7 +68,7 @@ def analyse(trace: Trace) -> Analysis:
         launch_gaps_ms=median(gaps) / 1e6,
         overlap=overlap(in_window["h2d"], in_window["compute"]) / shorter if shorter else 0.0,
         gpu_idle=1 - busy / (end - start),
-        launches=round(median(launches(trace, batch) for batch in measured)),
+        launches=round(median(launches(trace, measured))),
         h2d_gb_s=float(np.median(rates)) if len(rates) else 0.0,
     )
 
@@ -98,12 +98,12 @@ def durations_ms(intervals: np.ndarray) -> list[float]:
     return ((intervals[:, 1] - intervals[:, 0]) / 1e6).tolist()
 
 
-def launches(trace: Trace, batch: int) -> int:
-    """How many calls that launch kernels or graphs an `infer` range holds."""
-    start, end = trace.infer[batch]
-    thread = trace.infer_threads[batch]
-    names = (name for first, _, name, caller in trace.calls.values() if start <= first <= end and caller == thread)
-    return sum("Launch" in name and "HostFunc" not in name for name in names)
+def launches(trace: Trace, batches: list[int]) -> list[int]:
+    """How many calls that launch kernels or graphs each batch's `infer` range holds."""
+    wanted = [(start, thread) for start, _, name, thread in trace.calls.values() if "Launch" in name and "HostFunc" not in name]
+    calls = np.array(wanted, np.int64).reshape(-1, 2)
+    return [int(((calls[:, 1] == trace.infer_threads[batch]) & (trace.infer[batch][0] <= calls[:, 0])
+                 & (calls[:, 0] <= trace.infer[batch][1])).sum()) for batch in batches]
 
 
 def limiter(analysis: Analysis, per_batch_ms: float) -> str:

@@ -115,8 +115,8 @@ COLUMNS = [
     ("H2D", "h2d_ms", "{:.3f}"), ("compute", "compute_ms", "{:.3f}"), ("D2H", "d2h_ms", "{:.3f}"),
     ("post", "postprocess_ms", "{:.3f}"), ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"),
     ("GPU idle", "gpu_idle", "{:.0%}"), ("launches", "launches", "{}"), ("limit", "limit_ms", "{:.3f}"),
-    ("% of limit", "percent_of_limit", "{:.0f}"), ("limited by", "limiter", "{}"), ("memory MB", "peak_device_memory_mb", "{:,.0f}"),
-    ("vs FP32", "fp32_max_abs_diff", "{:.2g}"), ("outputs", "outputs_match", "{}"),
+    ("% of limit", "percent_of_limit", "{:.0f}"), ("limited by", "limiter", "{}"),
+    ("memory MB", "peak_device_memory_mb", "{:,.0f}"), ("vs FP32", "fp32_max_abs_diff", "{:.2g}"), ("outputs", "outputs_match", "{}"),
 ]
 
 
@@ -156,7 +156,8 @@ def markdown(run: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def write(directory: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """comparison.json, .csv and .md."""
     with atomic_path(directory / "comparison.json") as temporary:
-        temporary.write_text(json.dumps({"run": run, "stages": rows, "advice": advice(rows)}, indent=1) + "\n", encoding="utf-8")
+        content = {"run": run, "stages": rows, "advice": advice(rows)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with atomic_path(directory / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [key for key in rows[0] if key != "notes"], extrasaction="ignore")
         writer.writeheader()

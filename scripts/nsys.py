@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLACES = ["/opt/nvidia/nsight-systems*/*/bin/nsys", "/usr/local/cuda*/bin/nsys", "/usr/local/bin/nsys",
-          "/opt/nvidia/nsight-compute/*/host/target-linux-x64/nsys", "~/.local/nsys/usr/lib/*/nsight-systems/target-linux-x64/nsys"]
+          "/opt/nvidia/nsight-compute/*/host/target-linux-x64/nsys",
+          "~/.local/nsys/usr/lib/*/nsight-systems/target-linux-x64/nsys"]
 
 
 class NsysError(Exception):
@@ -33,7 +34,7 @@ class Nsys:
         if gpu_metrics:
             metrics = self.first("--gpu-metrics-devices=all", "--gpu-metrics-device=all")
             if not metrics:
-                raise NsysError(f"nsys {self.version} cannot sample GPU metrics; leave --gpu-metrics out or install 2021.2 or newer.")
+                raise NsysError(f"nsys {self.version} cannot sample GPU metrics; leave --gpu-metrics out, or install a newer one.")
             found += metrics
         if backtraces:
             found += self.first("--cudabacktrace=all") + self.first("--python-backtrace=cuda")

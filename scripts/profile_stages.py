@@ -46,7 +46,7 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--backend", choices=("auto", "tensorrt", "simulated"), default="auto")
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
     for name in PASSED_ON:
-        p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=f"passed on to the stages: see {stages()[0].name} --help")
+        p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stages, whose --help explains it")
     p.add_argument("--repeats", type=int, default=3, metavar="N", help="unprofiled runs of a stage on a GPU; the median is "
                    "reported (default: %(default)s)")
     p.add_argument("--force", action="store_true", help="run stages again whose results are there")
@@ -102,7 +102,8 @@ class Profiler:
             return str(error)
         result = json.loads(record.read_text())
         right = {True: "outputs right", None: "outputs not verified"}[result["outputs_match"]]
-        console.print(f"  {name:<20} {result['per_batch_ms']:9.3f} ms a batch, {right}   ({time.perf_counter() - started:.0f} s)")
+        seconds = time.perf_counter() - started
+        console.print(f"  {name:<20} {result['per_batch_ms']:9.3f} ms a batch, {right}   ({seconds:.0f} s)")
         return None
 
     def command(self, script: Path, *more: object) -> list[str]:

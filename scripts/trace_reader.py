@@ -143,9 +143,13 @@ def batch_copies(copies: Operations, batch_of: np.ndarray) -> np.ndarray:
 def batches_of(operations: Operations, trace: Trace) -> np.ndarray:
     """The number of the `infer` range that submitted each operation; -1 where none did."""
     found = np.full(len(operations), -1, np.int64)
-    for position, correlation in enumerate(operations.correlations):
-        start, _, _, thread = trace.calls.get(int(correlation), (0, 0, "", 0))
-        inside = (trace.infer[:, 0] <= start) & (start <= trace.infer[:, 1]) & (trace.infer_threads == thread)
-        if inside.any():
-            found[position] = int(np.argmax(inside))
+    for thread in np.unique(trace.infer_threads):
+        numbers = np.flatnonzero(trace.infer_threads == thread)  # a thread's own ranges do not overlap
+        starts, ends = trace.infer[numbers].T
+        for position, correlation in enumerate(operations.correlations):
+            called, _, _, caller = trace.calls.get(int(correlation), (0, 0, "", None))
+            if caller == thread:
+                index = int(np.searchsorted(starts, called, side="right")) - 1
+                if index >= 0 and called <= ends[index]:
+                    found[position] = numbers[index]
     return found

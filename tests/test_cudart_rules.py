@@ -210,11 +210,14 @@ def test_a_copy_against_its_direction_is_an_error_with_pageable_memory(cuda, mem
     assert name(cuda.cudaMemcpy(host.ctypes.data, device, N, h2d(cuda))) == "cudaErrorInvalidValue"
 
 
-def test_a_copy_against_its_direction_with_page_locked_memory(cuda, memory, streams):
-    """With page-locked memory the runtime knows both pointers."""
-    device, host = memory.device(), memory.pinned()
-    error = name(cuda.cudaMemcpyAsync(device, host.ctypes.data, N, d2h(cuda), streams[0]))
-    assert error == "cudaErrorInvalidValue"
+def test_page_locked_memory_is_copied_as_its_pointers_say(cuda, memory, streams):
+    """CUDA knows both pointers then, and believes them rather than the direction it is told."""
+    device, source, target = memory.device(), memory.pinned(), memory.pinned()
+    source[:], target[:] = 21, 0
+    ok(cuda.cudaMemcpyAsync(device, source.ctypes.data, N, d2h(cuda), streams[0]))
+    ok(cuda.cudaMemcpyAsync(target.ctypes.data, device, N, d2h(cuda), streams[0]))
+    ok(cuda.cudaStreamSynchronize(streams[0]))
+    assert (target == 21).all()
 
 
 def test_the_last_error_is_remembered_until_asked_for(cuda):

@@ -83,6 +83,7 @@ class Clock:
         with self.lock:
             thread.now = max(thread.now, not_before)
             thread.running = True
+            self.lock.notify_all()
 
     def retire(self) -> HostThread:
         """The calling thread has ended."""

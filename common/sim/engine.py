@@ -243,7 +243,8 @@ class IExecutionContext:
 
     def infer_shapes(self) -> list[str]:
         """Names of the inputs whose shape is not set."""
-        return [n for n in self.engine._tensors if self.engine.get_tensor_mode(n) == TensorIOMode.INPUT and n not in self._shapes]
+        inputs = (n for n in self.engine._tensors if self.engine.get_tensor_mode(n) == TensorIOMode.INPUT)
+        return [name for name in inputs if name not in self._shapes]
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         sim = simulator()

@@ -75,7 +75,8 @@ def layers(model: Any) -> list[Layer]:
                 if weights[name].ndim > 1 and node.op_type in ("Conv", "Gemm", "MatMul"):
                     operations = 2 * size * prod(weights[name].shape[1:]) if node.op_type == "Conv" else 2 * weights[name].size
         precision = "int8" if any(name in quantized for name in node.input) else PRECISIONS.get(types.get(output, 1), "fp32")
-        layer = Layer(node.name or output, node.op_type, operations, sum(map(nbytes, inputs)) + nbytes(output), weight, precision)
+        traffic = sum(map(nbytes, inputs)) + nbytes(output)
+        layer = Layer(node.name or output, node.op_type, operations, traffic, weight, precision)
         made_by[output] = layer
         found.append(layer)
     found.append(Layer("reformat output", "Reformat", 0, 2 * nbytes(graph.output[0].name), 0, "fp32"))

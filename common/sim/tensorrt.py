@@ -41,7 +41,7 @@ ONNX_TYPES = {1: DataType.FLOAT, 10: DataType.HALF, 3: DataType.INT8, 6: DataTyp
 
 
 class BuilderFlag(IntEnum):
-    TF32 = 3
+    TF32 = 6
 
 
 class MemoryPoolType(IntEnum):
@@ -54,8 +54,8 @@ class NetworkDefinitionCreationFlag(IntEnum):
 
 class ProfilingVerbosity(IntEnum):
     LAYER_NAMES_ONLY = 0
-    DETAILED = 1
-    NONE = 2
+    NONE = 1
+    DETAILED = 2
 
 
 class IHostMemory(bytes):

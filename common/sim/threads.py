@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from common.sim.clock import Clock, HostThread
+
+POLL_S = 0.1  # how often a waiting thread looks by itself, should something have been given behind the hooks' back
 
 
 class Patience:
@@ -67,32 +71,31 @@ class Hooks:
         return self._patience.setdefault(primitive, {}).setdefault(side, Patience(given))
 
     def _give(self, primitive: Any, side: str) -> None:
-        """The calling thread gives one thing (an item, a free place, a permit): note when, wake who waits for it."""
-        with self.clock.lock:
-            patience, now = self._side(primitive, side), self.clock.thread().now
-            patience.times.append(now)
-            if patience.waiting:
-                self.clock.resume(patience.waiting.popleft(), now)
+        """The calling thread gives one thing (an item, a free place, a permit): note when, let one who waits go on."""
+        patience, now = self._side(primitive, side), self.clock.thread().now
+        patience.times.append(now)
+        if patience.waiting:
+            self.clock.resume(patience.waiting.popleft(), now)
 
-    def _take(self, primitive: Any, side: str, attempt: Any) -> Any:
-        """Run ``attempt`` (which takes one thing, waiting for it if need be) and go on no earlier than it was given."""
-        thread = self.clock.thread()
+    def _take(self, primitive: Any, side: str, attempt: Callable[[], bool], block: bool, timeout: float | None) -> bool:
+        """Repeat ``attempt``, which takes one thing or returns False, until it succeeds or time runs out.
+
+        The thread goes on no earlier than what it took was given. All of this happens under the clock's lock, so that
+        what is given and its time cannot come apart.
+        """
+        thread, patience = self.clock.thread(), self._side(primitive, side)
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self.clock.lock:
-            patience = self._side(primitive, side)
-            waits = not patience.times
-            if waits:
-                patience.waiting.append(thread)
-                self.clock.pause(thread)
-        try:
             taken = attempt()
-        finally:
-            with self.clock.lock:
-                if thread in patience.waiting:
-                    patience.waiting.remove(thread)
-                self.clock.resume(thread, 0)
-        if taken is not False:
-            with self.clock.lock:
-                self.clock.resume(thread, patience.times.popleft() if patience.times else 0)
+            while not taken and block and (deadline is None or time.monotonic() < deadline):
+                if thread not in patience.waiting:
+                    patience.waiting.append(thread)
+                    self.clock.pause(thread)
+                self.clock.lock.wait(POLL_S)
+                taken = attempt()
+            if thread in patience.waiting:
+                patience.waiting.remove(thread)
+            self.clock.resume(thread, patience.times.popleft() if taken and patience.times else 0)
         return taken
 
     # -- threads
@@ -127,48 +130,62 @@ class Hooks:
     # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
 
     def _queue_put(self, original: Any, q: queue.Queue, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if q.maxsize > 0:
-            self._side(q, "places", q.maxsize)
-            self._take(q, "places", lambda: original(q, item, block, timeout))
-        else:
-            original(q, item, block, timeout)
-        self._give(q, "items")
+        def attempt() -> bool:
+            try:
+                original(q, item, False)
+            except queue.Full:
+                return False
+            self._give(q, "items")
+            return True
+
+        self._side(q, "places", q.maxsize)
+        if not self._take(q, "places", attempt, block, timeout):
+            raise queue.Full
 
     def _queue_get(self, original: Any, q: queue.Queue, block: bool = True, timeout: float | None = None) -> Any:
-        item = self._take(q, "items", lambda: (original(q, block, timeout),))[0]
-        if q.maxsize > 0:
-            self._give(q, "places")
-        return item
+        items: list[Any] = []
 
-    # -- events and semaphores
+        def attempt() -> bool:
+            try:
+                items.append(original(q, False))
+            except queue.Empty:
+                return False
+            if q.maxsize > 0:
+                self._give(q, "places")
+            return True
+
+        if not self._take(q, "items", attempt, block, timeout):
+            raise queue.Empty
+        return items[0]
+
+    # -- semaphores give permits; an event that is set gives to everybody, again and again
+
+    def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
+        self._side(semaphore, "permits", semaphore._value)
+        return self._take(semaphore, "permits", lambda: original(semaphore, False), blocking, timeout)
+
+    def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
+        with self.clock.lock:
+            self._side(semaphore, "permits", semaphore._value)
+            original(semaphore, n)
+            for _ in range(n):
+                self._give(semaphore, "permits")
 
     def _event_set(self, original: Any, event: threading.Event) -> None:
         with self.clock.lock:
-            patience, now = self._side(event, "set"), self.clock.thread().now
-            if not event.is_set():
-                patience.times = deque([now])
+            first = not event.is_set()
             original(event)
+            patience, now = self._side(event, "set"), self.clock.thread().now
+            if first:
+                patience.times = deque([now])
             while patience.waiting:
                 self.clock.resume(patience.waiting.popleft(), now)
 
     def _event_wait(self, original: Any, event: threading.Event, timeout: float | None = None) -> bool:
-        thread, patience = self.clock.thread(), self._side(event, "set")
-        with self.clock.lock:
-            if not event.is_set():
-                patience.waiting.append(thread)
-                self.clock.pause(thread)
-        happened = original(event, timeout)
-        with self.clock.lock:
-            if thread in patience.waiting:
-                patience.waiting.remove(thread)
-            self.clock.resume(thread, patience.times[0] if happened and patience.times else 0)
-        return happened
+        def attempt() -> bool:
+            patience = self._side(event, "set")
+            if event.is_set() and patience.times:
+                patience.times.append(patience.times[0])  # it is not used up
+            return event.is_set()
 
-    def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
-        self._side(semaphore, "permits", semaphore._value)
-        return self._take(semaphore, "permits", lambda: original(semaphore, blocking, timeout))
-
-    def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
-        original(semaphore, n)
-        for _ in range(n):
-            self._give(semaphore, "permits")
+        return self._take(event, "set", attempt, True, timeout)

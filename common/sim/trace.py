@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,19 @@ class Trace:
         Rows are the engines and the ranges' names. The batch is the payload of the range ``infer`` that submitted the
         operation, a ``postprocess`` range's own number, or -1.
         """
-        submits = [r for r in self.ranges if r.text == "infer"]
+        submits: dict[int, list[Range]] = {}  # by thread, in order: a thread's own ranges do not overlap
+        for item in self.ranges:
+            if item.text == "infer":
+                submits.setdefault(item.thread, []).append(item)
+        starts = {thread: [item.start for item in own] for thread, own in submits.items()}
         call_of = {call[4]: call for call in self.calls}
 
         def batch(correlation: int) -> int:
             start, _, _, thread, *_ = call_of.get(correlation, (-1, 0, "", -1))
-            inside = (r.payload for r in submits if r.thread == thread and r.start <= start <= (r.end or start))
-            return next(inside, -1)  # type: ignore[return-value]
+            position = bisect_right(starts.get(thread, []), start) - 1
+            if position < 0 or start > (submits[thread][position].end or start):
+                return -1
+            return submits[thread][position].payload  # type: ignore[return-value]
 
         rows, finished = [], Counter[str]()
         for start, end, engine, _, _, correlation, _ in self.operations:

@@ -1,0 +1,41 @@
+"""The simulated runtime has the real one's names, argument orders, constants and error texts."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from common.sim import cudart, enums
+
+runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+FUNCTIONS = sorted(name for name, value in vars(cudart).items() if name.startswith("cuda") and name != "cuda_call" and inspect.isfunction(value))
+ENUMS = ["cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaStreamCaptureStatus"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_take_the_same_arguments(name):
+    ours, real = inspect.signature(getattr(cudart, name)), inspect.signature(getattr(runtime, name))
+    assert list(ours.parameters) == list(real.parameters)
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_enumerations_have_the_same_values(name):
+    for member in getattr(enums, name):
+        assert int(getattr(getattr(runtime, name), member.name)) == int(member), member.name
+
+
+@pytest.mark.parametrize("name", sorted(enums.FLAGS))
+def test_constants_are_the_same(name):
+    assert int(getattr(runtime, name)) == getattr(cudart, name)
+
+
+@pytest.mark.parametrize("error", list(enums.cudaError_t))
+def test_errors_have_the_same_names_and_texts(error):
+    real = runtime.cudaError_t(int(error))
+    assert cudart.cudaGetErrorName(error)[1] == runtime.cudaGetErrorName(real)[1]
+    assert cudart.cudaGetErrorString(error)[1] == runtime.cudaGetErrorString(real)[1]
+
+
+def test_there_is_something_to_compare():
+    assert len(FUNCTIONS) > 35

@@ -1,0 +1,250 @@
+"""Virtual time against closed forms: a serial loop costs the sum of its parts, a pipeline the longest part and its fill."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.sim import cudart, simulator
+from common.sim.clock import Engine
+from common.sim.work import Work
+
+MS = 1_000_000
+durations = st.integers(1, 20).map(lambda ms: ms * MS)
+
+
+@pytest.fixture(autouse=True)
+def quiet_costs():
+    """A device whose calls cost nothing, so that only the operations' own times remain."""
+    yield
+    simulator.start().close()
+
+
+def start():
+    sim = simulator.start()
+    device = sim.device
+    object.__setattr__(device, "call", 0)
+    object.__setattr__(device, "calls", {})
+    object.__setattr__(device, "copy_slows_compute", 0.0)
+    return sim
+
+
+def stream(sim):
+    return sim.lookup(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)[1], simulator.Stream)
+
+
+def event(sim):
+    return sim.lookup(cudart.cudaEventCreate()[1], simulator.Event)
+
+
+def put(sim, on, engine, duration):
+    with sim.clock.turn():
+        return sim.gpu.enqueue(on, Work(engine, ((engine, duration),)))
+
+
+def record(sim, what, on):
+    with sim.clock.turn():
+        sim.gpu.record(what, on)
+
+
+def wait_event(sim, on, what):
+    with sim.clock.turn():
+        sim.gpu.wait_event(on, what)
+
+
+def now(sim):
+    cudart.cudaDeviceSynchronize()
+    return sim.clock.thread().now
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(durations, durations, durations), min_size=1, max_size=8))
+def test_a_serial_loop_takes_the_sum(batches):
+    sim = start()
+    one = stream(sim)
+    for h2d, compute, d2h in batches:
+        for engine, duration in (("h2d", h2d), ("compute", compute), ("d2h", d2h)):
+            put(sim, one, engine, duration)
+    assert now(sim) == sum(map(sum, batches))
+
+
+@settings(max_examples=60, deadline=None)
+@given(durations, durations, durations, st.integers(1, 10))
+def test_a_pipeline_takes_the_longest_part_a_batch_and_the_fill(h2d, compute, d2h, count):
+    """Three stages, enough slots: fill with the first batch, then one more of the longest part a batch."""
+    sim = start()
+    streams = [stream(sim) for _ in range(3)]
+    for _ in range(count):
+        done = [event(sim) for _ in range(2)]
+        put(sim, streams[0], "h2d", h2d)
+        record(sim, done[0], streams[0])
+        wait_event(sim, streams[1], done[0])
+        put(sim, streams[1], "compute", compute)
+        record(sim, done[1], streams[1])
+        wait_event(sim, streams[2], done[1])
+        put(sim, streams[2], "d2h", d2h)
+    assert now(sim) == h2d + compute + d2h + (count - 1) * max(h2d, compute, d2h)
+
+
+@settings(max_examples=40, deadline=None)
+@given(durations, durations, st.integers(2, 8))
+def test_two_slots_refilled_when_consumed_overlap_copy_and_compute(h2d, compute, count):
+    """The copy of batch i+2 waits until batch i is consumed; with two slots that never costs anything."""
+    sim = start()
+    copy, kernels = stream(sim), stream(sim)
+    copied, consumed = [event(sim) for _ in range(2)], [event(sim) for _ in range(2)]
+    for index in range(count):
+        slot = index % 2
+        wait_event(sim, copy, consumed[slot])
+        put(sim, copy, "h2d", h2d)
+        record(sim, copied[slot], copy)
+        wait_event(sim, kernels, copied[slot])
+        put(sim, kernels, "compute", compute)
+        record(sim, consumed[slot], kernels)
+    assert now(sim) == h2d + compute + (count - 1) * max(h2d, compute)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 10)), min_size=1, max_size=20))
+def test_an_engine_does_one_thing_at_a_time(requests):
+    engine = Engine()
+    booked = sorted(engine.reserve(ready, duration) for ready, duration in requests)
+    assert all(start >= 0 and end > start for start, end in booked)
+    assert all(first[1] <= second[0] for first, second in zip(booked, booked[1:]))
+    lowest = min(ready for ready, _ in requests)
+    assert booked[-1][1] <= max(ready for ready, _ in requests) + sum(duration for _, duration in requests)
+    assert engine.busy_between(lowest, booked[-1][1]) == sum(duration for _, duration in requests)
+
+
+def test_a_copy_beside_kernels_slows_them_by_the_device_s_share():
+    sim = simulator.start()
+    object.__setattr__(sim.device, "copy_slows_compute", 0.1)
+    copy, kernels = stream(sim), stream(sim)
+    put(sim, copy, "h2d", 10 * MS)
+    first = put(sim, kernels, "compute", 8 * MS)
+    second = put(sim, kernels, "compute", 8 * MS)
+    assert first.end - first.start == 8 * MS  # what it is slowed by is charged to the next
+    assert second.end - second.start == pytest.approx(8 * MS + 0.1 * 8 * MS, rel=0.01)
+
+
+def test_a_copy_takes_bytes_over_bandwidth():
+    sim = start()
+    nbytes = 1 << 22
+    device = cudart.cudaMalloc(nbytes)[1]
+    pinned = cudart.cudaMallocHost(nbytes)[1]
+    before = now(sim)
+    cudart.cudaMemcpy(device, pinned, nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
+    rate = sim.device.copy_rates["h2d", "pinned"]
+    assert sim.clock.thread().now - before == pytest.approx(nbytes / rate + sim.device.copy_latency, abs=2)
+
+
+def test_what_is_charged_scales_with_the_charged_batch():
+    times = []
+    for scale in (1, 16):
+        sim = simulator.start(scale=scale)
+        device, pinned = cudart.cudaMalloc(1 << 20)[1], cudart.cudaMallocHost(1 << 20)[1]
+        before = sim.clock.thread().now
+        cudart.cudaMemcpy(device, pinned, 1 << 20, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
+        times.append(sim.clock.thread().now - before - sim.device.copy_latency - sim.device.call_cost("cudaMemcpy"))
+    assert times[1] == pytest.approx(16 * times[0], rel=1e-4)
+
+
+# -- host threads
+
+
+def test_a_thread_starts_at_its_parent_s_time_and_join_waits_for_its_end():
+    sim = start()
+    one = stream(sim)
+
+    def work():
+        put(sim, one, "compute", 5 * MS)
+        cudart.cudaStreamSynchronize(one.handle)
+
+    put(sim, sim.gpu.legacy, "compute", 3 * MS)
+    cudart.cudaDeviceSynchronize()
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert sim.clock.thread().now == 3 * MS
+    thread.join()
+    assert sim.clock.thread().now == 8 * MS
+
+
+def test_taking_from_a_queue_goes_on_when_the_item_was_put():
+    sim = start()
+    one, q, seen = stream(sim), queue.Queue(), []
+
+    def consume():
+        q.get()
+        seen.append(sim.clock.thread().now)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    put(sim, one, "compute", 4 * MS)
+    cudart.cudaStreamSynchronize(one.handle)
+    q.put("item")
+    thread.join()
+    assert seen == [4 * MS]
+
+
+def test_a_bounded_queue_holds_the_faster_side_back():
+    """The producer may be no more than the queue's size ahead of a consumer that takes 2 ms an item."""
+    sim = start()
+    one, q, produced = stream(sim), queue.Queue(2), []
+
+    def consume():
+        for _ in range(6):
+            q.get()
+            put(sim, one, "compute", 2 * MS)
+            cudart.cudaStreamSynchronize(one.handle)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    for _ in range(6):
+        q.put(None)
+        produced.append(sim.clock.thread().now)
+    thread.join()
+    assert produced == [0, 0, 0, 2 * MS, 4 * MS, 6 * MS]
+
+
+@pytest.mark.parametrize("kind", ["event", "semaphore"])
+def test_events_and_semaphores_carry_time(kind):
+    sim = start()
+    one, seen = stream(sim), []
+    primitive = threading.Event() if kind == "event" else threading.Semaphore(0)
+
+    def waits():
+        primitive.wait() if kind == "event" else primitive.acquire()
+        seen.append(sim.clock.thread().now)
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    put(sim, one, "compute", 4 * MS)
+    cudart.cudaStreamSynchronize(one.handle)
+    primitive.set() if kind == "event" else primitive.release()
+    thread.join()
+    assert seen == [4 * MS]
+
+
+def test_threads_take_turns_in_virtual_time():
+    """However the operating system schedules them, calls are made in the order of the threads' clocks."""
+    for _ in range(5):
+        sim = start()
+        object.__setattr__(sim.device, "call", MS)
+        order = []
+
+        def work(name, order=order, sim=sim):
+            for _ in range(20):
+                cudart.cudaGetDevice()
+                order.append((sim.clock.thread().now, name))
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [time for time, _ in order] == sorted(time for time, _ in order)
+        assert sim.clock.thread().now == 20 * MS
