@@ -32,7 +32,7 @@ import numpy as np
 
 from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
-from common.cuda import CudaError, Event, Graph, Stream, cudart
+from common.cuda import CudaError, Event, Graph, Stream, clear_last_error, cudart
 from common.engine import Context, TensorRTError
 from common.worker import Worker
 
@@ -73,7 +73,7 @@ def abandon_capture(stream: Stream) -> None:
         cudart.cudaGraphDestroy(cudart.cudaStreamEndCapture(stream.handle))
     except CudaError:
         pass  # the very error that broke the capture
-    cudart.cudaGetLastError()
+    clear_last_error()
 
 
 def infer(run: session.Session) -> None:

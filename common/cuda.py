@@ -50,6 +50,11 @@ class CheckedRuntime:
 cudart: Any = CheckedRuntime()
 
 
+def clear_last_error() -> None:
+    """Forget the error that a failed call has left behind (the checked runtime would raise it)."""
+    backend.current().cudart.cudaGetLastError()
+
+
 class Resource:
     """Something CUDA made that must be destroyed once. ``handle`` is 0 after ``close``, which may be called again."""
 

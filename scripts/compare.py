@@ -116,7 +116,8 @@ COLUMNS = [
     ("post", "postprocess_ms", "{:.3f}"), ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"),
     ("GPU idle", "gpu_idle", "{:.0%}"), ("launches", "launches", "{}"), ("limit", "limit_ms", "{:.3f}"),
     ("% of limit", "percent_of_limit", "{:.0f}"), ("limited by", "limiter", "{}"),
-    ("memory MB", "peak_device_memory_mb", "{:,.0f}"), ("vs FP32", "fp32_max_abs_diff", "{:.2g}"), ("outputs", "outputs_match", "{}"),
+    ("memory MB", "peak_device_memory_mb", "{:,.0f}"), ("vs FP32", "fp32_max_abs_diff", "{:.2g}"),
+    ("outputs", "outputs_match", "{}"),
 ]
 
 

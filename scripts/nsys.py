@@ -34,7 +34,7 @@ class Nsys:
         if gpu_metrics:
             metrics = self.first("--gpu-metrics-devices=all", "--gpu-metrics-device=all")
             if not metrics:
-                raise NsysError(f"nsys {self.version} cannot sample GPU metrics; leave --gpu-metrics out, or install a newer one.")
+                raise NsysError(f"nsys {self.version} cannot sample GPU metrics; leave --gpu-metrics out.")
             found += metrics
         if backtraces:
             found += self.first("--cudabacktrace=all") + self.first("--python-backtrace=cuda")

@@ -9,7 +9,8 @@ import pytest
 from common.sim import cudart, enums
 
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-FUNCTIONS = sorted(name for name, value in vars(cudart).items() if name.startswith("cuda") and name != "cuda_call" and inspect.isfunction(value))
+FUNCTIONS = sorted(name for name, value in vars(cudart).items()
+                   if name.startswith("cuda") and name != "cuda_call" and inspect.isfunction(value))
 ENUMS = ["cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaStreamCaptureStatus"]
 
 

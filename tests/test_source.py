@@ -57,8 +57,8 @@ def test_a_stage_loads_nothing_heavy(path):
 def test_no_bare_vendor_calls(path):
     """CUDA through the checked runtime, TensorRT's booleans through ``require``."""
     tree = ast.parse((ROOT / path).read_text())
-    checked = {id(argument) for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require"
-               for argument in node.args}
+    requires = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require"]
+    checked = {id(argument) for node in requires for argument in node.args}
     must_be_checked = {"set_input_shape", "set_tensor_address", "set_input_consumed_event", "execute_async_v3",
                        "set_optimization_profile_async", "set_timing_cache", "create_execution_context"}
     for node in ast.walk(tree):

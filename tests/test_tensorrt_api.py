@@ -69,7 +69,8 @@ def installed(version: str) -> dict:
             source.write_text("\n".join(f"void* {function}() {{ return 0; }}" for function in functions.split()))
             subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", folder / soname, source], check=True)
         paths = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder)}
-        done = subprocess.run([sys.executable, "-c", DUMP], capture_output=True, text=True, env={**os.environ, **paths}, check=True)
+        done = subprocess.run([sys.executable, "-c", DUMP], capture_output=True, text=True, check=True,
+                              env={**os.environ, **paths})
         listing.write_text(done.stdout)
     return json.loads(listing.read_text())
 

@@ -108,11 +108,11 @@ class ICudaEngine:
         self._tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
         self._layers = [Layer(**layer) for layer in facts["layers"]]
         self._session: Any = None
-        self._charged = sum(layer.weight_bytes for layer in self._layers)
-        simulator().space.charge(self._charged)
+        self._space, self._charged = simulator().space, sum(layer.weight_bytes for layer in self._layers)
+        self._space.charge(self._charged)
 
     def __del__(self) -> None:
-        simulator().space.charge(-getattr(self, "_charged", 0))
+        self._space.charge(-self._charged)
 
     @property
     def num_io_tensors(self) -> int:
@@ -182,7 +182,7 @@ class IExecutionContext:
     """Shapes, addresses and the consumed event are set first; ``execute_async_v3`` takes them as they are then."""
 
     def __init__(self, engine: ICudaEngine) -> None:
-        self.engine = engine
+        self.engine, self._space = engine, simulator().space
         self.active_optimization_profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -191,7 +191,7 @@ class IExecutionContext:
         self._activations: dict[str, np.ndarray] = {}  # one set a context: two enqueues at a time would share it
 
     def __del__(self) -> None:
-        simulator().space.charge(-self.engine.device_memory_size_v2)
+        self._space.charge(-self.engine.device_memory_size_v2)
 
     def _error(self, message: str) -> bool:
         self.engine._logger.log(ILogger.ERROR, message)

@@ -1,0 +1,186 @@
+"""The reader and the arithmetic: against brute force, and against two real traces whose figures are known."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import advice, compare
+from scripts.analysis import analyse, limiter
+from scripts.intervals import clip, overlap, total, union
+from scripts.trace_reader import TraceError, read
+from tests.conftest import ROOT, run
+
+interval = st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+sets = st.lists(interval, max_size=12).map(lambda rows: np.array(rows, np.int64).reshape(-1, 2))
+
+
+def ticks(intervals) -> set[int]:
+    return {tick for start, end in intervals for tick in range(start, end)}
+
+
+@given(sets)
+def test_union_covers_the_same_and_is_disjoint(intervals):
+    merged = union(intervals)
+    assert ticks(merged) == ticks(intervals)
+    assert (merged[1:, 0] > merged[:-1, 1]).all()
+    assert total(intervals) == len(ticks(intervals))
+
+
+@given(sets, sets)
+def test_overlap_is_the_intersection(one, other):
+    assert overlap(one, other) == len(ticks(one) & ticks(other))
+
+
+@given(sets, st.integers(0, 70), st.integers(0, 70))
+def test_clip_cuts_at_the_window(intervals, start, end):
+    assert ticks(clip(intervals, start, end)) == ticks(intervals) & set(range(start, end))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> dict[str, Path]:
+    """The two traces of a hand-made pipeline on an H200 with TensorRT 8.6, exported by nsys 2025.3."""
+    folder = tmp_path_factory.mktemp("traces")
+    for packed in sorted((Path(__file__).parent / "traces").glob("*.gz")):
+        with gzip.open(packed) as source, (folder / packed.name[:-3].split("_")[-1]).with_suffix(".sqlite").open("wb") as file:
+            shutil.copyfileobj(source, file)
+    return {path.stem: path for path in folder.glob("*.sqlite")}
+
+
+@pytest.mark.parametrize("name, per_batch, h2d, compute, d2h, hidden, idle", [
+    ("serial", 3.341, 1.390, 1.300, 0.011, 0.0, 0.191), ("streams", 1.842, 1.39, 1.300, None, 0.646, 0.114)])
+def test_real_traces_give_the_known_figures(real, name, per_batch, h2d, compute, d2h, hidden, idle):
+    found = analyse(read(real[name]))
+    assert found.per_batch_ms == pytest.approx(per_batch, abs=0.0006)
+    assert found.h2d_ms == pytest.approx(h2d, abs=0.002)
+    assert found.compute_ms == pytest.approx(compute, abs=0.003)
+    assert d2h is None or found.d2h_ms == pytest.approx(d2h, abs=0.0006)
+    assert found.overlap == pytest.approx(hidden, abs=0.0006)
+    assert found.gpu_idle == pytest.approx(idle, abs=0.0006)
+    assert found.launches == 41
+    assert found.h2d_gb_s == pytest.approx(55.4, abs=0.1)
+    assert found.limit[1] == "h2d"
+    assert limiter(found, found.per_batch_ms) == "serialized"
+
+
+def test_the_real_device_is_named(real):
+    assert read(real["serial"]).device == "NVIDIA H200"
+
+
+@pytest.mark.parametrize("script", ["4_use_fp16", "5_multi_streams", "6_multi_threads", "8_multi_context"])
+def test_a_trace_and_the_stage_s_own_clock_agree(plans, tmp_path, script):
+    """The NVTX window of the trace is the window of the result record; the parts are the device's."""
+    paths = [tmp_path / f"{script}{suffix}" for suffix in (".json", ".sqlite")]
+    done = run(f"{script}.py", "--backend", "simulated", "--json", paths[0], "--trace", paths[1])
+    assert done.returncode == 0, done.stderr
+    record, found = json.loads(paths[0].read_text()), analyse(read(paths[1]))
+    assert found.per_batch_ms == pytest.approx(record["per_batch_ms"], abs=1e-6)
+    assert found.h2d_ms == pytest.approx(6.914, abs=0.01)
+    assert found.launches == 25
+    if script == "4_use_fp16":
+        assert found.overlap == 0 and found.compute_ms == pytest.approx(7.957, abs=0.01)
+        parts = found.h2d_ms + found.compute_ms + found.d2h_ms + found.postprocess_ms
+        assert found.per_batch_ms == pytest.approx(parts, rel=0.01)  # serial: the sum
+    else:
+        assert found.overlap >= 0.9
+        assert found.compute_ms == pytest.approx(8.6, abs=0.02)  # slowed by the copy beside it
+    if script == "6_multi_threads":
+        assert found.per_batch_ms == pytest.approx(found.limit[0], rel=0.01)  # pipelined: the longest part
+
+
+def test_a_trace_without_our_ranges_says_why(tmp_path):
+    path = tmp_path / "empty.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE StringIds (id INTEGER, value TEXT)")
+    with pytest.raises(TraceError, match="nvtx 0.2.11"):
+        read(path)
+    (tmp_path / "other.sqlite").write_text("not a database at all, but long enough to be taken for one" * 20)
+    with pytest.raises(TraceError, match="nsys export"):
+        read(tmp_path / "other.sqlite")
+    with pytest.raises(TraceError, match="no such file"):
+        read(tmp_path / "none.sqlite")
+
+
+def test_a_trace_without_gpu_work_says_why(real, tmp_path):
+    path = tmp_path / "nogpu.sqlite"
+    shutil.copy(real["serial"], path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL")
+    with pytest.raises(TraceError, match="too old for the CUDA driver"):
+        read(path)
+
+
+def test_ladder_order_is_by_number():
+    names = ["10_later", "2_b", "peer_pytorch", "1_a"]
+    assert sorted(names, key=compare.ladder_order) == ["1_a", "2_b", "10_later", "peer_pytorch"]
+
+
+def stage(**facts) -> dict:
+    return {"stage": "x", "limiter": "serialized", "percent_of_limit": 50.0, "overlap": 0.0, "precision": "fp16",
+            "h2d_gb_s": 50.0, "per_batch_ms": 1.0, "speedup_vs_baseline": 1.0, **facts}
+
+
+@pytest.mark.parametrize("facts, words", [
+    ({}, "stage 5"), ({"overlap": 0.95}, "stage 6"), ({"limiter": "launch"}, "stage 7"),
+    ({"limiter": "compute", "percent_of_limit": 99.0}, "compute-bound at 99 %"),
+    ({"limiter": "compute", "precision": "fp32"}, "stage 4"), ({"limiter": "h2d"}, "fewer bytes"),
+    ({"limiter": "h2d", "h2d_gb_s": 10.0}, "stage 3"), ({"limiter": "postprocess"}, "host's post-processing"),
+    ({"limiter": "d2h"}, "output copy"),
+])
+def test_advice_names_what_attacks_the_limiter(facts, words):
+    rows = [stage(**facts), stage(h2d_gb_s=55.0)]
+    assert words in advice.remedy(rows[0], rows)
+
+
+def test_compare_writes_one_table_from_traces_and_records(real, tmp_path):
+    for name, path in real.items():
+        shutil.copy(path, tmp_path / f"{len(name)}_{name}.sqlite")
+    done = run("-m", "scripts.compare", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["stage"] for row in content["stages"]] == ["6_serial", "7_streams"]
+    assert content["stages"][1]["speedup_vs_previous"] == pytest.approx(3.341 / 1.842, rel=1e-3)
+    assert content["run"]["device"] == "NVIDIA H200"
+    for suffix in ("csv", "md"):
+        assert "7_streams" in (tmp_path / f"comparison.{suffix}").read_text()
+    assert "Next:" in done.stdout
+
+
+def test_the_comparison_has_the_contract_s_keys(real, tmp_path):
+    shutil.copy(real["serial"], tmp_path / "1_serial.sqlite")
+    run("-m", "scripts.compare", tmp_path)
+    row = json.loads((tmp_path / "comparison.json").read_text())["stages"][0]
+    assert {"stage", "per_batch_ms", "images_per_s", "speedup_vs_previous", "speedup_vs_baseline", "h2d_ms", "compute_ms",
+            "d2h_ms", "postprocess_ms", "overlap", "gpu_idle", "launches", "limit_ms", "percent_of_limit", "limiter",
+            "outputs_match", "peak_device_memory_mb"} <= set(row)
+
+
+def test_profile_all_resumes(plans, tmp_path):
+    command = ["-m", "scripts.profile_stages", "--backend", "simulated", "--batch", "2", "--charge-batch", "128", "--out",
+               tmp_path, "4_use_fp16", "5"]
+    first, second = run(*command), run(*command)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.count("outputs right") == 2 and second.stdout.count("are there and current") == 2
+    assert (tmp_path / "comparison.json").exists()
+    assert run(*command[:-2], "5", "--seed", "4").stdout.count("outputs right") == 1  # other options: run again
+
+
+def test_profile_all_goes_on_after_a_failure(plans, tmp_path):
+    done = run("-m", "scripts.profile_stages", "--backend", "simulated", "--batch", "2", "--charge-batch", "300", "--out",
+               tmp_path, "4", "5")
+    assert done.returncode == 1
+    assert done.stdout.count("failed") == 2 and "300 does not fit" in " ".join(done.stdout.split())
+
+
+def test_stages_are_found_by_their_names():
+    from scripts.profile_stages import stages
+
+    assert [path.name for path in stages()] == sorted(path.name for path in ROOT.glob("[1-9]_*.py"))
