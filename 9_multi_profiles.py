@@ -60,9 +60,10 @@ def infer(run: session.Session) -> None:
     serve(wide)
     if not run.options.no_verify:
         check(run.outputs, wide.outputs)
-    for size in sorted({len(batch) for batch in run.batches}, reverse=True):
+    run.notes.append("batches of several sizes in turn, serially: to be held against stage 4, not against the pipelines")
+    for size in sorted({len(batch) for batch in run.batches}):
         tuned_ms, wide_ms = (median(ms_by_size(each)[size]) for each in (run, wide))
-        run.notes.append(f"batch {size}: {tuned_ms:.3f} ms on its own profile, {wide_ms:.3f} ms on the wide one")
+        run.notes.append(f"batch {run.charged(size)}: {tuned_ms:.3f} ms on its own profile, {wide_ms:.3f} ms on the wide one")
 
 
 def ms_by_size(run: session.Session) -> dict[int, list[float]]:

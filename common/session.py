@@ -68,6 +68,11 @@ class Session:
     def output_shape(self) -> tuple[int, ...]:
         return self.engine.output_shape(self.batch_shape[0])
 
+    @staticmethod
+    def charged(batch: int) -> int:
+        """The batch whose time is charged for one of ``batch`` images (the same on a GPU)."""
+        return round(batch * backend.current().scale)
+
     @contextlib.contextmanager
     def submit(self, index: int) -> Iterator[None]:
         """The NVTX range ``infer``: the host's work to submit batch ``index``, whenever the GPU does it."""

@@ -1,0 +1,83 @@
+"""What the README tells a reader to type works as written, and its tables are what the committed reports say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+
+def commands(language: str = "bash") -> list[str]:
+    """The lines of the README's shell blocks, in order, without comments."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, plans) -> Path:
+    """A folder as a reader has it: the repository's files, a model of their own, photographs, a run's results."""
+    folder = tmp_path_factory.mktemp("reader")
+    for path in ROOT.iterdir():
+        if path.name not in (".git", "plans", "out"):
+            os.symlink(path, folder / path.name)
+    (folder / "plans").mkdir()
+    (folder / "photos").mkdir()
+    shutil.copy(plans / "resnet18-fp16.simulated.plan", folder / "plans" / "imagenet.plan")  # where there is no network
+    shutil.copy(ROOT / "models" / "resnet18-fp32.onnx", folder / "model.onnx")
+    datasets = pytest.importorskip("sklearn.datasets")
+    shutil.copy(Path(datasets.__file__).parent / "images" / "china.jpg", folder / "photos")
+    done = run("4_use_fp16.py", "--backend", "simulated", "--batch", "2", "--no-verify", "--trace", folder / "4_use_fp16.sqlite")
+    assert done.returncode == 0, done.stderr
+    (folder / "out").mkdir()
+    shutil.move(folder / "4_use_fp16.sqlite", folder / "out")
+    return folder
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if not line.startswith("scripts/")])
+def test_a_command_of_the_readme(reader, command):
+    words = shlex.split(command)
+    if words[0] == "python":
+        words[0] = sys.executable
+    done = subprocess.run(words, cwd=reader, capture_output=True, text=True, timeout=300, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    expected = {1} if words[0] == "git" else {0}
+    if "imagenet" in words:
+        expected |= {3}  # no network here: then the reason is one sentence
+        if done.returncode == 3:
+            assert "--weights FILE" in " ".join(done.stderr.split())
+    assert done.returncode in expected, done.stdout + done.stderr
+
+
+def test_the_two_commands_exist():
+    for name in ("scripts/profile_all.sh", "scripts/test.sh"):
+        assert name in " ".join(commands()) and os.access(ROOT / name, os.X_OK)
+
+
+def test_tables_are_current():
+    done = run("-m", "scripts.update_readme", "--check")
+    assert done.returncode == 0, done.stdout
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "reports" / "README.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_report_names_its_conditions():
+    import json
+
+    for path in (ROOT / "reports").rglob("comparison.json"):
+        facts = json.loads(path.read_text())["run"]
+        assert facts["backend"] and facts["device"] and facts["engine"] and facts["batch"], path
+        text = path.read_text()
+        assert "/home/" not in text and "/root/" not in text and "/work/" not in text
