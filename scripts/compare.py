@@ -1,10 +1,12 @@
 """Compare the stages of a run: what each step bought, what limits it now, what to try next.
 
-    python scripts/compare.py DIR
+    python scripts/compare.py DIR            the table, and comparison.json, .csv, .md and .html in DIR
+    python scripts/compare.py A B            two runs, stage by stage: my GPU against yours, yesterday against today
+    python scripts/compare.py DIR --figures --perfetto
 
 DIR holds a trace for each stage (NAME.sqlite, from `nsys export --type sqlite` or from the simulator's --trace) and may
 hold its result record (NAME.json, from --json), which adds what a trace does not: the time without a profiler, whether
-the outputs are right, the memory. Prints the table and writes comparison.json, .csv and .md into DIR.
+the outputs are right, the memory. For two runs their comparison.json is enough.
 """
 
 from __future__ import annotations
@@ -17,38 +19,107 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from common.files import atomic_path
-from scripts.advice import advice
+from scripts import drawing, figures, html_report, perfetto, tables
+from scripts.advice import advice, remedy
 from scripts.analysis import Analysis, analyse, limiter
 from scripts.trace_reader import Trace, TraceError, read
 
+ROOT = Path(__file__).resolve().parent.parent
+FROM_TRACE = ("h2d_ms", "compute_ms", "d2h_ms", "postprocess_ms", "submit_ms", "overlap", "gpu_idle", "launches", "h2d_gb_s")
+FROM_RECORD = ("outputs_match", "max_abs_diff", "fp32_max_abs_diff", "fp32_top1_agreement", "peak_device_memory_mb",
+               "repeats_ms", "notes")
 console = Console(highlight=False, soft_wrap=True)
 
 
-def load(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
-    """The run, a row a stage in ladder order, and what could not be read."""
-    rows, runs, problems = [], [], []
-    names = {path.stem for path in directory.glob("*.sqlite")}
-    names |= {path.stem for path in directory.glob("*.json") if "stage" in read_json(path)}
-    for name in sorted(names, key=ladder_order):
-        record = read_json(directory / f"{name}.json")
-        trace_path = directory / f"{name}.sqlite"
+class Comparison:
+    """Everything a folder holds: the run's conditions, a row and a timeline a stage, and what could not be read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.rows: list[dict[str, Any]] = []
+        self.traces: dict[str, Trace] = {}
+        self.problems: list[str] = []
+        runs = []
+        names = {path.stem for path in directory.glob("*.sqlite")}
+        names |= {path.stem for path in directory.glob("*.json") if "stage" in read_json(path)}
+        for name in sorted(names, key=ladder_order):
+            record, analysis = read_json(directory / f"{name}.json"), None
+            path = directory / f"{name}.sqlite"
+            try:
+                if path.exists():
+                    trace = read(path)
+                    analysis, self.traces[name] = analyse(trace), trace
+            except (TraceError, ValueError) as error:
+                self.problems.append(str(error))
+            if record or analysis:
+                self.rows.append(row(name, record, analysis))
+                runs.append(record or describe(self.traces[name]))
+        add_speedups(self.rows)
+        self.run = {key: common(run.get(key) for run in runs) for key in
+                    ("backend", "device", "engine", "batch", "computed_batch", "versions")}
+
+    def timelines(self) -> dict[str, drawing.Timeline]:
+        limits = {stage["stage"]: stage["limit_ms"] for stage in self.rows}
+        return {name: drawing.timeline(name, trace, limits[name]) for name, trace in self.traces.items()}
+
+    def parents(self) -> dict[str, str]:
+        """The stage that each differs from, by its script's own word; the one before it for anything else."""
+        names = [stage["stage"] for stage in self.rows]
+        found = dict(zip(names[1:], names))
+        for name in names:
+            script = ROOT / f"{name}.py"
+            if script.exists() and "Differs from: " in (text := script.read_text(encoding="utf-8")):
+                found[name] = text.split("Differs from: ")[1].split(".py")[0]
+        return found
+
+    def report(self, with_figures: bool, with_perfetto: bool) -> None:
+        """Print the table, the stages' notes and the advice, and write all of it into the folder."""
+        tables.print_table(self.run, self.rows)
+        for stage in self.rows:
+            for note in stage["notes"] or []:
+                console.print(f"{stage['stage']}: {note}", markup=False)
+        console.print(f"\n{advice(self.rows)}", markup=False)
+        self.write()
+        written = ["comparison.json", ".csv", ".md", ".html"]
+        if with_perfetto:
+            for name, trace in self.traces.items():
+                perfetto.write(trace, self.directory / f"{name}.perfetto.json")
+            written.append("STAGE.perfetto.json (open them at ui.perfetto.dev)")
+        if with_figures:
+            written += self.draw()
+        console.print(f"written: {self.directory}/{', '.join(written)}", markup=False)
+
+    def write(self) -> None:
+        contents = {"run": self.run, "stages": self.rows, "advice": advice(self.rows)}
+        with atomic_path(self.directory / "comparison.json") as temporary:
+            temporary.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        with atomic_path(self.directory / "comparison.csv") as temporary, \
+                temporary.open("w", newline="", encoding="utf-8") as file:
+            columns = [key for key in self.rows[0] if key not in ("notes", "repeats_ms")]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        with atomic_path(self.directory / "comparison.md") as temporary:
+            temporary.write_text(tables.markdown(self.run, self.rows), encoding="utf-8")
+        html_report.write(self.directory / "comparison.html", self.run, self.rows, self.timelines(), self.parents())
+
+    def draw(self) -> list[str]:
+        """A picture of all timelines, and of each stage under the one it differs from."""
+        drawn, parents = self.timelines(), self.parents()
+        if not drawn:
+            return []
         try:
-            trace = read(trace_path) if trace_path.exists() else None
-            analysis = analyse(trace) if trace is not None else None
-        except (TraceError, ValueError) as error:
-            problems.append(str(error))
-            trace = analysis = None
-        if trace is None and not record:
-            continue
-        rows.append(row(name, record, analysis))
-        runs.append(describe(record, trace))
-    add_speedups(rows)
-    run = {key: common(run.get(key) for run in runs) for key in
-           ("backend", "device", "engine", "batch", "computed_batch", "versions")}
-    return run, rows, problems
+            longest = max(one.length_ms for one in drawn.values()) * 1.02
+            figures.draw(list(drawn.values()), longest, self.directory / "timelines")
+            for name, one in drawn.items():
+                pair = [drawn[parents[name]], one] if parents.get(name) in drawn else [one]
+                figures.draw(pair, max(each.length_ms for each in pair) * 1.02, self.directory / f"timeline_{name}")
+        except ImportError:
+            console.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
+            return []
+        return ["timelines and timeline_STAGE (.svg, .png)"]
 
 
 def ladder_order(name: str) -> tuple[int, str]:
@@ -74,10 +145,8 @@ def common(values: Any) -> Any:
     return found[0] if len(found) == 1 else found or None
 
 
-def describe(record: dict[str, Any], trace: Trace | None) -> dict[str, Any]:
-    if record:
-        return record
-    assert trace is not None
+def describe(trace: Trace) -> dict[str, Any]:
+    """What a trace without a record tells of its run."""
     batch = trace.simulated.get("CHARGED_BATCH")
     return {"backend": "simulated" if trace.simulated else "tensorrt", "device": trace.device,
             "engine": trace.simulated.get("ENGINE"), "batch": int(batch) if batch else None}
@@ -86,19 +155,17 @@ def describe(record: dict[str, Any], trace: Trace | None) -> dict[str, Any]:
 def row(name: str, record: dict[str, Any], analysis: Analysis | None) -> dict[str, Any]:
     """One stage. The time is the record's, taken without a profiler, where there is one; the parts are the trace's."""
     per_batch_ms = record.get("per_batch_ms") or (analysis.per_batch_ms if analysis else None)
-    found: dict[str, Any] = {
+    assert per_batch_ms is not None
+    limit_ms = analysis.limit[0] if analysis else None
+    return {
         "stage": name, "precision": record.get("precision"), "per_batch_ms": per_batch_ms,
         "images_per_s": record.get("images_per_s"), "speedup_vs_previous": None, "speedup_vs_baseline": None,
+        **{key: getattr(analysis, key) if analysis else None for key in FROM_TRACE},
+        "profiled_per_batch_ms": analysis.per_batch_ms if analysis else None,
+        "limit_ms": limit_ms, "percent_of_limit": 100 * limit_ms / per_batch_ms if limit_ms is not None else None,
+        "limiter": limiter(analysis, per_batch_ms) if analysis else None,
+        **{key: record.get(key) for key in FROM_RECORD},
     }
-    for key in ("h2d_ms", "compute_ms", "d2h_ms", "postprocess_ms", "submit_ms", "overlap", "gpu_idle", "launches", "h2d_gb_s"):
-        found[key] = getattr(analysis, key) if analysis else None
-    found["profiled_per_batch_ms"] = analysis.per_batch_ms if analysis else None
-    found["limit_ms"] = analysis.limit[0] if analysis else None
-    found["percent_of_limit"] = 100 * analysis.limit[0] / per_batch_ms if analysis else None
-    found["limiter"] = limiter(analysis, per_batch_ms) if analysis else None
-    for key in ("outputs_match", "max_abs_diff", "fp32_max_abs_diff", "fp32_top1_agreement", "peak_device_memory_mb", "notes"):
-        found[key] = record.get(key)
-    return found
 
 
 def add_speedups(rows: list[dict[str, Any]]) -> None:
@@ -109,91 +176,44 @@ def add_speedups(rows: list[dict[str, Any]]) -> None:
         stage["speedup_vs_previous"] = speeds[index] / speeds[index - 1] if index else None
 
 
-COLUMNS = [
-    ("stage", "stage", "{}"), ("ms a batch", "per_batch_ms", "{:.3f}"), ("images/s", "images_per_s", "{:,.0f}"),
-    ("× before", "speedup_vs_previous", "{:.2f}"), ("× baseline", "speedup_vs_baseline", "{:.2f}"),
-    ("H2D", "h2d_ms", "{:.3f}"), ("compute", "compute_ms", "{:.3f}"), ("D2H", "d2h_ms", "{:.3f}"),
-    ("post", "postprocess_ms", "{:.3f}"), ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"),
-    ("GPU idle", "gpu_idle", "{:.0%}"), ("launches", "launches", "{}"), ("limit", "limit_ms", "{:.3f}"),
-    ("% of limit", "percent_of_limit", "{:.0f}"), ("limited by", "limiter", "{}"),
-    ("memory MB", "peak_device_memory_mb", "{:,.0f}"), ("vs FP32", "fp32_max_abs_diff", "{:.2g}"),
-    ("outputs", "outputs_match", "{}"),
-]
-
-
-def cells(stage: dict[str, Any]) -> list[str]:
-    """A row as text, in the order of ``COLUMNS``."""
-    shown = {**stage, "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[stage["outputs_match"]]}
-    return [form.format(shown[key]) if shown[key] is not None else "–" for _, key, form in COLUMNS]
-
-
-def conditions(run: dict[str, Any]) -> str:
-    """The line beside every table: what ran where."""
-    batch = f"batch {run['batch']}"
-    if run.get("computed_batch") not in (None, run["batch"]):
-        batch += f" (computed at {run['computed_batch']})"
-    modelled = "; times are modelled, outputs are computed" if run["backend"] == "simulated" else ""
-    return f"{run['device']}, {run['engine'] or 'TensorRT'}, {batch}{modelled}"
-
-
-def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    table = Table(title=conditions(run), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    for title, key, _ in COLUMNS:
-        table.add_column(title, justify="left" if key in ("stage", "limiter") else "right", no_wrap=True)
-    for stage in rows:
-        table.add_row(*cells(stage))
-    wide = Console(highlight=False, width=max(console.width, 190)) if not console.is_terminal else console
-    wide.print(table)
-
-
-def markdown(run: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    lines = [conditions(run) + ".", "", "| " + " | ".join(title for title, *_ in COLUMNS) + " |",
-             "|" + "|".join("---" if index == 0 else "---:" for index in range(len(COLUMNS))) + "|"]
-    lines += ["| " + " | ".join(cells(stage)) + " |" for stage in rows]
-    notes = [f"- {stage['stage']}: {note}" for stage in rows for note in stage["notes"] or []]
-    return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
-
-
-def write(directory: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """comparison.json, .csv and .md."""
-    with atomic_path(directory / "comparison.json") as temporary:
-        content = {"run": run, "stages": rows, "advice": advice(rows)}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with atomic_path(directory / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [key for key in rows[0] if key != "notes"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_path(directory / "comparison.md") as temporary:
-        temporary.write_text(markdown(run, rows), encoding="utf-8")
-
-
-def report(directory: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Print the table, the stages' notes and the advice; write them into ``directory``."""
-    print_table(run, rows)
-    for stage in rows:
-        for note in stage["notes"] or []:
-            console.print(f"{stage['stage']}: {note}", markup=False)
-    console.print(f"\n{advice(rows)}", markup=False)
-    write(directory, run, rows)
-    console.print(f"written: {directory}/comparison.json, .csv, .md", markup=False)
+def compare_runs(one: Path, other: Path) -> int:
+    """Print how each stage changed from one folder to the other."""
+    runs = [read_json(folder / "comparison.json") or vars(Comparison(folder)) for folder in (one, other)]
+    stages = [run.get("stages") or run.get("rows") or [] for run in runs]
+    rows = tables.versus(*stages)
+    if not rows:
+        console.print(f"compare: error: {one} and {other} have no stage in common.", markup=False)
+        return 3
+    tables.print_versus(tuple(f"{folder} ({tables.conditions(run['run'])})" for folder, run in zip((one, other), runs)), rows)
+    fastest = [max(each, key=lambda stage: stage["speedup_vs_baseline"]) for each in stages]
+    for name, stage, each in zip("AB", fastest, stages):
+        console.print(f"{name}: fastest is {stage['stage']}; {remedy(stage, each)}", markup=False)
+    return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    parser.add_argument("--figures", action="store_true", help="the timelines as SVG and PNG (needs matplotlib)")
+    parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
     options = parser.parse_args()
-    if not options.directory.is_dir():
-        console.print(f"compare: error: {options.directory} is not a folder.")
-        return 2
-    run, rows, problems = load(options.directory)
-    for problem in problems:
+    if len(options.directories) > 2:
+        parser.error("one folder, or two")
+    for directory in options.directories:
+        if not directory.is_dir():
+            console.print(f"compare: error: {directory} is not a folder.", markup=False)
+            return 2
+    if len(options.directories) == 2:
+        return compare_runs(*options.directories)
+    found = Comparison(options.directories[0])
+    for problem in found.problems:
         console.print(f"compare: {problem}", style="yellow", markup=False)
-    if not rows:
-        console.print(f"compare: error: {options.directory} holds no trace (NAME.sqlite) and no result record (NAME.json). "
+    if not found.rows:
+        console.print(f"compare: error: {found.directory} holds no trace (NAME.sqlite) and no result record (NAME.json). "
                       "Make some: scripts/profile_all.sh", markup=False)
         return 3
-    report(options.directory, run, rows)
-    return 1 if problems else 0
+    found.report(options.figures, options.perfetto)
+    return 1 if found.problems else 0
 
 
 if __name__ == "__main__":

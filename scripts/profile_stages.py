@@ -51,6 +51,8 @@ def parse_options() -> argparse.Namespace:
                    "reported (default: %(default)s)")
     p.add_argument("--force", action="store_true", help="run stages again whose results are there")
     p.add_argument("--no-nsys", action="store_true", help="no profiler: times only")
+    p.add_argument("--figures", action="store_true", help="the timelines as SVG and PNG too")
+    p.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev too")
     p.add_argument("--gpu-metrics", action="store_true", help="nsys: sample the GPU's hardware counters too")
     p.add_argument("--backtraces", action="store_true", help="nsys: call stacks of CUDA calls and of Python")
     options = p.parse_args()
@@ -181,13 +183,13 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
         return 130
-    run, rows, unreadable = compare.load(options.out)
-    if rows:
+    found = compare.Comparison(options.out)
+    if found.rows:
         console.print()
-        compare.report(options.out, run, rows)
-    for problem in dict.fromkeys([*problems, *unreadable]):
+        found.report(options.figures, options.perfetto)
+    for problem in dict.fromkeys([*problems, *found.problems]):
         console.print(f"problem: {problem}", style="yellow", markup=False)
-    return 1 if problems or not rows else 0
+    return 1 if problems or not found.rows else 0
 
 
 if __name__ == "__main__":

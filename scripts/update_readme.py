@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from scripts.compare import conditions
+from scripts.tables import conditions
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -100,7 +100,7 @@ def test_a_trace_without_our_ranges_says_why(tmp_path):
     path = tmp_path / "empty.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE StringIds (id INTEGER, value TEXT)")
-    with pytest.raises(TraceError, match="nvtx 0.2.11"):
+    with pytest.raises(TraceError, match=r"nvtx 0\.2\.11"):
         read(path)
     (tmp_path / "other.sqlite").write_text("not a database at all, but long enough to be taken for one" * 20)
     with pytest.raises(TraceError, match="nsys export"):

@@ -35,10 +35,11 @@ def reader(tmp_path_factory, plans) -> Path:
     shutil.copy(ROOT / "models" / "resnet18-fp32.onnx", folder / "model.onnx")
     datasets = pytest.importorskip("sklearn.datasets")
     shutil.copy(Path(datasets.__file__).parent / "images" / "china.jpg", folder / "photos")
-    done = run("4_use_fp16.py", "--backend", "simulated", "--batch", "2", "--no-verify", "--trace", folder / "4_use_fp16.sqlite")
+    trace = folder / "4_use_fp16.sqlite"
+    done = run("4_use_fp16.py", "--backend", "simulated", "--batch", "2", "--no-verify", "--trace", trace)
     assert done.returncode == 0, done.stderr
     (folder / "out").mkdir()
-    shutil.move(folder / "4_use_fp16.sqlite", folder / "out")
+    shutil.move(trace, folder / "out")
     return folder
 
 

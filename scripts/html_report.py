@@ -1,0 +1,103 @@
+"""The comparison as one self-contained page: table, timelines to one scale, before and after, limits, advice."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from common.files import atomic_path
+from scripts import drawing
+from scripts.advice import advice, remedy
+from scripts.drawing import COLOURS, TITLES, Timeline
+from scripts.tables import COLUMNS, cells, conditions
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --page: #ffffff; --panel: #f3f5f8; --line: #d0d7de; --link: #0550ae }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9da7b3; --page: #0d1117; --panel: #161b22; --line: #3d444d; --link: #79b8ff } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 76rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page) }
+h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
+a { color: var(--link) } :focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
+.soft { color: var(--soft) } .advice { border-left: 4px solid var(--link); padding: .5rem 1rem; background: var(--panel) }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--panel) }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100% }
+th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--panel) }
+.bar { display: inline-block; height: .7em; background: #0072B2; vertical-align: baseline; min-width: 2px }
+.timeline { display: block; font: 12px system-ui, sans-serif } .label { fill: var(--soft) } .batch { fill: #000; font-size: 11px }
+.window { fill: var(--line); opacity: .35 } .tick { stroke: var(--line) } .limit { fill: none; stroke: var(--text); stroke-dasharray: 4 3 }
+.legend span { display: inline-block; margin-right: 1rem; white-space: nowrap } .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .35em }
+figure { margin: .5rem 0 } figcaption { color: var(--soft); font-size: .9rem } summary { cursor: pointer; color: var(--link) }
+"""
+
+
+def page(run: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str, Timeline], parents: dict[str, str]) -> str:
+    """The whole page. ``parents`` says which stage each is to be held against."""
+    ms_wide = max((one.length_ms for one in timelines.values()), default=1.0) * 1.02
+    legend = "".join(f'<span><i style="background:{COLOURS[name]}"></i>{TITLES[name]}</span>' for name in TITLES if name != "limit")
+    links = " · ".join(f'<a href="#{escape(row["stage"])}">{escape(row["stage"])}</a>' for row in rows)
+    modelled = ("<p><strong>Times are modelled</strong>: the simulated GPU computes right outputs and models their timing.</p>"
+                if run.get("backend") == "simulated" else "")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>TensorRT ladder: {escape(str(run.get("device")))}</title><style>{STYLE}</style></head><body>
+<header><h1>What each step bought</h1><p class="soft">{escape(conditions(run))}</p>{modelled}
+<p class="advice">{escape(advice(rows))}</p><nav aria-label="Stages">{links}</nav></header>
+<main><h2 id="table">The stages</h2>{html_table(rows)}
+<h2 id="timelines">The timelines, to one scale</h2><p class="soft">The measured window of each stage. A number is a batch's;
+batches alternate in shade. <em>Limit</em> is how long the same batches would take if nothing but their longest part counted.</p>
+<p class="legend">{legend}</p>
+{"".join(section(row, rows, timelines, parents, ms_wide) for row in rows)}</main></body></html>
+"""
+
+
+def html_table(rows: list[dict[str, Any]]) -> str:
+    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title, *_ in COLUMNS)
+    slowest = max(row["per_batch_ms"] for row in rows)
+    body = ""
+    for row in rows:
+        first, time, *others = cells(row)
+        share = 8 * row["per_batch_ms"] / slowest
+        body += (f'<tr><td><a href="#{escape(first)}">{escape(first)}</a></td><td>{time} <span class="bar" aria-hidden="true" '
+                 f'style="width:{share:.2f}em"></span></td>' + "".join(f"<td>{escape(cell)}</td>" for cell in others) + "</tr>")
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Comparison table"><table><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def section(row: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str, Timeline], parents: dict[str, str],
+            ms_wide: float) -> str:
+    """One stage: its timeline, what limits it and what to try, and its timeline under its parent's."""
+    name = row["stage"]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in row["notes"] or [])
+    text = f'<section><h2 id="{escape(name)}">{escape(name)}</h2><p>{summary(row)}. {escape(remedy(row, rows))}.</p>'
+    text += f"<ul>{notes}</ul>" if notes else ""
+    if name not in timelines:
+        return text + '<p class="soft">No timeline.</p></section>'
+    text += picture(timelines[name], ms_wide, f"{name}, measured window of {timelines[name].length_ms:.3f} ms")
+    parent = parents.get(name)
+    if parent in timelines:
+        closer = max(timelines[name].length_ms, timelines[parent].length_ms) * 1.02
+        text += (f"<details><summary>Before and after: {escape(parent)} → {escape(name)}, enlarged</summary>"
+                 + picture(timelines[parent], closer, f"before: {parent}") + picture(timelines[name], closer, f"after: {name}")
+                 + "</details>")
+    return text + "</section>"
+
+
+def summary(row: dict[str, Any]) -> str:
+    text = f"<strong>{row['per_batch_ms']:.3f} ms a batch</strong>"
+    if row["limit_ms"] is not None:
+        text += f", {row['percent_of_limit']:.0f} % of its limit of {row['limit_ms']:.3f} ms, limited by {escape(row['limiter'])}"
+    return text
+
+
+def picture(drawn: Timeline, ms_wide: float, caption: str) -> str:
+    return (f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+            f"{drawing.svg(drawn, ms_wide)}</div><figcaption>{escape(caption)}</figcaption></figure>")
+
+
+def write(path: Path, run: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str, Timeline],
+          parents: dict[str, str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(run, rows, timelines, parents), encoding="utf-8")

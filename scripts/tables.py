@@ -1,0 +1,91 @@
+"""The comparison as a table: on the terminal, in Markdown, and of two runs against each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scripts.advice import advice
+
+console = Console(highlight=False, soft_wrap=True)
+
+COLUMNS = [
+    ("stage", "stage", "{}"), ("ms a batch", "per_batch_ms", "{:.3f}"), ("images/s", "images_per_s", "{:,.0f}"),
+    ("× before", "speedup_vs_previous", "{:.2f}"), ("× baseline", "speedup_vs_baseline", "{:.2f}"),
+    ("H2D", "h2d_ms", "{:.3f}"), ("compute", "compute_ms", "{:.3f}"), ("D2H", "d2h_ms", "{:.3f}"),
+    ("post", "postprocess_ms", "{:.3f}"), ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"),
+    ("GPU idle", "gpu_idle", "{:.0%}"), ("launches", "launches", "{}"), ("limit", "limit_ms", "{:.3f}"),
+    ("% of limit", "percent_of_limit", "{:.0f}"), ("limited by", "limiter", "{}"),
+    ("memory MB", "peak_device_memory_mb", "{:,.0f}"), ("vs FP32", "fp32_max_abs_diff", "{:.2g}"),
+    ("outputs", "outputs_match", "{}"),
+]
+
+
+def cells(stage: dict[str, Any]) -> list[str]:
+    """A row as text, in the order of ``COLUMNS``."""
+    shown = {**stage, "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[stage["outputs_match"]]}
+    return [form.format(shown[key]) if shown[key] is not None else "–" for _, key, form in COLUMNS]
+
+
+def conditions(run: dict[str, Any]) -> str:
+    """The line beside every table: what ran where."""
+    batch = f"batch {run['batch']}"
+    if run.get("computed_batch") not in (None, run["batch"]):
+        batch += f" (computed at {run['computed_batch']})"
+    modelled = "; times are modelled, outputs are computed" if run["backend"] == "simulated" else ""
+    return f"{run['device']}, {run['engine'] or 'TensorRT'}, {batch}{modelled}"
+
+
+def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    table = Table(title=conditions(run), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    for title, key, _ in COLUMNS:
+        table.add_column(title, justify="left" if key in ("stage", "limiter") else "right", no_wrap=True)
+    for stage in rows:
+        table.add_row(*cells(stage))
+    wide = Console(highlight=False, width=max(console.width, 190)) if not console.is_terminal else console
+    wide.print(table)
+
+
+def markdown(run: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    lines = [conditions(run) + ".", "", "| " + " | ".join(title for title, *_ in COLUMNS) + " |",
+             "|" + "|".join("---" if index == 0 else "---:" for index in range(len(COLUMNS))) + "|"]
+    lines += ["| " + " | ".join(cells(stage)) + " |" for stage in rows]
+    notes = [f"- {stage['stage']}: {note}" for stage in rows for note in stage["notes"] or []]
+    return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
+
+
+def versus(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two runs by stage: the times, how many times faster the second is, and which part changed most (ms)."""
+    before = {stage["stage"]: stage for stage in one}
+    rows = []
+    for stage in other:
+        earlier = before.get(stage["stage"])
+        if earlier is None:
+            continue
+        changes = {part: stage[f"{part}_ms"] - earlier[f"{part}_ms"] for part in ("h2d", "compute", "d2h", "postprocess")
+                   if stage.get(f"{part}_ms") is not None and earlier.get(f"{part}_ms") is not None}
+        part = max(changes, key=lambda name: abs(changes[name])) if changes else None
+        rows.append({"stage": stage["stage"], "before_ms": earlier["per_batch_ms"], "after_ms": stage["per_batch_ms"],
+                     "times_faster": earlier["per_batch_ms"] / stage["per_batch_ms"], "part": part,
+                     "part_change_ms": changes.get(part) if part else None,
+                     "limiter_before": earlier["limiter"], "limiter_after": stage["limiter"]})
+    return rows
+
+
+def print_versus(titles: tuple[str, str], rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    console.print(f"A: {titles[0]}\nB: {titles[1]}\n", markup=False)
+    for title in ("stage", "A, ms", "B, ms", "B is", "most changed part", "limited by"):
+        is_number = title in ("A, ms", "B, ms", "B is")
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+    for row in rows:
+        change = f"{row['part']} {row['part_change_ms']:+.3f} ms" if row["part"] else "–"
+        limits = row["limiter_after"] or "–"
+        if row["limiter_before"] != row["limiter_after"]:
+            limits = f"{row['limiter_before'] or '–'} → {limits}"
+        times = [f"{row['before_ms']:.3f}", f"{row['after_ms']:.3f}", f"{row['times_faster']:.2f} ×"]
+        table.add_row(row["stage"], *times, change, limits)
+    wide = console if console.is_terminal else Console(highlight=False, width=max(console.width, 150))
+    wide.print(table)
