@@ -13,9 +13,16 @@ PINNED_SHARE = 0.6
 def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """What to try next for one stage, given the others of its run."""
     what, percent = stage["limiter"], stage["percent_of_limit"]
+    pageable = (stage["h2d_gb_s"] or 0) < PINNED_SHARE * max(row["h2d_gb_s"] or 0 for row in rows)
     if what == "serialized":
+        if stage["allocations"]:
+            count = stage["allocations"]
+            return f"{count:.0f} allocations and frees a batch stand between the batches: allocate once (stage 2)"
+        if pageable:
+            return "the input is copied from pageable memory, slowly and with the host waiting: page-lock it (stage 3)"
         if (stage["overlap"] or 0) < HIDDEN:
-            return "copies and compute take turns: overlap them (stage 5)"
+            shorter = "make compute shorter with FP16 (stage 4), and " if stage["precision"] == "fp32" else ""
+            return f"copies and compute take turns: {shorter}overlap them (stage 5)"
         return "the GPU waits for the host between batches: submit ahead and post-process on a thread (stage 6)"
     if what == "launch":
         return "the GPU waits for single launches: capture them into a CUDA graph (stage 7), or use larger batches"
@@ -26,8 +33,7 @@ def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"
         return f"compute-bound at {percent:.0f} % of its limit: a faster engine (INT8) or a smaller model; no schedule helps"
     if what == "h2d":
-        fastest = max(row["h2d_gb_s"] or 0 for row in rows)
-        if (stage["h2d_gb_s"] or 0) < PINNED_SHARE * fastest:
+        if pageable:
             return "bound by copies from pageable memory: page-lock it (stage 3)"
         return (f"bound by the input copy at {percent:.0f} % of its limit: send fewer bytes (uint8 or compressed images, "
                 "decoded on the GPU); neither a faster engine nor another schedule helps")

@@ -33,6 +33,7 @@ class Analysis:
     overlap: float
     gpu_idle: float
     launches: int
+    allocations: float
     h2d_gb_s: float
 
     @property
@@ -69,6 +70,8 @@ def analyse(trace: Trace) -> Analysis:
         overlap=overlap(in_window["h2d"], in_window["compute"]) / shorter if shorter else 0.0,
         gpu_idle=1 - busy / (end - start),
         launches=round(median(launches(trace, measured))),
+        allocations=sum(name.startswith(("cudaMalloc", "cudaFree")) and start <= first <= end
+                        for first, _, name, _ in trace.calls.values()) / len(measured),
         h2d_gb_s=float(np.median(rates)) if len(rates) else 0.0,
     )
 

@@ -77,6 +77,10 @@ def svg(drawn: Timeline, ms_wide: float, width: int = 900) -> str:
     parts = [f'<svg class="timeline" viewBox="0 0 {width} {height}" role="img" width="{width}" height="{height}" '
              f'aria-label="Timeline of {escape(drawn.stage)}: {drawn.length_ms:.2f} ms for {drawn.batches} batches">']
     parts.append(f'<rect class="window" x="{LABELS}" y="0" width="{drawn.length_ms * scale:.1f}" height="{height - 24}"/>')
+    for tick in ticks(ms_wide):
+        x = LABELS + tick * scale
+        parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 20}"/>'
+                     f'<text class="label" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{tick:g}</text>')
     for index, (name, row) in enumerate(drawn.rows.items()):
         y = index * ROW + (ROW - BAR) / 2
         parts.append(f'<text class="label" x="{LABELS - 8}" y="{y + 13:.0f}" text-anchor="end">{TITLES[name]}</text>')
@@ -90,10 +94,6 @@ def svg(drawn: Timeline, ms_wide: float, width: int = 900) -> str:
             if wide > 26 and bar.batch >= 0:
                 middle = f'x="{x + wide / 2:.1f}" y="{y + 13:.0f}" text-anchor="middle"'
                 parts.append(f'<text class="batch" {middle}>{bar.batch}</text>')
-    for tick in ticks(ms_wide):
-        x = LABELS + tick * scale
-        parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 20}"/>'
-                     f'<text class="label" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text class="label" x="{LABELS - 8}" y="{height - 6}" text-anchor="end">ms</text></svg>')
     return "".join(parts)
 

@@ -71,7 +71,7 @@ def section(row: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str
     """One stage: its timeline, what limits it and what to try, and its timeline under its parent's."""
     name = row["stage"]
     notes = "".join(f"<li>{escape(note)}</li>" for note in row["notes"] or [])
-    text = f'<section><h2 id="{escape(name)}">{escape(name)}</h2><p>{summary(row)}. {escape(remedy(row, rows))}.</p>'
+    text = f'<section><h2 id="{escape(name)}">{escape(name)}</h2><p>{summary(row)}. Next: {escape(remedy(row, rows))}.</p>'
     text += f"<ul>{notes}</ul>" if notes else ""
     if name not in timelines:
         return text + '<p class="soft">No timeline.</p></section>'
@@ -88,7 +88,7 @@ def section(row: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str
 def summary(row: dict[str, Any]) -> str:
     text = f"<strong>{row['per_batch_ms']:.3f} ms a batch</strong>"
     if row["limit_ms"] is not None:
-        text += f", {row['percent_of_limit']:.0f} % of its limit of {row['limit_ms']:.3f} ms, limited by {escape(row['limiter'])}"
+        text += f", {row['percent_of_limit']:.0f} % of its limit of {row['limit_ms']:.3f} ms, limited by: {escape(row['limiter'])}"
     return text
 
 

@@ -125,11 +125,12 @@ def test_ladder_order_is_by_number():
 
 def stage(**facts) -> dict:
     return {"stage": "x", "limiter": "serialized", "percent_of_limit": 50.0, "overlap": 0.0, "precision": "fp16",
-            "h2d_gb_s": 50.0, "per_batch_ms": 1.0, "speedup_vs_baseline": 1.0, **facts}
+            "allocations": 0, "h2d_gb_s": 50.0, "per_batch_ms": 1.0, "speedup_vs_baseline": 1.0, **facts}
 
 
 @pytest.mark.parametrize("facts, words", [
-    ({}, "stage 5"), ({"overlap": 0.95}, "stage 6"), ({"limiter": "launch"}, "stage 7"),
+    ({}, "stage 5"), ({"precision": "fp32"}, "stage 4"), ({"allocations": 4.0}, "stage 2"), ({"h2d_gb_s": 9.0}, "stage 3"),
+     ({"overlap": 0.95}, "stage 6"), ({"limiter": "launch"}, "stage 7"),
     ({"limiter": "compute", "percent_of_limit": 99.0}, "compute-bound at 99 %"),
     ({"limiter": "compute", "precision": "fp32"}, "stage 4"), ({"limiter": "h2d"}, "fewer bytes"),
     ({"limiter": "h2d", "h2d_gb_s": 10.0}, "stage 3"), ({"limiter": "postprocess"}, "host's post-processing"),
