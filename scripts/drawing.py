@@ -15,6 +15,7 @@ COLOURS = {"h2d": "#0072B2", "compute": "#E69F00", "d2h": "#009E73", "postproces
            "limit": "#999999"}
 TITLES = {"h2d": "H2D copy", "compute": "compute", "d2h": "D2H copy", "postprocess": "post-process", "infer": "infer (submit)",
           "limit": "limit"}
+SHOWN = 8
 ROW, BAR, LABELS = 26, 18, 120  # SVG units: height of a row and of its bar, width of the labels
 
 
@@ -39,8 +40,14 @@ class Timeline:
 
 
 def timeline(stage: str, trace: Trace, limit_ms: float) -> Timeline:
-    """The measured window of a trace. Neighbouring kernels of a batch are drawn as one bar where nothing lies between."""
+    """The measured window of a trace, or its last ``SHOWN`` batches.
+
+    Neighbouring kernels of a batch are drawn as one bar where nothing lies between.
+    """
+    measured = measured_batches(trace)
     start, end = trace.window
+    if len(measured) > SHOWN:
+        start = int(trace.postprocess[measured[-SHOWN - 1], 1])
     resolution = (end - start) / 2000
     rows = {}
     for name, operations in (("h2d", trace.h2d), ("compute", trace.kernels), ("d2h", trace.d2h)):
@@ -50,7 +57,7 @@ def timeline(stage: str, trace: Trace, limit_ms: float) -> Timeline:
         rows[name] = bars(operations.intervals, batches, start, end, resolution)
     rows["postprocess"] = bars(trace.postprocess, np.arange(len(trace.postprocess)), start, end, 0)
     rows["infer"] = bars(trace.infer, np.arange(len(trace.infer)), start, end, 0)
-    count = len(measured_batches(trace))
+    count = min(len(measured), SHOWN)
     rows["limit"] = [Bar(index * limit_ms, (index + 1) * limit_ms, -1) for index in range(count)]
     return Timeline(stage, (end - start) / 1e6, count, limit_ms, rows)
 

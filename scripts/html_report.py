@@ -75,7 +75,8 @@ def section(row: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str
     text += f"<ul>{notes}</ul>" if notes else ""
     if name not in timelines:
         return text + '<p class="soft">No timeline.</p></section>'
-    text += picture(timelines[name], ms_wide, f"{name}, measured window of {timelines[name].length_ms:.3f} ms")
+    text += picture(timelines[name], ms_wide, f"{name}: the last {timelines[name].batches} batches of the measured window, "
+                                                f"{timelines[name].length_ms:.3f} ms")
     parent = parents.get(name)
     if parent in timelines:
         closer = max(timelines[name].length_ms, timelines[parent].length_ms) * 1.02

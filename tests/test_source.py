@@ -68,7 +68,7 @@ def test_no_bare_vendor_calls(path):
         receiver = node.func.value
         if node.func.attr.startswith("cuda") and node.func.attr[4:5].isupper() and path not in UNCHECKED:
             assert isinstance(receiver, ast.Name) and receiver.id in ("cudart", "runtime"), ast.unparse(node)
-        raw = (isinstance(receiver, ast.Attribute) and receiver.attr in ("_context", "trt_engine")) or (
+        raw = (isinstance(receiver, ast.Attribute) and receiver.attr in ("trt_context", "trt_engine")) or (
             isinstance(receiver, ast.Name) and receiver.id == "config")
         if node.func.attr in must_be_checked and raw:
             assert id(node) in checked, f"{path}: {ast.unparse(node)} is not checked"

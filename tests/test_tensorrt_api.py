@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 RECEIVERS = {  # what our code calls its TensorRT objects
     "builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition", "parser": "OnnxParser",
     "profile": "IOptimizationProfile", "inspector": "EngineInspector", "runtime": "Runtime", "trt_engine": "ICudaEngine",
-    "_context": "IExecutionContext", "tensor": "ITensor",
+    "trt_context": "IExecutionContext", "tensor": "ITensor",
 }
 FEATURE_TESTED = {  # used only where hasattr or getattr says that it is there
     ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"), ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
