@@ -64,6 +64,8 @@ def infer(run: session.Session) -> None:
             with run.submit(index):
                 if index == 0:
                     enqueue_input(0)
+                if index + 1 < len(run.batches):
+                    enqueue_input(index + 1)  # before this batch's many launches, so that it runs beside all of them
                 compute.wait(slot.copied)
                 context.bind(slot.device_input, slot.device_output)
                 context.set_input_consumed_event(slot.consumed)  # before the enqueue: only later enqueues record it
@@ -72,8 +74,6 @@ def infer(run: session.Session) -> None:
                 copy_out.wait(slot.computed)
                 copy_to_host_async(slot.host_output, slot.device_output, copy_out)
                 slot.returned.record(copy_out)
-                if index + 1 < len(run.batches):
-                    enqueue_input(index + 1)
             slot.returned.synchronize()
             run.finish(index, slot.host_output)
 

@@ -179,7 +179,7 @@ class Engine:
         """How many layers write fp32, fp16, int8, … outputs, as the engine inspector tells."""
         trt = backend.current().tensorrt
         inspector = self.trt_engine.create_engine_inspector()
-        context = self.create_context()  # of an engine with dynamic shapes, types are told only for a context's shapes
+        context = self.create_context()  # of an engine with dynamic shapes, more is told for a context's shapes
         context.set_input_shape(self.input_shape(self.batch_ranges[0][0]))
         inspector.execution_context = context.trt_context
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -202,7 +202,8 @@ class Engine:
                                    f"python 0_build.py --{precision}")
 
 
-TACTIC_NAMES = {"f16f16": "FP16", "h1688": "FP16", "h884": "FP16", "i8i8": "INT8", "bf16bf16": "BF16"}  # in kernels' names
+TACTIC_NAMES = {"f32f32": "FP32", "f16f16": "FP16", "h1688": "FP16", "h884": "FP16", "i8i8": "INT8", "bf16bf16": "BF16"}
+"""What kernels call their inputs: with dynamic shapes TensorRT 8.6 tells a layer's kernel but not its types."""
 PRECISION_NAMES = {"fp32": r"FP32|Float\b", "fp16": r"FP16|Half", "bf16": r"BF16", "int8": r"INT8|Int8", "fp8": r"FP8"}
 
 

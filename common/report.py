@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -64,7 +65,7 @@ class Result:
             "races": None,  # nobody looks for them yet
             "peak_device_memory_mb": session.peak_memory / 1e6,
             "plan": os.path.relpath(session.engine.plan, ROOT), "time_base": self.backend.time_base,
-            "notes": session.notes, "versions": versions(self.backend),
+            "date": datetime.date.today().isoformat(), "notes": session.notes, "versions": versions(self.backend),
         }
 
 

@@ -12,7 +12,7 @@ PINNED_SHARE = 0.6
 
 def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """What to try next for one stage, given the others of its run."""
-    what, percent = stage["limiter"], stage["percent_of_limit"]
+    what, percent = stage["limiter"], min(stage["percent_of_limit"] or 0, 100)
     pageable = (stage["h2d_gb_s"] or 0) < PINNED_SHARE * max(row["h2d_gb_s"] or 0 for row in rows)
     if what == "serialized":
         if stage["allocations"]:

@@ -59,7 +59,7 @@ class Comparison:
                 runs.append(record or describe(self.traces[name]))
         add_speedups(self.rows)
         self.run = {key: common(run.get(key) for run in runs) for key in
-                    ("backend", "device", "engine", "batch", "computed_batch", "versions")}
+                    ("backend", "device", "engine", "batch", "computed_batch", "measured", "date", "versions")}
 
     def timelines(self) -> dict[str, drawing.Timeline]:
         limits = {stage["stage"]: stage["limit_ms"] for stage in self.rows}

@@ -34,8 +34,12 @@ def conditions(run: dict[str, Any]) -> str:
     batch = f"batch {run['batch']}"
     if run.get("computed_batch") not in (None, run["batch"]):
         batch += f" (computed at {run['computed_batch']})"
-    modelled = "; times are modelled, outputs are computed" if run["backend"] == "simulated" else ""
-    return f"{run['device']}, {run['engine'] or 'TensorRT'}, {batch}{modelled}"
+    parts = [run["device"], run["engine"] or "TensorRT", batch]
+    if run["backend"] == "simulated":
+        return ", ".join(parts) + "; times are modelled, outputs are computed"
+    versions = run.get("versions") or {}
+    parts += [f"CUDA {versions['runtime']}"] if "runtime" in versions else []
+    return ", ".join([*parts, *[run["date"]] * isinstance(run.get("date"), str)])
 
 
 def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
