@@ -14,6 +14,8 @@ everybody, so allocate it once and no more than needed.
 
     python 3_use_pin_memory.py
 
+Measured: 13.27 → 5.14 ms a batch (reports/h200-trt8.6-batch128).
+
 In the timeline: the input copy is shorter by half or more; the rest is as it was.
 """
 

@@ -17,6 +17,9 @@ busy all the time: the contexts then queue for the same engine, each costs memor
 
     python 8_multi_context.py --contexts 3
 
+Measured: 3.60 → 1.88 ms a batch (reports/h200-trt8.6-batch128), where stage 6, with one
+context and less memory, takes 1.40.
+
 In the timeline: copies of one stream under kernels of another, without a single event between them.
 """
 

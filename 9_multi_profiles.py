@@ -15,6 +15,10 @@ context for each profile, where they alternate as they do here.
 
     python 9_multi_profiles.py --sizes 16,128
 
+Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): alternating, a batch of 16 takes 4.25 ms on its own profile and
+0.85 ms on the wide one. Changing the profile costs several times what the better kernels could bring; the step is kept
+because it shows where that cost lies.
+
 In the timeline: two lengths of batch in turn; after each change of profile, host work before the kernels.
 """
 

@@ -68,6 +68,21 @@ def test_tables_are_current():
     assert done.returncode == 0, done.stdout
 
 
+def test_a_measured_number_in_a_docstring_is_one_of_its_report():
+    import json
+
+    checked = 0
+    for script in sorted(ROOT.glob("[1-9]_*.py")):
+        text = " ".join(script.read_text(encoding="utf-8").split('"""')[1].split())
+        parent = text.split("Differs from: ")[1].split(".py")[0]
+        for before, after, report in re.findall(r"Measured: ([\d.]+) → ([\d.]+) ms a batch \((reports/[\w.-]+)\)", text):
+            rows = json.loads((ROOT / report / "comparison.json").read_text())["stages"]
+            times = {row["stage"]: f"{row['per_batch_ms']:.2f}" for row in rows}
+            assert (times[parent], times[script.stem]) == (before, after), script.name
+            checked += 1
+    assert checked >= 6
+
+
 def test_links_lead_somewhere():
     for page in (ROOT / "README.md", ROOT / "reports" / "README.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
