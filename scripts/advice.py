@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-HIDDEN = 0.9
-"""Share of the shorter of copy and compute from which on it counts as hidden."""
+OVERLAPPED = 0.5
+"""Share of the shorter of copy and compute from which on a stage counts as one that overlaps them."""
 PINNED_SHARE = 0.6
 """A copy slower than this share of the run's fastest is taken for one from pageable memory."""
 
@@ -20,7 +20,10 @@ def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             return f"{count:.0f} allocations and frees a batch stand between the batches: allocate once (stage 2)"
         if pageable:
             return "the input is copied from pageable memory, slowly and with the host waiting: page-lock it (stage 3)"
-        if (stage["overlap"] or 0) < HIDDEN:
+        if stage["library_allocations"] >= 1:
+            return ("TensorRT allocates inside the submission, as it does whenever the profile or the shape changes: keep a "
+                    "context for each, or sort the batches by size")
+        if (stage["overlap"] or 0) < OVERLAPPED:
             shorter = "make compute shorter with FP16 (stage 4), and " if stage["precision"] == "fp32" else ""
             return f"copies and compute take turns: {shorter}overlap them (stage 5)"
         return "the GPU waits for the host between batches: submit ahead and post-process on a thread (stage 6)"
@@ -31,7 +34,10 @@ def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     if what == "compute":
         if stage["precision"] == "fp32":
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"
-        return f"compute-bound at {percent:.0f} % of its limit: a faster engine (INT8) or a smaller model; no schedule helps"
+        rest = "; no schedule helps"
+        if percent < 97 and stage["launches"] > 1:
+            rest = ", and a CUDA graph (stage 7) for the gaps between kernels"
+        return f"compute-bound at {percent:.0f} % of its limit: a faster engine (INT8) or a smaller model{rest}"
     if what == "h2d":
         if pageable:
             return "bound by copies from pageable memory: page-lock it (stage 3)"

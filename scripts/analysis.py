@@ -34,6 +34,7 @@ class Analysis:
     gpu_idle: float
     launches: int
     allocations: float
+    library_allocations: float
     h2d_gb_s: float
 
     @property
@@ -70,8 +71,8 @@ def analyse(trace: Trace) -> Analysis:
         overlap=overlap(in_window["h2d"], in_window["compute"]) / shorter if shorter else 0.0,
         gpu_idle=1 - busy / (end - start),
         launches=round(median(launches(trace, measured))),
-        allocations=sum(name.startswith(("cudaMalloc", "cudaFree")) and start <= first <= end
-                        for first, _, name, _ in trace.calls.values()) / len(measured),
+        allocations=allocations(trace, inside=False) / len(measured),
+        library_allocations=allocations(trace, inside=True) / len(measured),
         h2d_gb_s=float(np.median(rates)) if len(rates) else 0.0,
     )
 
@@ -107,6 +108,20 @@ def launches(trace: Trace, batches: list[int]) -> list[int]:
     calls = np.array(wanted, np.int64).reshape(-1, 2)
     return [int(((calls[:, 1] == trace.infer_threads[batch]) & (trace.infer[batch][0] <= calls[:, 0])
                  & (calls[:, 0] <= trace.infer[batch][1])).sum()) for batch in batches]
+
+
+def allocations(trace: Trace, inside: bool) -> int:
+    """Calls in the window that allocate or free: inside `infer` ranges (TensorRT's own), or between two of a thread's
+    (the script's). What a thread frees after its last batch is no business of the batches."""
+    count = 0
+    for thread in np.unique(trace.infer_threads):
+        own = trace.infer[trace.infer_threads == thread]
+        for first, _, name, caller in trace.calls.values():
+            if caller == thread and name.startswith(("cudaMalloc", "cudaFree")) and trace.window[0] <= first <= trace.window[1]:
+                position = int(np.searchsorted(own[:, 0], first, side="right")) - 1
+                within = position >= 0 and first < own[position, 1]
+                count += within if inside else 0 <= position < len(own) - 1 and not within
+    return count
 
 
 def limiter(analysis: Analysis, per_batch_ms: float) -> str:

@@ -28,7 +28,7 @@ from scripts.trace_reader import Trace, TraceError, read
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_TRACE = ("h2d_ms", "compute_ms", "d2h_ms", "postprocess_ms", "submit_ms", "overlap", "gpu_idle", "launches",
-              "allocations", "h2d_gb_s")
+              "allocations", "library_allocations", "h2d_gb_s")
 FROM_RECORD = ("outputs_match", "max_abs_diff", "fp32_max_abs_diff", "fp32_top1_agreement", "peak_device_memory_mb",
                "repeats_ms", "notes")
 console = Console(highlight=False, soft_wrap=True)

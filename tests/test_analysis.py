@@ -124,14 +124,17 @@ def test_ladder_order_is_by_number():
 
 
 def stage(**facts) -> dict:
-    return {"stage": "x", "limiter": "serialized", "percent_of_limit": 50.0, "overlap": 0.0, "precision": "fp16",
-            "allocations": 0, "h2d_gb_s": 50.0, "per_batch_ms": 1.0, "speedup_vs_baseline": 1.0, **facts}
+    usual = {"stage": "x", "limiter": "serialized", "percent_of_limit": 50.0, "overlap": 0.0, "precision": "fp16",
+             "allocations": 0, "library_allocations": 0, "launches": 25, "h2d_gb_s": 50.0, "per_batch_ms": 1.0,
+             "speedup_vs_baseline": 1.0}
+    return {**usual, **facts}
 
 
 @pytest.mark.parametrize("facts, words", [
     ({}, "stage 5"), ({"precision": "fp32"}, "stage 4"), ({"allocations": 4.0}, "stage 2"), ({"h2d_gb_s": 9.0}, "stage 3"),
      ({"overlap": 0.95}, "stage 6"), ({"limiter": "launch"}, "stage 7"),
     ({"limiter": "compute", "percent_of_limit": 99.0}, "compute-bound at 99 %"),
+    ({"limiter": "compute", "percent_of_limit": 92.0}, "stage 7"), ({"library_allocations": 7.0}, "context for each"),
     ({"limiter": "compute", "precision": "fp32"}, "stage 4"), ({"limiter": "h2d"}, "fewer bytes"),
     ({"limiter": "h2d", "h2d_gb_s": 10.0}, "stage 3"), ({"limiter": "postprocess"}, "host's post-processing"),
     ({"limiter": "d2h"}, "output copy"),
@@ -139,6 +142,51 @@ def stage(**facts) -> dict:
 def test_advice_names_what_attacks_the_limiter(facts, words):
     rows = [stage(**facts), stage(h2d_gb_s=55.0)]
     assert words in advice.remedy(rows[0], rows)
+
+
+@pytest.fixture(scope="module", params=["v100-sxm2-32gb", "h200"])
+def modelled(request, plans, tmp_path_factory) -> tuple[str, list[dict]]:
+    """The device and the rows of the whole ladder on a modelled GPU."""
+    folder = tmp_path_factory.mktemp(request.param)
+    done = run("-m", "scripts.profile_stages", "--backend", "simulated", "--device", request.param, "--batch", "2",
+               "--charge-batch", "128", "--out", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return request.param, json.loads((folder / "comparison.json").read_text())["stages"]
+
+
+def report(name: str) -> list[dict]:
+    return json.loads((ROOT / "reports" / name / "comparison.json").read_text())["stages"]
+
+
+def remedies(rows: list[dict]) -> dict[str, str]:
+    return {row["stage"][0]: advice.remedy(row, rows) for row in rows}
+
+
+def test_each_modelled_stage_is_sent_to_the_step_that_helps(modelled):
+    device, rows = modelled
+    found = remedies(rows)
+    for number, words in (("1", "stage 2"), ("2", "stage 3"), ("3", "stage 4"), ("4", "stage 5"), ("5", "stage 6")):
+        assert words in found[number], found[number]
+    last = "compute-bound at 100 %" if device.startswith("v100") else "fewer bytes"
+    assert last in found["6"] and last in found["7"]
+    assert "at 100 % of its limit" in advice.advice(rows)
+
+
+def test_each_measured_stage_is_sent_to_the_step_that_helps():
+    """The same on real traces: the committed report of the H200."""
+    found = remedies(report("h200-trt8.6-batch128"))
+    for number, words in (("1", "stage 2"), ("2", "stage 3"), ("3", "stage 4"), ("4", "stage 5"), ("5", "stage 6"),
+                          ("6", "fewer bytes"), ("7", "fewer bytes"), ("8", "stage 6"), ("9", "context for each")):
+        assert words in found[number], (number, found[number])
+    found = remedies(report("h200-trt8.6-batch1"))
+    assert "stage 7" in found["6"] and "compute-bound at 100 %" in found["7"]
+
+
+def test_every_step_s_advice_is_followed_by_a_gain_in_the_report():
+    """Where the advice names the next stage, that stage is faster (but for reuse, which is lost in noise on the H200)."""
+    rows = {row["stage"][0]: row for row in report("h200-trt8.6-batch128")}
+    for before, after in (("2", "3"), ("3", "4"), ("4", "5"), ("5", "6")):
+        assert rows[after]["per_batch_ms"] < rows[before]["per_batch_ms"]
 
 
 def test_compare_writes_one_table_from_traces_and_records(real, tmp_path):
