@@ -38,6 +38,7 @@ from common.errors import EnvironmentFault, Fault, UsageFault
 from common.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent
+SEED = 10088
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -46,7 +47,10 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def export(options: argparse.Namespace) -> dict[str, Path]:
     """The model's ONNX files by precision; exported only where they are not there already."""
-    paths = {precision: options.onnx_dir / f"{options.model}-{precision}.onnx" for precision in ("fp32", "fp16")}
+    tags = [options.model]
+    tags += [Path(options.weights).stem] if options.weights != "random" else []
+    tags += [f"seed{options.seed}"] if options.seed != SEED else []
+    paths = {precision: options.onnx_dir / f"{'-'.join([*tags, precision])}.onnx" for precision in ("fp32", "fp16")}
     wanted = {"model": options.model, "weights": options.weights, "seed": options.seed}
     known = {precision: models.read_description(path) for precision, path in paths.items() if path.exists()}
     if all(wanted.items() <= known.get(precision, {}).items() for precision in paths):
@@ -214,7 +218,7 @@ def parse_options() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", choices=models.MODELS, default="resnet18")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: random, seeded, offline")
-    p.add_argument("--seed", type=int, default=10088, help="seed of the random weights (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=SEED, help="seed of the random weights (default: %(default)s)")
     p.add_argument("--export-only", action="store_true", help="write the ONNX files and stop")
     p.add_argument("--onnx-file", type=Path, help="build this file instead of a torchvision model")
     p.add_argument("--fp16", action="store_true", help="FP16 weights and activations, FP32 input and output")

@@ -1,9 +1,9 @@
 """7 · CUDA graph: record a batch's launches once, replay them with one call.
 
 What changes: each slot's inference is captured into a graph before the loop, and the loop launches the graph. A graph
-holds the addresses it was captured with, so there is one for each slot (and would be one for each shape). The event
-that told when the input was consumed lies inside the graph now, where the copy-in stream cannot see it; ``computed``
-takes its place.
+holds the addresses and the shape that it was captured with, so there is one for each slot and shape. The event that told
+when the input was consumed lies inside the graph now, where the copy-in stream cannot see it; ``computed`` takes its
+place.
 
 Capture fails if it meets the first enqueue for a shape: TensorRT then initialises itself, with calls that are illegal
 during capture. So each context enqueues once, and finishes, before anything is captured. (The published version of this
@@ -54,6 +54,7 @@ class Slot:
 
 def capture(context: Context, slot: Slot, sample: np.ndarray, stream: Stream) -> Graph:
     """The inference of one slot as a graph; raises CudaError or TensorRTError where it cannot be captured."""
+    context.set_input_shape(sample.shape)
     copy_to_device_async(slot.device_input, sample, stream)
     context.bind(slot.device_input, slot.device_output)
     context.execute_async_v3(stream)  # TensorRT initialises for this shape here, not inside the capture
@@ -87,10 +88,11 @@ def infer(run: session.Session) -> None:
     with ExitStack() as resources:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
         copy_in, compute, copy_out = (resources.enter_context(Stream()) for _ in range(3))
-        graphs: dict[Slot, Graph] = {}
+        graphs: dict[tuple[Slot, tuple[int, ...]], Graph] = {}
         try:
             for slot in slots:
-                graphs[slot] = resources.enter_context(capture(context, slot, run.batches[0], compute))
+                for shape, sample in {batch.shape: batch for batch in run.batches}.items():
+                    graphs[slot, shape] = resources.enter_context(capture(context, slot, sample, compute))
         except (CudaError, TensorRTError) as error:
             run.notes.append(f"capture failed, going on without graphs: {error}")
             graphs.clear()
@@ -119,7 +121,7 @@ def infer(run: session.Session) -> None:
                     slot.copied.record(copy_in)
                     compute.wait(slot.copied)
                     if graphs:
-                        graphs[slot].launch(compute)
+                        graphs[slot, host_input.shape].launch(compute)
                     else:
                         context.bind(slot.device_input, slot.device_output)
                         context.execute_async_v3(compute)

@@ -33,6 +33,7 @@ from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
 from common.cuda import Stream
 from common.engine import Engine
+from common.prepare import default_plan
 from common.verify import check
 
 
@@ -60,7 +61,7 @@ def serve(run: session.Session) -> None:
 def infer(run: session.Session) -> None:
     """Serve the batches from the plan with several profiles, then, for comparison, from the one with a wide profile."""
     serve(run)
-    wide = run.repeat(Engine(session.default_plan("fp16")))
+    wide = run.repeat(Engine(default_plan("fp16")))
     serve(wide)
     if not run.options.no_verify:
         check(run.outputs, wide.outputs)

@@ -179,9 +179,12 @@ class Engine:
         """How many layers write fp32, fp16, int8, … outputs, as the engine inspector tells."""
         trt = backend.current().tensorrt
         inspector = self.trt_engine.create_engine_inspector()
-        context = self.create_context()  # of an engine with dynamic shapes, more is told for a context's shapes
-        context.set_input_shape(self.input_shape(self.batch_ranges[0][0]))
-        inspector.execution_context = context.trt_context
+        try:  # of an engine with dynamic shapes, more is told for a context's shapes
+            context = self.create_context()
+            context.set_input_shape(self.input_shape(self.batch_ranges[0][0]))
+            inspector.execution_context = context.trt_context
+        except TensorRTError:
+            pass  # a plan too large for this GPU's memory can still be inspected
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         layers = json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters in its strings
         return Counter(filter(None, map(layer_precision, layers)))

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from common import backend, ranges
 from common.buffers import page_locked, pageable
 from common.cuda import cudart
 from common.engine import Engine
-from common.errors import EnvironmentFault, Fault, UsageFault
+from common.errors import Fault
 from common.images import Images
 from common.options import Size, select_backend
 from common.postprocess import Predictions
+from common.prepare import batch_names, check_sizes, check_writable, default_plan, err, prepare
 from common.report import Result, print_result, write_record
 from common.verify import Difference, check, compare, parts, run_serially
 
-ROOT = Path(__file__).resolve().parent.parent
-DISTINCT = 8
-"""Different batches of synthetic images; longer runs repeat them. More than any pipeline's slots, so that a stale or
-swapped batch always shows, and few enough to stay page-locked."""
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
 
 
 class Session:
@@ -116,17 +110,6 @@ def used_memory() -> int:
     return total - free
 
 
-def batch_names(batches: Sequence[np.ndarray], images: Images) -> list[list[str]]:
-    """The image names of each batch. Batches that are the same array have the same images."""
-    first, names, known = 0, [], {}
-    for batch in batches:
-        if id(batch) not in known:
-            known[id(batch)] = [images.name(first + row) for row in range(len(batch))]
-            first += len(batch)
-        names.append(known[id(batch)])
-    return names
-
-
 def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, precision: str, page_lock: bool = True,
         sizes: Callable[[argparse.Namespace, Size], Sequence[int]] | None = None,
         variant: Callable[[argparse.Namespace, Size], tuple[str, Sequence[str]]] | None = None) -> int:
@@ -175,58 +158,6 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision:
         write_record(options.json, result)
     if options.predictions:
         session.predictions.write(options.predictions)
-
-
-def check_writable(*paths: Path | None) -> None:
-    """Find out before the run that a result could not be written after it."""
-    for path in filter(None, paths):
-        folder = path.parent if str(path.parent) else Path(".")
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-            raise EnvironmentFault(f"cannot write {path}: {folder} is not a folder that can be written to.")
-
-
-def check_sizes(engine: Engine, sizes: Sequence[int], size: Size) -> None:
-    for batch in {*sizes, round(max(sizes) * size.scale)}:
-        if engine.profile_for(batch) is None:
-            held = " or ".join(f"{low} to {high}" for low, high in engine.batch_ranges)
-            raise UsageFault(f"a batch of {batch} does not fit {engine.plan}, whose profiles take {held}. "
-                             f"Build a larger one: python 0_build.py --profile 1,{batch},{batch}")
-
-
-def default_plan(precision: str, variant: str = "", build_options: Sequence[str] = ()) -> Path:
-    """The plan of the ladder's model in ``precision``, built first if it is not there."""
-    plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().plan_suffix}"
-    shown = Path(os.path.relpath(plan))
-    if not plan.exists():
-        command = ["0_build.py", "--backend", backend.current().name, "--output", str(shown)]
-        command += [] if precision == "fp32" else [f"--{precision}"]
-        command += build_options
-        err.print(f"no plan {shown} yet; building it: python {' '.join(command)}")
-        code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
-        if code != 0:
-            raise EnvironmentFault(f"the build ended with exit code {code}; see above.")
-    return shown
-
-
-def prepare(engine: Engine, images: Images, sizes: Sequence[int], options: argparse.Namespace,
-            page_lock: bool) -> list[np.ndarray]:
-    """All batches, in page-locked or pageable memory, before the clock starts: reading images is not the subject."""
-    needed = -(-len(images) * len(sizes) // sum(sizes))
-    count = options.batches or max(10, needed)
-    if options.measure >= count:
-        raise UsageFault(f"--measure {options.measure} leaves no batch to warm up with: "
-                         f"--batches must be at least {options.measure + 1}.")
-    distinct = min(count, needed if len(images) else DISTINCT)
-    distinct = min(count, -(-distinct // len(sizes)) * len(sizes))  # whole turns of the sizes
-    batches, first = [], 0
-    for index in track(range(distinct), "preparing batches", console=err, transient=True, disable=not err.is_terminal):
-        shape = engine.input_shape(sizes[index % len(sizes)])
-        batches.append(page_locked(shape) if page_lock else pageable(shape))
-        images.fill(batches[-1], first)
-        first += shape[0]
-    if len(images) > first:
-        err.print(f"{first} of {len(images)} images fit into {count} batches; --batches {needed} takes them all")
-    return [batches[index % distinct] for index in range(count)]
 
 
 def conclude(session: Session, stage: str, precision: str, size: Size, page_lock: bool, options: argparse.Namespace) -> Result:

@@ -40,3 +40,29 @@ def test_errors_have_the_same_names_and_texts(error):
 
 def test_there_is_something_to_compare():
     assert len(FUNCTIONS) > 35
+
+
+# -- the simulator's own instruments
+
+
+def test_the_nth_call_can_be_made_to_fail(simulator):
+    simulator.fail_at(2, enums.cudaError_t.cudaErrorMemoryAllocation)
+    assert cudart.cudaGetDevice() == (enums.cudaError_t.cudaSuccess, 0)
+    assert cudart.cudaMalloc(512) == (enums.cudaError_t.cudaErrorMemoryAllocation, None)
+    assert cudart.cudaGetLastError() == (enums.cudaError_t.cudaErrorMemoryAllocation,)
+    assert cudart.cudaMalloc(512)[0] == enums.cudaError_t.cudaSuccess
+
+
+def test_what_is_not_given_back_is_listed_with_its_line(simulator):
+    cudart.cudaMalloc(1024)
+    cudart.cudaEventCreate()
+    assert [line.rsplit(":", 1)[0] for line in simulator.leaks()] == [
+        "1,024 bytes of device memory, test_cudart_surface.py", "event, test_cudart_surface.py"]
+
+
+def test_fresh_and_freed_memory_is_never_what_was_hoped_for(simulator):
+    import numpy as np
+
+    address, host = cudart.cudaMalloc(64)[1], np.zeros(64, np.uint8)
+    cudart.cudaMemcpy(host.ctypes.data, address, 64, 2)
+    assert (host == 0xCD).all()

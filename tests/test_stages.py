@@ -201,6 +201,21 @@ def test_photographs_are_classified(plans, photographs, tmp_path):
     assert [float(row["probability"]) for row in rows] == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
+def test_class_names_come_with_the_weights(photographs, tmp_path):
+    """A state dict of one's own with ImageNet's thousand classes gets their names."""
+    torch = pytest.importorskip("torch")
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "mine.pt")
+    plan, path = tmp_path / "mine.plan", tmp_path / "predictions.csv"
+    done = run("0_build.py", "--backend", "simulated", "--fp16", "--weights", tmp_path / "mine.pt", "--output", plan)
+    assert done.returncode == 0, done.stderr
+    done = run("4_use_fp16.py", *SIMULATED, "--batch", "2", "--plan", plan, "--images", photographs, "--predictions", path)
+    assert done.returncode == 0, done.stderr
+    names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    assert all(row["class"] in names for row in csv.DictReader(path.open(encoding="utf-8")))
+
+
 def test_synthetic_predictions_match_the_oracle(plans, tmp_path):
     from common.images import noise_images
     from common.postprocess import top1
