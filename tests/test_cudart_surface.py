@@ -66,3 +66,20 @@ def test_fresh_and_freed_memory_is_never_what_was_hoped_for(simulator):
     address, host = cudart.cudaMalloc(64)[1], np.zeros(64, np.uint8)
     cudart.cudaMemcpy(host.ctypes.data, address, 64, 2)
     assert (host == 0xCD).all()
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("cudaStreamSynchronize", (5,)), ("cudaStreamWaitEvent", (5, 6, 0)), ("cudaStreamDestroy", (5,)),
+    ("cudaStreamEndCapture", (5,)), ("cudaEventRecord", (5, 6)), ("cudaEventSynchronize", (5,)), ("cudaEventDestroy", (5,)),
+    ("cudaEventElapsedTime", (5, 6)), ("cudaGraphLaunch", (5, 6)), ("cudaGraphUpload", (5, 6)), ("cudaGraphExecDestroy", (5,)),
+    ("cudaFree", (4096,)), ("cudaFreeHost", (4096,)), ("cudaMemcpyAsync", (4096, 8192, 16, 1, 5)),
+])
+def test_the_real_runtime_takes_integers_for_handles(name, arguments):
+    """As common/ passes them. Without a GPU every call gets as far as the missing driver; with one these would crash."""
+    from tests.conftest import real_runtime
+
+    if real_runtime() is not None:
+        pytest.skip("there is a GPU, and these handles are made up")
+    if name == "cudaMemcpyAsync":
+        arguments = (*arguments[:3], runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, arguments[4])
+    assert getattr(runtime, name)(*arguments)[0].name in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice")
