@@ -35,7 +35,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from common import backend, models
 from common.engine import Engine, logger, require, sidecar, this_machine
 from common.errors import EnvironmentFault, Fault, UsageFault
-from common.files import atomic_path
+from common.files import atomic_path, write_json
 
 ROOT = Path(__file__).resolve().parent
 SEED = 10088
@@ -280,14 +280,13 @@ def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace) ->
     sidecar(output).unlink(missing_ok=True)
     with atomic_path(output) as temporary:
         temporary.write_bytes(plan)
-    with atomic_path(sidecar(output)) as temporary:
-        temporary.write_text(models.to_json({
-            **this_machine(), "precision": "fp16" if options.fp16 else described.get("precision", "as in the ONNX file"),
-            "model": described.get("model", onnx.stem), "weights": described.get("weights"),
-            "profiles": options.profile, "labels": described.get("labels", []), "onnx": onnx.name,
-            "onnx_sha256": models.sha256(onnx), "plan_sha256": models.sha256(output),
-            "command": ["python", *(argument for argument in sys.argv)],
-        }))
+    write_json(sidecar(output), {
+        **this_machine(), "precision": "fp16" if options.fp16 else described.get("precision", "as in the ONNX file"),
+        "model": described.get("model", onnx.stem), "weights": described.get("weights"),
+        "profiles": options.profile, "labels": described.get("labels", []), "onnx": onnx.name,
+        "onnx_sha256": described.get("sha256") or models.sha256(onnx), "plan_sha256": models.sha256(output),
+        "command": ["python", *sys.argv],
+    })
 
 
 if __name__ == "__main__":

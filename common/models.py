@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import EnvironmentFault, UsageFault
-from common.files import atomic_path
+from common.files import atomic_path, write_json
 
 MODELS = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_v2_s": 384}
 """The models of the ladder and the side of their square input in pixels."""
@@ -141,12 +141,7 @@ def sha256(path: Path) -> str:
 
 def write_description(path: Path, **facts: Any) -> None:
     """``MODEL.onnx.json`` beside the file: what it was exported from, its class names and its hash."""
-    with atomic_path(path.with_name(path.name + ".json")) as temporary:
-        temporary.write_text(to_json({**facts, "sha256": sha256(path)}))
-
-
-def to_json(facts: dict[str, Any]) -> str:
-    return json.dumps(facts, indent=1) + "\n"
+    write_json(path.with_name(path.name + ".json"), {**facts, "sha256": sha256(path)})
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from common import ranges
 from common.backend import Backend
-from common.files import atomic_path
+from common.files import write_json
 from common.options import Size
 from common.verify import Difference, Parts
 
@@ -79,8 +78,7 @@ def versions(backend: Backend) -> dict[str, str]:
 
 
 def write_record(path: Path, result: Result) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
+    write_json(path, result.record())
 
 
 def print_result(result: Result, session: Session, console: Console) -> None:

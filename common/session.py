@@ -19,7 +19,7 @@ from common import backend, ranges
 from common.buffers import page_locked, pageable
 from common.cuda import cudart
 from common.engine import Engine
-from common.errors import Fault
+from common.errors import VERIFIED, Fault
 from common.images import Images
 from common.options import Size, select_backend
 from common.postprocess import Predictions
@@ -137,7 +137,7 @@ def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, pr
     except KeyboardInterrupt:
         err.print(f"{stage}: interrupted", style="red")
         return 130
-    return 0
+    return VERIFIED
 
 
 def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision: str, size: Size, sizes: Sequence[int],

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common.files import atomic_path
+from common.files import atomic_path, write_json
 from scripts import drawing, figures, html_report, perfetto, tables
 from scripts.advice import advice, remedy
 from scripts.analysis import Analysis, analyse, limiter
@@ -92,10 +92,11 @@ class Comparison:
             written += self.draw()
         console.print(f"written: {self.directory}/{', '.join(written)}", markup=False)
 
+    def contents(self) -> dict[str, Any]:
+        return {"run": self.run, "stages": self.rows}
+
     def write(self) -> None:
-        contents = {"run": self.run, "stages": self.rows, "advice": advice(self.rows)}
-        with atomic_path(self.directory / "comparison.json") as temporary:
-            temporary.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        write_json(self.directory / "comparison.json", {**self.contents(), "advice": advice(self.rows)})
         with atomic_path(self.directory / "comparison.csv") as temporary, \
                 temporary.open("w", newline="", encoding="utf-8") as file:
             columns = [key for key in self.rows[0] if key not in ("notes", "repeats_ms")]
@@ -179,8 +180,8 @@ def add_speedups(rows: list[dict[str, Any]]) -> None:
 
 def compare_runs(one: Path, other: Path) -> int:
     """Print how each stage changed from one folder to the other."""
-    runs = [read_json(folder / "comparison.json") or vars(Comparison(folder)) for folder in (one, other)]
-    stages = [run.get("stages") or run.get("rows") or [] for run in runs]
+    runs = [read_json(folder / "comparison.json") or Comparison(folder).contents() for folder in (one, other)]
+    stages = [run["stages"] for run in runs]
     rows = tables.versus(*stages)
     if not rows:
         console.print(f"compare: error: {one} and {other} have no stage in common.", markup=False)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from common.files import atomic_path
+from common.files import write_json
 from scripts.trace_reader import Trace, batches_of
 
 GPU, HOST = 1, 2  # process ids of the two groups of rows
@@ -44,6 +43,4 @@ def events(trace: Trace) -> list[dict[str, Any]]:
 
 
 def write(trace: Trace, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        content = {"traceEvents": events(trace), "displayTimeUnit": "ms"}
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_json(path, {"traceEvents": events(trace), "displayTimeUnit": "ms"}, indent=None)

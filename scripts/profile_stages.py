@@ -24,7 +24,7 @@ from statistics import median_high
 
 from rich.console import Console
 
-from common.files import atomic_path
+from common.files import write_json
 from scripts import compare
 from scripts.nsys import Nsys, NsysError, find
 from scripts.trace_reader import TraceError, read
@@ -57,12 +57,11 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--backtraces", action="store_true", help="nsys: call stacks of CUDA calls and of Python")
     options = p.parse_args()
     known = stages()
-    chosen = [path for path in known if not options.stages
-              or any(path.stem == name or path.stem.split("_")[0] == name for name in options.stages)]
+    by_name = {name: path for path in known for name in (path.stem, path.stem.split("_")[0])}
     for name in options.stages:
-        if not any(path.stem == name or path.stem.split("_")[0] == name for path in known):
+        if name not in by_name:
             p.error(f"there is no stage {name}; there are {', '.join(path.stem for path in known)}")
-    options.chosen = chosen
+    options.chosen = sorted({by_name[name] for name in options.stages}) or known
     return options
 
 
@@ -133,9 +132,8 @@ class Profiler:
         times = [result["per_batch_ms"] for result in results]
         typical = results[times.index(median_high(times))]
         timing = {key: typical[key] for key in ("window_ms", "per_batch_ms", "images_per_s")}
-        with atomic_path(record) as temporary:  # the first run is the verified one
-            temporary.write_text(json.dumps({**results[0], **timing, "repeats_ms": times, "arguments": self.arguments},
-                                            indent=1) + "\n", encoding="utf-8")
+        verified = results[0]
+        write_json(record, {**verified, **timing, "repeats_ms": times, "arguments": self.arguments})
 
     def profile(self, script: Path, trace: Path, log: Path) -> None:
         assert self.nsys is not None

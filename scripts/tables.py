@@ -23,10 +23,10 @@ COLUMNS = [
 ]
 
 
-def cells(stage: dict[str, Any]) -> list[str]:
-    """A row as text, in the order of ``COLUMNS``."""
+def cells(stage: dict[str, Any], columns: list[tuple[str, str, str]] = COLUMNS) -> list[str]:
+    """A row as text, in the order of ``columns``."""
     shown = {**stage, "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[stage["outputs_match"]]}
-    return [form.format(shown[key]) if shown[key] is not None else "–" for _, key, form in COLUMNS]
+    return [form.format(shown[key]) if shown[key] is not None else "–" for _, key, form in columns]
 
 
 def conditions(run: dict[str, Any]) -> str:
@@ -52,11 +52,13 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     wide.print(table)
 
 
-def markdown(run: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    lines = [conditions(run) + ".", "", "| " + " | ".join(title for title, *_ in COLUMNS) + " |",
-             "|" + "|".join("---" if index == 0 else "---:" for index in range(len(COLUMNS))) + "|"]
-    lines += ["| " + " | ".join(cells(stage)) + " |" for stage in rows]
-    notes = [f"- {stage['stage']}: {note}" for stage in rows for note in stage["notes"] or []]
+def markdown(run: dict[str, Any], rows: list[dict[str, Any]], columns: list[tuple[str, str, str]] = COLUMNS,
+             name: str = "{}") -> str:
+    """The conditions, the table, the stages' notes and the advice; ``name`` is how a note names its stage."""
+    lines = [conditions(run) + ":", "", "| " + " | ".join(title for title, *_ in columns) + " |",
+             "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(cells(stage, columns)) + " |" for stage in rows]
+    notes = [f"- {name.format(stage['stage'])}: {note}" for stage in rows for note in stage["notes"] or []]
     return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
 
 

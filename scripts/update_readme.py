@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from scripts.tables import conditions
+from scripts import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -28,14 +28,7 @@ COLUMNS = [
 def table(report: Path) -> str:
     """A report's table in Markdown, with its conditions above and its advice below."""
     content = json.loads(report.read_text(encoding="utf-8"))
-    lines = [conditions(content["run"]) + ":", "", "| " + " | ".join(title for title, *_ in COLUMNS) + " |",
-             "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    for stage in content["stages"]:
-        shown = {**stage, "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[stage["outputs_match"]]}
-        lines.append("| " + " | ".join(
-            form.format(shown[key]) if shown[key] is not None else "–" for _, key, form in COLUMNS) + " |")
-    notes = [f"- `{stage['stage']}`: {note}" for stage in content["stages"] for note in stage["notes"] or []]
-    return "\n".join([*lines, "", *notes, *[""] * bool(notes), content["advice"], ""])
+    return tables.markdown(content["run"], content["stages"], COLUMNS, name="`{}`")
 
 
 def rewritten(text: str) -> str:

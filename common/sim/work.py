@@ -123,7 +123,7 @@ class Gpu:
             self._capture(stream, work)
             return None
         self.check_legacy(stream)
-        return self._submit(stream, work, self._predecessors(stream), launch_ns)
+        return self._submit(stream, work, self.pending(stream), launch_ns)
 
     def _submit(self, stream: Stream, work: Work, after: Iterable[Operation], launch_ns: int) -> Operation:
         thread = self.clock.thread()
@@ -156,8 +156,9 @@ class Gpu:
             self._owed += self.device.copy_slows_compute * self.engines[other].busy_between(start, end)
         return start, end
 
-    def _predecessors(self, stream: Stream) -> list[Operation]:
-        """What comes before the next operation: its stream, awaited events, and the default stream's rule."""
+    def pending(self, stream: Stream) -> list[Operation]:
+        """What must be over before ``stream`` is idle or its next operation begins: its earlier work, the events it
+        waits for, and what the default stream's rule adds."""
         others = [s for s in self.streams if s.blocking] if stream is self.legacy else [self.legacy] * stream.blocking
         tails = [s.tail for s in (stream, *others) if s.tail is not None]
         return [*tails, *stream.waits]
@@ -168,10 +169,6 @@ class Gpu:
         for operation in operations:
             execute(operation)
             thread.now = max(thread.now, operation.end)
-
-    def pending(self, stream: Stream) -> list[Operation]:
-        """What must be over before ``stream`` is idle."""
-        return self._predecessors(stream)
 
     def everything(self) -> list[Operation]:
         """What must be over before the device is idle."""
@@ -192,7 +189,7 @@ class Gpu:
             return
         self.check_legacy(stream)
         event.captured = None
-        event.operation = self._submit(stream, Work(""), self._predecessors(stream), 0)
+        event.operation = self._submit(stream, Work(""), self.pending(stream), 0)
 
     def wait_event(self, stream: Stream, event: Event) -> None:
         """Later work of ``stream`` comes after what the event recorded; nothing happens if it never was recorded."""
@@ -245,7 +242,7 @@ class Gpu:
         if stream.capture is not None:
             raise CudaFailure(cudaError_t.cudaErrorNotSupported)  # child graphs: CUDA has them, the ladder does not
         self.check_legacy(stream)
-        roots, operations = self._predecessors(stream), []
+        roots, operations = self.pending(stream), []
         for work, dependencies in graph.nodes:
             after = [operations[index] for index in dependencies] or roots
             operations.append(self._submit(stream, work, after, 0))
