@@ -2,7 +2,7 @@
 
 What changes: the plan. It is built from an ONNX file with FP16 weights and activations (``0_build.py --fp16``); inputs
 and outputs stay FP32. The script refuses a plan whose layers, by the engine inspector's word, do not work in FP16: a
-builder that was allowed FP16 and kept FP32 looks just like a fast engine that is slow.
+builder that was allowed FP16 and kept FP32 anyway is a classic way to publish the wrong number.
 
 Differs from: 3_use_pin_memory.py
 
