@@ -1,8 +1,9 @@
 """9 · Several profiles: small and large batches, each on kernels chosen for them.
 
 What changes: the plan has an optimization profile for each of ``--sizes``, and the batches come in those sizes in turn.
-Each batch uses the smallest profile that takes it. The same batches then run on the plan of the stages before, whose one
-wide profile was optimized for a batch of 128, and the result compares the two.
+Each size has an execution context, which keeps the smallest profile that takes it. Two controls run after it on the same
+batches: the plan of the stages before, whose one wide profile was optimized for a batch of 128; and the new plan with a
+single context that changes its profile whenever the size changes.
 
 Differs from: 4_use_fp16.py
 
@@ -10,47 +11,45 @@ Why it helps: TensorRT times its kernels for one batch size of a profile (its OP
 the others. A kernel that is best for 128 images need not be for 16.
 
 When it does not: with one batch size, or sizes close to one another. Each profile makes the build longer and the plan
-larger, and a change of profile or shape makes the next enqueue initialise again: sort the requests by size, or keep a
-context for each profile, where they alternate as they do here.
+larger, and each context holds activations of its own. Saving that memory with a single context is a bad bargain where
+the sizes alternate: a change of profile or shape makes the next enqueue initialise again.
 
     python 9_multi_profiles.py --sizes 16,128
 
-Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): alternating, a batch of 16 takes 4.25 ms on its own profile and
-0.85 ms on the wide one. Changing the profile costs several times what the better kernels could bring; the step is kept
-because it shows where that cost lies.
+@@MEASURED@@
 
-In the timeline: two lengths of batch in turn; after each change of profile, host work before the kernels.
+In the timeline: two lengths of batch in turn, and after the measured window the same again for each control; in the last
+of them, host work before the kernels of every batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
 from common.cuda import Stream
-from common.engine import Engine
+from common.engine import Context, Engine
 from common.prepare import default_plan
 from common.verify import check
 
 
-def serve(run: session.Session) -> None:
-    """Run the batches one after the other; each on the smallest profile that takes it."""
-    run.engine.require_precision("fp16")
-    context = run.engine.create_context()
+def serve(run: session.Session, contexts: Mapping[int, Context]) -> None:
+    """Run the batches one after the other, each on the context of its size."""
     host_output = page_locked(run.output_shape)
     largest = max(batch.nbytes for batch in run.batches)
     with DeviceBuffer(largest) as device_input, DeviceBuffer(host_output.nbytes) as device_output, Stream() as stream:
-        context.bind(device_input, device_output)
         for index, host_input in enumerate(run.batches):
             with run.submit(index):
+                context = contexts[len(host_input)]
                 profile = run.engine.profile_for(len(host_input))
                 if profile != context.active_optimization_profile:
                     context.set_optimization_profile_async(profile, stream)  # first: it forgets the shapes
                 context.set_input_shape(host_input.shape)
+                context.bind(device_input, device_output)
                 copy_to_device_async(device_input, host_input, stream)
                 context.execute_async_v3(stream)
                 copy_to_host_async(host_output[: len(host_input)], device_output, stream)
@@ -58,17 +57,26 @@ def serve(run: session.Session) -> None:
             run.finish(index, host_output[: len(host_input)])
 
 
+def context_for_each_size(run: session.Session) -> dict[int, Context]:
+    return {size: run.engine.create_context() for size in {len(batch) for batch in run.batches}}
+
+
 def infer(run: session.Session) -> None:
-    """Serve the batches from the plan with several profiles, then, for comparison, from the one with a wide profile."""
-    serve(run)
+    """Serve the batches on kernels of their own; then, as controls, on the wide profile, and with a single context."""
+    run.engine.require_precision("fp16")
+    serve(run, context_for_each_size(run))
     wide = run.repeat(Engine(default_plan("fp16")))
-    serve(wide)
+    serve(wide, context_for_each_size(wide))
+    single, context = run.repeat(run.engine), run.engine.create_context()
+    serve(single, {len(batch): context for batch in run.batches})
     if not run.options.no_verify:
         check(run.outputs, wide.outputs)
+        check(run.outputs, single.outputs)
     run.notes.append("batches of several sizes in turn, serially: to be held against stage 4, not against the pipelines")
     for size in sorted({len(batch) for batch in run.batches}):
-        tuned_ms, wide_ms = (median(ms_by_size(each)[size]) for each in (run, wide))
-        run.notes.append(f"batch {run.charged(size)}: {tuned_ms:.3f} ms on its own profile, {wide_ms:.3f} ms on the wide one")
+        own_ms, wide_ms, single_ms = (median(ms_by_size(each)[size]) for each in (run, wide, single))
+        run.notes.append(f"batch {run.charged(size)}: {own_ms:.3f} ms on its own profile, {wide_ms:.3f} ms on the wide one, "
+                         f"{single_ms:.3f} ms where one context changes its profile for each batch")
 
 
 def ms_by_size(run: session.Session) -> dict[int, list[float]]:
@@ -85,9 +93,9 @@ def sizes(chosen: argparse.Namespace, size: options.Size) -> Sequence[int]:
 
 
 def profiles(chosen: argparse.Namespace, size: options.Size) -> tuple[str, list[str]]:
-    """The plan's name and how to build it: an optimization profile for each size (what is charged must fit as well)."""
-    wanted = sorted(set(sizes(chosen, size)))
-    triples = [f"1,{batch},{max(batch, round(batch * size.scale))}" for batch in wanted]
+    """The plan's name and how to build it: an optimization profile for each size (of a simulated run: as charged)."""
+    wanted = sorted({round(batch * size.scale) for batch in sizes(chosen, size)})
+    triples = [f"1,{batch},{batch}" for batch in wanted]
     return "".join(f"-{batch}" for batch in wanted), [part for triple in triples for part in ("--profile", triple)]
 
 

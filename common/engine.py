@@ -162,7 +162,11 @@ class Engine:
         return [(low[0], high[0]) for low, _, high in shapes]
 
     def profile_for(self, batch: int) -> int | None:
-        """The profile with the smallest largest batch that takes ``batch``; None where none does."""
+        """The profile with the smallest largest batch that takes ``batch``; None where none does.
+
+        A simulated batch needs the profile of the batch that it is charged as.
+        """
+        batch = round(batch * backend.current().scale)
         fitting = [(high, index) for index, (low, high) in enumerate(self.batch_ranges) if low <= batch <= high]
         return min(fitting)[1] if fitting else None
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from rich.progress import track
 
 from common import backend
 from common.buffers import page_locked, pageable
+from common.cuda import cudart
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
 from common.images import Images
@@ -36,11 +38,24 @@ def check_writable(*paths: Path | None) -> None:
 
 
 def check_sizes(engine: Engine, sizes: Sequence[int], size: Size) -> None:
-    for batch in {*sizes, round(max(sizes) * size.scale)}:
+    for batch in sorted(sizes):
         if engine.profile_for(batch) is None:
             held = " or ".join(f"{low} to {high}" for low, high in engine.batch_ranges)
+            batch = round(batch * size.scale)
             raise UsageFault(f"a batch of {batch} does not fit {engine.plan}, whose profiles take {held}. "
                              f"Build a larger one: python 0_build.py --profile 1,{batch},{batch}")
+
+
+def check_memory(engine: Engine, batch: int) -> None:
+    """Find out before the batches are prepared that not even one of them, run serially, fits on the GPU."""
+    free, _ = cudart.cudaMemGetInfo()
+    charged = round(batch * backend.current().scale)
+    needed = engine.context_memory + 4 * (prod(engine.input_shape(charged)) + prod(engine.output_shape(charged)))
+    if needed > free:
+        largest = max(high for _, high in engine.batch_ranges)
+        raise EnvironmentFault(f"{engine.plan} needs {needed / 1e9:.1f} GB on the GPU for the activations of a batch of "
+                               f"{largest} and one batch's buffers, and {free / 1e9:.1f} GB are free. Build a smaller one: "
+                               f"python 0_build.py --profile 1,{batch},{batch}")
 
 
 def default_plan(precision: str, variant: str = "", build_options: Sequence[str] = ()) -> Path:

@@ -17,17 +17,34 @@ from rich.console import Console
 
 from common import backend, ranges
 from common.buffers import page_locked, pageable
-from common.cuda import cudart
+from common.cuda import Event, Stream, cudart
 from common.engine import Engine
 from common.errors import VERIFIED, Fault
 from common.images import Images
 from common.options import Size, select_backend
 from common.postprocess import Predictions
-from common.prepare import batch_names, check_sizes, check_writable, default_plan, err, prepare
+from common.prepare import batch_names, check_memory, check_sizes, check_writable, default_plan, err, prepare
 from common.report import Result, print_result, write_record
 from common.verify import Difference, check, compare, parts, run_serially
 
 out = Console(highlight=False, soft_wrap=True)
+
+
+class EventClock:
+    """A second clock for the measured window: the GPU's own. Two events on a stream that has nothing else to do."""
+
+    def __init__(self, resources: contextlib.ExitStack) -> None:
+        self._stream = resources.enter_context(Stream())
+        self._events = [resources.enter_context(Event(timing=True)) for _ in range(2)]
+
+    def start(self) -> None:
+        self._events[0].record(self._stream)
+
+    def stop(self) -> float:
+        """Milliseconds since ``start``."""
+        self._events[1].record(self._stream)
+        self._events[1].synchronize()
+        return self._events[1].ms_since(self._events[0])
 
 
 class Session:
@@ -37,7 +54,7 @@ class Session:
     """
 
     def __init__(self, engine: Engine, batches: Sequence[np.ndarray], names: Sequence[Sequence[str]],
-                 options: argparse.Namespace, memory_before: int = 0, traced: bool = True) -> None:
+                 options: argparse.Namespace, memory_before: int = 0, clock: EventClock | None = None) -> None:
         self.engine, self.batches, self.names, self.options = engine, batches, names, options
         self.predictions = Predictions(engine.facts.get("labels", []))
         self.outputs = [pageable(engine.output_shape(len(batch))) for batch in batches]
@@ -46,12 +63,13 @@ class Session:
         self.last_warm_up = len(batches) - options.measure - 1
         self.notes: list[str] = []
         self._finished = 0
-        self._traced, self._range = traced, None
+        self._clock, self._range = clock, None
+        self.window_event_ms: float | None = None
         self._memory_before, self.peak_memory = memory_before, 0
 
     def repeat(self, engine: Engine) -> Session:
         """Another run over the same batches, for comparison; it leaves no `measured batches` range in the trace."""
-        return Session(engine, self.batches, self.names, self.options, traced=False)
+        return Session(engine, self.batches, self.names, self.options)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -84,12 +102,14 @@ class Session:
         with ranges.pushed(ranges.POSTPROCESS, len(host_output)):
             self.predictions.add(self.names[index], host_output)
             np.copyto(self.outputs[index], host_output)  # kept for the verification
-        self.done_ns[index] = clock_ns()
-        self.postprocess_ms.append((self.done_ns[index] - started) / 1e6)
-        if index == self.last_warm_up and self._traced:
+        self.postprocess_ms.append((clock_ns() - started) / 1e6)
+        if index == self.last_warm_up and self._clock is not None:
+            self._clock.start()
             self._range = ranges.start(ranges.MEASURED)
+        self.done_ns[index] = clock_ns()
         if index == len(self.batches) - 1:
             ranges.end(self._range)
+            self.window_event_ms = self._clock.stop() if self._clock is not None else None
             self._sample_memory()
 
     @property
@@ -112,14 +132,15 @@ def used_memory() -> int:
 
 def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, precision: str, page_lock: bool = True,
         sizes: Callable[[argparse.Namespace, Size], Sequence[int]] | None = None,
-        variant: Callable[[argparse.Namespace, Size], tuple[str, Sequence[str]]] | None = None) -> int:
+        variant: Callable[[argparse.Namespace, Size], tuple[str, Sequence[str]]] | None = None, name: str | None = None) -> int:
     """Run a stage from the command line and return its exit code.
 
     ``precision`` names the default plan; ``page_lock`` says where the batches lie. A stage whose batches take several
     sizes in turn says which (``sizes``); one that needs another plan, what its name adds and how to build it (``variant``).
+    ``name`` is what the run is called, if not by its script.
     """
     options = parser.parse_args()
-    stage = Path(sys.argv[0]).stem
+    stage = name or Path(sys.argv[0]).stem
     try:
         chosen, size = select_backend(options)
         err.print(f"{stage}: {chosen.name} backend ({chosen.reason}), {chosen.device}, {chosen.engine}")
@@ -146,12 +167,14 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision:
     memory_before = used_memory()
     engine = Engine(plan)
     check_sizes(engine, sizes, size)
+    check_memory(engine, max(sizes))
     images = Images(options.images, engine.input_shape(1)[-1], options.seed)
     for name in images.unreadable:
         err.print(f"skipped {name}", markup=False)
     batches = prepare(engine, images, sizes, options, page_lock)
-    session = Session(engine, batches, batch_names(batches, images), options, memory_before)
-    infer(session)
+    with contextlib.ExitStack() as resources:
+        session = Session(engine, batches, batch_names(batches, images), options, memory_before, EventClock(resources))
+        infer(session)
     result = conclude(session, stage, precision, size, page_lock, options)
     print_result(result, session, out)
     if options.json:

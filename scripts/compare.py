@@ -16,6 +16,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -99,12 +100,12 @@ class Comparison:
         write_json(self.directory / "comparison.json", {**self.contents(), "advice": advice(self.rows)})
         with atomic_path(self.directory / "comparison.csv") as temporary, \
                 temporary.open("w", newline="", encoding="utf-8") as file:
-            columns = [key for key in self.rows[0] if key not in ("notes", "repeats_ms")]
+            columns = [key for key in self.rows[0] if key not in ("notes", "repeats_ms", "clocks")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
         with atomic_path(self.directory / "comparison.md") as temporary:
-            temporary.write_text(tables.markdown(self.run, self.rows), encoding="utf-8")
+            temporary.write_text(tables.markdown(self.run, self.rows) + tables.clocks(self.rows), encoding="utf-8")
         html_report.write(self.directory / "comparison.html", self.run, self.rows, self.timelines(), self.parents())
 
     def draw(self) -> list[str]:
@@ -164,10 +165,16 @@ def row(name: str, record: dict[str, Any], analysis: Analysis | None) -> dict[st
         "images_per_s": record.get("images_per_s"), "speedup_vs_previous": None, "speedup_vs_baseline": None,
         **{key: getattr(analysis, key) if analysis else None for key in FROM_TRACE},
         "profiled_per_batch_ms": analysis.per_batch_ms if analysis else None,
+        "clocks": {**record["profiled"], "nvtx_ms": analysis.per_batch_ms} if analysis and "profiled" in record else None,
         "limit_ms": limit_ms, "percent_of_limit": 100 * limit_ms / per_batch_ms if limit_ms is not None else None,
         "limiter": limiter(analysis, per_batch_ms) if analysis else None,
-        **{key: record.get(key) for key in FROM_RECORD},
+        "spread": spread(record.get("repeats_ms")), **{key: record.get(key) for key in FROM_RECORD},
     }
+
+
+def spread(repeats_ms: list[float] | None) -> float | None:
+    """How far apart the repeated runs of a stage are, as a share of their median; None without a repeat."""
+    return (max(repeats_ms) - min(repeats_ms)) / median(repeats_ms) if repeats_ms and len(repeats_ms) > 1 else None
 
 
 def add_speedups(rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ A stage whose results are newer than its script and its plan, and were made with
 
     scripts/profile_all.sh                                 all stages, on the GPU if there is one
     scripts/profile_all.sh --batch 1 --out out/one         small batches
+    scripts/profile_all.sh --plan plans/mine.plan 4 5 6 7  your own plan
     scripts/profile_all.sh 5_multi_streams 6_multi_threads two stages
     scripts/profile_all.sh --backend simulated --device h200
 """
@@ -21,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median_high
+from typing import Any
 
 from rich.console import Console
 
@@ -30,7 +32,7 @@ from scripts.nsys import Nsys, NsysError, find
 from scripts.trace_reader import TraceError, read
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images")
+PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -91,7 +93,7 @@ class Profiler:
                 self.measure(script, record, trace, log)
             if self.nsys is not None and self.backend != "simulated":
                 with console.status(f"{name}: under nsys {self.nsys.version}"):
-                    self.profile(script, trace, log)
+                    self.profile(script, record, trace, log)
         except subprocess.CalledProcessError as error:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
             console.print(f"  {name:<20} [red]failed[/] (exit code {error.returncode})")
@@ -99,6 +101,7 @@ class Profiler:
                 console.print(f"      {line}", markup=False)
             return f"{name}: exit code {error.returncode}; its output is in {log}"
         except (NsysError, TraceError) as error:
+            trace.unlink(missing_ok=True)  # or it would pass for a current one the next time
             console.print(f"  {name:<20} no timeline: {error}", markup=False)
             return str(error)
         result = json.loads(record.read_text())
@@ -132,16 +135,24 @@ class Profiler:
         times = [result["per_batch_ms"] for result in results]
         typical = results[times.index(median_high(times))]
         timing = {key: typical[key] for key in ("window_ms", "per_batch_ms", "images_per_s")}
-        verified = results[0]
-        write_json(record, {**verified, **timing, "repeats_ms": times, "arguments": self.arguments})
+        traced = {"profiled": clocks(results[0])} if self.backend == "simulated" else {}
+        write_json(record, {**results[0], **timing, **traced, "repeats_ms": times, "arguments": self.arguments})
 
-    def profile(self, script: Path, trace: Path, log: Path) -> None:
+    def profile(self, script: Path, record: Path, trace: Path, log: Path) -> None:
+        """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
         assert self.nsys is not None
-        report = trace.with_suffix("")
+        report, profiled = trace.with_suffix(""), trace.with_suffix(".profiled")
         flags = self.nsys.flags(self.options.gpu_metrics, self.options.backtraces)
-        self.nsys.profile(report, self.command(script, "--no-verify"), flags, log)
+        self.nsys.profile(report, self.command(script, "--no-verify", "--json", profiled), flags, log)
         self.nsys.export(report, trace, log)
+        write_json(record, {**json.loads(record.read_text()), "profiled": clocks(json.loads(profiled.read_text()))})
+        profiled.unlink()
         read(trace)
+
+
+def clocks(result: dict[str, Any]) -> dict[str, float]:
+    """The measured window by the host's clock and by CUDA events, ms a batch."""
+    return {"wall_ms": result["window_ms"] / result["measured"], "events_ms": result["window_event_ms"] / result["measured"]}
 
 
 def decide_backend(name: str) -> str:

@@ -12,8 +12,9 @@ from scripts.advice import advice
 console = Console(highlight=False, soft_wrap=True)
 
 COLUMNS = [
-    ("stage", "stage", "{}"), ("ms a batch", "per_batch_ms", "{:.3f}"), ("images/s", "images_per_s", "{:,.0f}"),
-    ("× before", "speedup_vs_previous", "{:.2f}"), ("× baseline", "speedup_vs_baseline", "{:.2f}"),
+    ("stage", "stage", "{}"), ("ms a batch", "per_batch_ms", "{:.3f}"), ("spread", "spread", "{:.1%}"),
+    ("images/s", "images_per_s", "{:,.0f}"), ("× before", "speedup_vs_previous", "{:.2f}"),
+    ("× baseline", "speedup_vs_baseline", "{:.2f}"),
     ("H2D", "h2d_ms", "{:.3f}"), ("compute", "compute_ms", "{:.3f}"), ("D2H", "d2h_ms", "{:.3f}"),
     ("post", "postprocess_ms", "{:.3f}"), ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"),
     ("GPU idle", "gpu_idle", "{:.0%}"), ("launches", "launches", "{}"), ("limit", "limit_ms", "{:.3f}"),
@@ -26,7 +27,7 @@ COLUMNS = [
 def cells(stage: dict[str, Any], columns: list[tuple[str, str, str]] = COLUMNS) -> list[str]:
     """A row as text, in the order of ``columns``."""
     shown = {**stage, "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[stage["outputs_match"]]}
-    return [form.format(shown[key]) if shown[key] is not None else "–" for _, key, form in columns]
+    return [form.format(shown[key]) if shown.get(key) is not None else "–" for _, key, form in columns]
 
 
 def conditions(run: dict[str, Any]) -> str:
@@ -60,6 +61,19 @@ def markdown(run: dict[str, Any], rows: list[dict[str, Any]], columns: list[tupl
     lines += ["| " + " | ".join(cells(stage, columns)) + " |" for stage in rows]
     notes = [f"- {name.format(stage['stage'])}: {note}" for stage in rows for note in stage["notes"] or []]
     return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
+
+
+def clocks(rows: list[dict[str, Any]]) -> str:
+    """The profiled run's window by three clocks, ms a batch, in Markdown; "" where no stage has them."""
+    timed = [(stage["stage"], stage["clocks"]) for stage in rows if stage.get("clocks")]
+    if not timed:
+        return ""
+    lines = ["", "Three clocks on the same, profiled run, ms a batch:", "",
+             "| stage | host's clock | CUDA events | NVTX window | apart |", "|---|---:|---:|---:|---:|"]
+    for name, read in timed:
+        apart = max(read.values()) / min(read.values()) - 1
+        lines.append(f"| {name} | {read['wall_ms']:.4f} | {read['events_ms']:.4f} | {read['nvtx_ms']:.4f} | {apart:.2%} |")
+    return "\n".join([*lines, ""])
 
 
 def versus(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[dict[str, Any]]:

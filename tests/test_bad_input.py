@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
 
@@ -26,14 +25,6 @@ def test_a_plan_that_is_not_there(plans, tmp_path):
     fails(run(*STAGE, "--plan", tmp_path / "none.plan"), 3, "there is no plan", "0_build.py --output")
 
 
-def test_a_plan_cut_short(plans, tmp_path):
-    plan = tmp_path / "cut.plan"
-    plan.write_bytes((plans / "resnet18-fp16.simulated.plan").read_bytes()[:100_000])
-    fails(run(*STAGE, "--plan", plan), 3, "is not a plan that this TensorRT can load", "0_build.py")
-    shutil.copy(plans / "resnet18-fp16.simulated.plan.json", tmp_path / "cut.plan.json")
-    fails(run(*STAGE, "--plan", plan), 3, "cut short, edited or overwritten", "0_build.py")
-
-
 def test_an_edited_plan(plans, tmp_path):
     plan = tmp_path / "edited.plan"
     content = bytearray((plans / "resnet18-fp16.simulated.plan").read_bytes())
@@ -46,14 +37,6 @@ def test_a_foreign_file(plans, tmp_path):
     plan = tmp_path / "foreign.plan"
     plan.write_bytes(b"PK\\x03\\x04 something else altogether")
     fails(run(*STAGE, "--plan", plan), 3, "is not a plan")
-
-
-def test_a_plan_of_another_tensorrt(plans, tmp_path):
-    plan = tmp_path / "other.plan"
-    shutil.copy(plans / "resnet18-fp16.simulated.plan", plan)
-    sidecar = (plans / "resnet18-fp16.simulated.plan.json").read_text()
-    (tmp_path / "other.plan.json").write_text(sidecar.replace("11.4.0+simulated", "8.6.0"))
-    fails(run(*STAGE, "--plan", plan), 3, "was built by TensorRT 8.6.0", "Build it again")
 
 
 def test_an_fp32_plan_where_fp16_is_meant(plans):
@@ -101,7 +84,7 @@ def test_more_memory_than_the_device_has(plans, tmp_path):
     plan = tmp_path / "huge.plan"
     built = run("0_build.py", "--backend", "simulated", "--fp16", "--profile", "1,8,30000", "--output", plan)
     assert built.returncode == 0, built.stderr
-    fails(run(*STAGE, "--plan", plan, "--batch", "4"), 3, "create_execution_context failed", "OutOfMemory")
+    fails(run(*STAGE, "--plan", plan, "--batch", "4"), 3, "GB on the GPU", "a batch of 30000", "0_build.py --profile 1,4,4")
 
 
 # -- the build

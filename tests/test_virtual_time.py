@@ -27,7 +27,9 @@ def quiet_costs():
 def start():
     sim = simulator.start()
     device = sim.device
-    object.__setattr__(device, "call", 0)
+    for cost in ("call", "wake_up", "range"):
+        object.__setattr__(device, cost, 0)
+    sim.hooks.queue_ns = sim.hooks.wake_ns = 0
     object.__setattr__(device, "calls", {})
     object.__setattr__(device, "copy_slows_compute", 0.0)
     return sim
@@ -146,6 +148,7 @@ def test_what_is_charged_scales_with_the_charged_batch():
     times = []
     for scale in (1, 16):
         sim = simulator.start(scale=scale)
+        object.__setattr__(sim.device, "wake_up", 0)
         device, pinned = cudart.cudaMalloc(1 << 20)[1], cudart.cudaMallocHost(1 << 20)[1]
         before = sim.clock.thread().now
         cudart.cudaMemcpy(device, pinned, 1 << 20, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
@@ -153,7 +156,37 @@ def test_what_is_charged_scales_with_the_charged_batch():
     assert times[1] == pytest.approx(16 * times[0], rel=1e-4)
 
 
+def test_a_host_that_waited_goes_on_after_its_wake_up():
+    sim = start()
+    object.__setattr__(sim.device, "wake_up", 7000)
+    one = stream(sim)
+    put(sim, one, "compute", 5 * MS)
+    assert now(sim) == 5 * MS + 7000
+    assert now(sim) == 5 * MS + 7000  # nothing to wait for, nobody to wake
+
+
 # -- host threads
+
+
+def test_a_thread_that_waited_goes_on_after_its_wake_up():
+    sim = start()
+    sim.hooks.queue_ns, sim.hooks.wake_ns = 1000, 9000
+    q, seen = queue.Queue(), []
+
+    def consume():
+        for _ in range(2):
+            q.get()
+            seen.append(sim.clock.thread().now)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    put(sim, sim.gpu.legacy, "compute", 4 * MS)
+    cudart.cudaDeviceSynchronize()
+    for _ in range(2):
+        q.put("item")
+    thread.join()
+    # the first is waited for; the second is there already when the consumer asks
+    assert seen == [4 * MS + 1000 + 9000, 4 * MS + 1000 + 9000 + 1000]
 
 
 def test_a_thread_starts_at_its_parent_s_time_and_join_waits_for_its_end():

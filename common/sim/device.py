@@ -22,12 +22,18 @@ class Device:
     copy_slows_compute: float  # share of a kernel's speed lost while a copy to the device runs
     memory_rate: float
     arithmetic_rates: dict[str, float]  # fp32, fp16, int8 → operations per ns
+    lone_block_share: float  # of a multiprocessor's rate that a single thread block on it reaches
     kernel_floor: int
     call: int  # host time of a CUDA call that costs nothing special
     calls: dict[str, int]  # host time of those that do
     allocate_per_byte: float
     kernel_launch: int
     shape_change: int
+    wake_up: int  # from the end of what the host waits for to its going on
+    thread_wake_up: int  # likewise, of a thread that waits for another
+    queue: int  # an operation on a queue
+    range: int  # opening or closing an NVTX range
+    postprocess: int
     postprocess_per_image: int
 
     def call_cost(self, name: str) -> int:
@@ -60,12 +66,18 @@ def load(key: str) -> Device:
         copy_slows_compute=copies["slows_compute"],
         memory_rate=compute["memory_gb_s"],
         arithmetic_rates={name: compute[f"{name}_tflop_s"] * 1000 for name in ("fp32", "fp16", "int8")},
+        lone_block_share=compute["lone_block_share"],
         kernel_floor=round(compute["kernel_floor_us"] * us),
         call=round(host["call_us"] * us),
         calls={name: round(cost * us) for name, cost in host["calls_us"].items()},
         allocate_per_byte=host["allocate_us_per_mb"] * us / 1e6,
         kernel_launch=round(host["kernel_launch_us"] * us),
         shape_change=round(host["shape_change_us"] * us),
+        wake_up=round(host["wake_up_us"] * us),
+        thread_wake_up=round(host["thread_wake_up_us"] * us),
+        queue=round(host["queue_us"] * us),
+        range=round(host["range_us"] * us),
+        postprocess=round(host["postprocess_us"] * us),
         postprocess_per_image=round(host["postprocess_us_per_image"] * us),
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.sim import cudart
+from common.sim.kernels import kernel_ns
 from common.sim.network import Layer
 from common.sim.simulator import simulator
 from common.sim.work import CudaFailure, Event
@@ -108,6 +109,7 @@ class ICudaEngine:
         self._tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
         self._layers = [Layer(**layer) for layer in facts["layers"]]
         self._session: Any = None
+        self._durations: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
         self._space, self._charged = simulator().space, sum(layer.weight_bytes for layer in self._layers)
         self._space.charge(self._charged)
 
@@ -167,15 +169,14 @@ class ICudaEngine:
         names = [name for name in self._tensors if name not in inputs]
         return dict(zip(names, self._session.run(names, inputs)))
 
-    def _kernels(self, batch: int) -> tuple[tuple[str, int], ...]:
-        """(name, duration in ns) of every layer's kernel: its arithmetic or its memory traffic, whichever takes longer."""
+    def _kernels(self, batch: int, profile: int) -> tuple[tuple[str, int], ...]:
+        """(name, duration in ns) of every layer's kernel, which was chosen for the profile's OPT."""
         sim = simulator()
-        device, images = sim.device, batch * sim.scale
-        return tuple(
-            (layer.name, device.kernel_floor + round(max(
-                images * layer.operations / device.arithmetic_rates[layer.precision],
-                (images * layer.nbytes + layer.weight_bytes) / device.memory_rate)))
-            for layer in self._layers)
+        if (batch, profile) not in self._durations:
+            best_for = next(iter(self._facts["profiles"][profile].values()))[1][0]
+            self._durations[batch, profile] = tuple(
+                (layer.name, kernel_ns(sim.device, layer, batch * sim.scale, best_for)) for layer in self._layers)
+        return self._durations[batch, profile]
 
 
 class IExecutionContext:
@@ -291,7 +292,7 @@ class IExecutionContext:
             for name, values in self.engine._run(self._activations).items():
                 outputs[name][1][:] = values
 
-        first, *rest = self.engine._kernels(self.get_tensor_shape(next(iter(inputs)))[0])
+        first, *rest = self.engine._kernels(self.get_tensor_shape(next(iter(inputs)))[0], self.active_optimization_profile)
         cudart.launch_kernels(stream, (first,), consume, tuple(span for span, _ in inputs.values()), ())
         if self._consumed:
             simulator().gpu.record(simulator().lookup(self._consumed, Event), stream)

@@ -55,7 +55,11 @@ class AddressSpace:
         if kind == "device":
             if not self.charge(size * self.scale):
                 return None
-            data = np.full(size, FRESH, np.uint8)
+            try:
+                data = np.full(size, FRESH, np.uint8)
+            except MemoryError:  # the modelled GPU has more memory than this machine
+                self.charge(-size * self.scale)
+                return None
             address = self._next
             self._next += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # a gap, so that overruns hit nothing
         else:

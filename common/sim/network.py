@@ -19,7 +19,11 @@ PRECISIONS = {1: "fp32", 10: "fp16", 3: "int8"}
 
 @dataclass
 class Layer:
-    """A fused layer: floating-point operations and bytes in and out for one image, bytes of weights, its precision."""
+    """A fused layer: floating-point operations and bytes in and out for one image, bytes of weights, its precision.
+
+    ``product`` is the shape of its matrix product for one image: output positions, output channels, multiplications for
+    each output (None for a layer that is none).
+    """
 
     name: str
     kind: str
@@ -27,6 +31,7 @@ class Layer:
     nbytes: int
     weight_bytes: int
     precision: str
+    product: tuple[int, int, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,16 +72,18 @@ def layers(model: Any) -> list[Layer]:
                 layer.nbytes += sum(nbytes(name) for name in inputs if made_by.get(name) not in (layer, None))
                 made_by[output] = layer
             continue
-        size, weight = prod(shapes.get(output, [0])), 0
+        size, weight, product = prod(shapes.get(output, [0])), 0, None
         operations = size
         for name in node.input:
             if name in weights:
                 weight += weights[name].nbytes
                 if weights[name].ndim > 1 and node.op_type in ("Conv", "Gemm", "MatMul"):
-                    operations = 2 * size * prod(weights[name].shape[1:]) if node.op_type == "Conv" else 2 * weights[name].size
+                    columns = shapes[output][1]
+                    depth = prod(weights[name].shape[1:]) if node.op_type == "Conv" else weights[name].size // columns
+                    operations, product = 2 * size * depth, (size // columns, columns, depth)
         precision = "int8" if any(name in quantized for name in node.input) else PRECISIONS.get(types.get(output, 1), "fp32")
         traffic = sum(map(nbytes, inputs)) + nbytes(output)
-        layer = Layer(node.name or output, node.op_type, operations, traffic, weight, precision)
+        layer = Layer(node.name or output, node.op_type, operations, traffic, weight, precision, product)
         made_by[output] = layer
         found.append(layer)
     found.append(Layer("reformat output", "Reformat", 0, 2 * nbytes(graph.output[0].name), 0, "fp32"))

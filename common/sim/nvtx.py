@@ -15,6 +15,7 @@ _open: dict[tuple[int, str | None], list[Range]] = {}  # a stack for each thread
 def push_range(message: str | None = None, color: object = "blue", domain: str | None = None, category: object = None,
                payload: int | None = None) -> None:
     thread = simulator().clock.thread()
+    thread.now += simulator().device.range
     item = Range(thread.now, None, PUSH_POP, message or "", domain or "NVTX", thread.index, thread.index, payload)
     _open.setdefault((thread.index, domain), []).append(item)
     simulator().trace.ranges.append(item)
@@ -25,8 +26,9 @@ def pop_range(domain: str | None = None) -> None:
     thread = sim.clock.thread()
     item = _open[thread.index, domain].pop()
     if item.text == "postprocess" and item.payload:
-        thread.now += round(item.payload * sim.scale * sim.device.postprocess_per_image)
+        thread.now += sim.device.postprocess + round(item.payload * sim.scale * sim.device.postprocess_per_image)
     item.end = thread.now
+    thread.now += sim.device.range
 
 
 def start_range(message: str | None = None, color: object = None, domain: str | None = None, category: object = None,

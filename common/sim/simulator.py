@@ -34,7 +34,7 @@ class Simulator:
         self.trace = Trace()
         self.space = AddressSpace(self.device.memory_bytes, scale)
         self.gpu = Gpu(self.device, self.clock, self.trace)
-        self.hooks = Hooks(self.clock)
+        self.hooks = Hooks(self.clock, self.device.queue, self.device.thread_wake_up)
         self.handles: dict[int, Stream | Event | Graph] = {}
         self.last_error = cudaError_t.cudaSuccess
         self.calls = 0

@@ -28,10 +28,13 @@ class Patience:
 
 
 class Hooks:
-    """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
+    """Replaces the methods of the standard primitives; ``remove`` puts the originals back.
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    A queue operation costs ``queue_ns``, and a thread that had to wait goes on ``wake_ns`` after it was given something.
+    """
+
+    def __init__(self, clock: Clock, queue_ns: int = 0, wake_ns: int = 0) -> None:
+        self.clock, self.queue_ns, self.wake_ns = clock, queue_ns, wake_ns
         self._originals: list[tuple[type, str, Any]] = []
         self._patience: WeakKeyDictionary[Any, dict[str, Patience]] = WeakKeyDictionary()
         self._ended: WeakKeyDictionary[threading.Thread, HostThread] = WeakKeyDictionary()
@@ -84,6 +87,7 @@ class Hooks:
         what is given and its time cannot come apart.
         """
         thread, patience = self.clock.thread(), self._side(primitive, side)
+        asked = thread.now
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.clock.lock:
             taken = attempt()
@@ -95,7 +99,8 @@ class Hooks:
                 taken = attempt()
             if thread in patience.waiting:
                 patience.waiting.remove(thread)
-            self.clock.resume(thread, patience.times.popleft() if taken and patience.times else 0)
+            given = patience.times.popleft() if taken and patience.times else 0
+            self.clock.resume(thread, given + self.wake_ns if given >= asked > 0 else 0)
         return taken
 
     # -- threads
@@ -138,12 +143,14 @@ class Hooks:
             self._give(q, "items")
             return True
 
+        self.clock.thread().now += self.queue_ns
         self._side(q, "places", q.maxsize)
         if not self._take(q, "places", attempt, block, timeout):
             raise queue.Full
 
     def _queue_get(self, original: Any, q: queue.Queue, block: bool = True, timeout: float | None = None) -> Any:
         items: list[Any] = []
+        self.clock.thread().now += self.queue_ns
 
         def attempt() -> bool:
             try:

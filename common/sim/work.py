@@ -164,11 +164,13 @@ class Gpu:
         return [*tails, *stream.waits]
 
     def wait(self, operations: Iterable[Operation]) -> None:
-        """The host waits: execute the operations and take the thread's clock to the end of the last."""
-        thread = self.clock.thread()
+        """The host waits: execute the operations and take the thread's clock to the end of the last, and on to its waking."""
+        thread, end = self.clock.thread(), 0
         for operation in operations:
             execute(operation)
-            thread.now = max(thread.now, operation.end)
+            end = max(end, operation.end)
+        if end > thread.now:
+            thread.now = end + self.device.wake_up
 
     def everything(self) -> list[Operation]:
         """What must be over before the device is idle."""

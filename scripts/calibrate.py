@@ -1,0 +1,330 @@
+"""Measure a GPU for the simulator: copies, CUDA calls, allocation, launches, compute by precision.
+
+    python scripts/calibrate.py my-gpu            measure, and write common/sim/devices/my-gpu.toml
+    python scripts/calibrate.py my-gpu --raw FILE --measure-only
+    python scripts/calibrate.py my-gpu --raw FILE --derive-only
+
+Measuring needs TensorRT and the ladder's plans (built when missing); deriving needs the onnx package. Where no Python has
+both, run the two halves one after the other: the raw medians travel in FILE, and stay as the record of what each number
+of the device file was computed from. Everything is measured by itself, through the stages' own helpers (so that
+Python's share is in it); no stage is timed here, and none of a stage's numbers goes into the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from queue import Queue
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from common import backend, ranges
+from common.buffers import (
+    DeviceBuffer,
+    copy_to_device,
+    copy_to_device_async,
+    copy_to_host,
+    copy_to_host_async,
+    page_locked,
+    pageable,
+)
+from common.cuda import Event, Graph, Stream, cudart
+from common.engine import Context, Engine
+from common.errors import Fault
+from common.files import atomic_path, write_json
+from common.images import noise_images
+from common.postprocess import Predictions
+from common.prepare import default_plan
+from common.report import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE = 3 * 224 * 224 * 4
+CLASSES = 1000
+BATCHES = (1, 16, 128)
+SMALL = 4096
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def typical_us(call: Callable[[], object], count: int = 200, before: Callable[[], object] | None = None) -> float:
+    """Median host time of ``call`` in µs; ``before`` runs untimed ahead of each."""
+    clock_ns, times = backend.current().clock_ns, []
+    for _ in range(count + count // 10):
+        if before is not None:
+            before()
+        started = clock_ns()
+        call()
+        times.append((clock_ns() - started) / 1e3)
+    return median(times[count // 10:])
+
+
+class Bench:
+    """A stream, two timing events and buffers for the largest batch; every ``measure_`` method returns raw medians in µs."""
+
+    def __init__(self, resources: ExitStack) -> None:
+        self.resources = resources
+        self.stream, self.other = (resources.enter_context(Stream()) for _ in range(2))
+        self.begin, self.end = (resources.enter_context(Event(timing=True)) for _ in range(2))
+        self.event = resources.enter_context(Event())
+        self.input = resources.enter_context(DeviceBuffer(max(BATCHES) * IMAGE))
+        self.output = resources.enter_context(DeviceBuffer(max(BATCHES) * CLASSES * 4))
+        self.host = {"pinned": page_locked((max(BATCHES) * IMAGE // 4,)), "pageable": pageable((max(BATCHES) * IMAGE // 4,))}
+
+    def gpu_us(self, work: Callable[[], object], count: int) -> float:
+        """GPU time of each of ``count`` pieces of work enqueued behind one another, by CUDA events; median of five."""
+        times = []
+        for _ in range(6):
+            self.begin.record(self.stream)
+            for _ in range(count):
+                work()
+            self.end.record(self.stream)
+            self.stream.synchronize()
+            times.append(self.end.ms_since(self.begin) * 1e3 / count)
+        return median(times[1:])
+
+    def measure_copies(self) -> dict[str, dict[str, float]]:
+        """Time of copies by size in bytes: GPU time of pinned ones, host time of pageable ones (the host waits)."""
+        found: dict[str, dict[str, float]] = {name: {} for name in ("h2d_pinned", "d2h_pinned", "h2d_pageable", "d2h_pageable")}
+        for nbytes in (SMALL, IMAGE, 16 * IMAGE, 128 * IMAGE):
+            pinned, ordinary, size = self.host["pinned"][: nbytes // 4], self.host["pageable"][: nbytes // 4], str(nbytes)
+            found["h2d_pinned"][size] = self.gpu_us(partial(copy_to_device_async, self.input, pinned, self.stream), 20)
+            found["d2h_pinned"][size] = self.gpu_us(partial(copy_to_host_async, pinned, self.input, self.stream), 20)
+            found["h2d_pageable"][size] = typical_us(partial(copy_to_device, self.input, ordinary), 30)
+            found["d2h_pageable"][size] = typical_us(partial(copy_to_host, ordinary, self.input), 30)
+        return found
+
+    def measure_memory_gb_s(self) -> float:
+        """Bytes read and written per ns by a device-to-device copy far larger than any cache."""
+        nbytes, kind = 256 << 20, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        with DeviceBuffer(nbytes) as source, DeviceBuffer(nbytes) as target:
+            return 2 * nbytes / 1e3 / self.gpu_us(
+                lambda: cudart.cudaMemcpyAsync(target.address, source.address, nbytes, kind, self.stream.handle), 10)
+
+    def measure_calls(self) -> dict[str, float]:
+        """Host time of CUDA calls that have nothing to wait for, and of one image's copy waited for in three ways."""
+        image, stream = self.host["pinned"][: IMAGE // 4], self.stream
+
+        def finished() -> None:
+            stream.synchronize()
+
+        def copied() -> None:
+            copy_to_device_async(self.input, image, stream)
+
+        def copied_and_waited() -> None:
+            copied()
+            stream.synchronize()
+
+        def copied_and_event_waited() -> None:
+            copied()
+            self.event.record(stream)
+            self.event.synchronize()
+
+        return {
+            "cudaEventRecord": typical_us(lambda: self.event.record(stream)),
+            "cudaStreamWaitEvent": typical_us(lambda: stream.wait(self.event)),
+            "cudaStreamSynchronize": typical_us(stream.synchronize),
+            "cudaEventSynchronize": typical_us(self.event.synchronize),
+            "cudaMemcpyAsync": typical_us(copied, before=finished),
+            "cudaMemcpy": typical_us(lambda: copy_to_device(self.input, image)),
+            "cudaMemcpyAsync, cudaStreamSynchronize": typical_us(copied_and_waited),
+            "cudaMemcpyAsync, cudaEventRecord, cudaEventSynchronize": typical_us(copied_and_event_waited),
+        }
+
+    def measure_allocation(self) -> dict[str, dict[str, float]]:
+        """cudaMalloc and cudaFree by size in bytes, the device idle."""
+        found: dict[str, dict[str, float]] = {"cudaMalloc": {}, "cudaFree": {}}
+        for nbytes in (SMALL, IMAGE, 128 * IMAGE):
+            buffers: list[DeviceBuffer] = []
+
+            def allocate(nbytes: int = nbytes, buffers: list[DeviceBuffer] = buffers) -> None:
+                buffers.append(DeviceBuffer(nbytes))
+
+            def free(buffers: list[DeviceBuffer] = buffers) -> None:
+                buffers.pop().close()
+
+            found["cudaMalloc"][str(nbytes)] = typical_us(allocate, 30)
+            found["cudaFree"][str(nbytes)] = typical_us(free, 30)
+        return found
+
+    def context(self, engine: Engine, batch: int) -> Context:
+        context = engine.create_context()
+        context.set_input_shape(engine.input_shape(batch))
+        context.bind(self.input, self.output)
+        context.execute_async_v3(self.stream)
+        self.stream.synchronize()
+        return context
+
+    def captured(self, context: Context) -> Graph:
+        cudart.cudaStreamBeginCapture(self.stream.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        context.execute_async_v3(self.stream)
+        graph = Graph(cudart.cudaStreamEndCapture(self.stream.handle))
+        graph.upload(self.stream)
+        return graph
+
+    def measure_plan(self, plan: Path) -> dict[str, Any]:
+        """Of one plan: compute time by batch (graphs back to back, so that no launch is waited for), enqueue and launch cost,
+        what a new shape costs the next enqueue, and compute time beside a stream of copies."""
+        engine = Engine(plan)
+        compute, enqueue, launch = {}, {}, {}
+        largest = max(batch for batch in BATCHES if engine.profile_for(batch) is not None)
+        for batch in (batch for batch in BATCHES if batch <= largest):
+            sample = noise_images(range(min(batch, 8)), 224, 1)
+            for first in range(0, batch, 8):
+                rows = sample[: batch - first]
+                self.host["pinned"][: rows.size] = rows.reshape(-1)
+                cudart.cudaMemcpy(self.input.address + first * IMAGE, self.host["pinned"].ctypes.data, rows.nbytes,
+                                  cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
+            context = self.context(engine, batch)
+            enqueue[str(batch)] = typical_us(lambda c=context: c.execute_async_v3(self.stream), 100, self.stream.synchronize)
+            with self.captured(context) as graph:
+                compute[str(batch)] = self.gpu_us(lambda g=graph: g.launch(self.stream), 20)
+                launch[str(batch)] = typical_us(lambda g=graph: g.launch(self.stream), 100, self.stream.synchronize)
+                if batch == largest:
+                    beside_us = self.beside_copies(graph)
+        opt = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
+        found = {"opt": opt, "compute": compute, "enqueue": enqueue, "graph_launch": launch, "compute_beside_copies": beside_us}
+        if largest > 1:
+            sizes = [1, 2]
+
+            def another_shape() -> None:
+                self.stream.synchronize()
+                sizes.reverse()
+                context.set_input_shape(engine.input_shape(sizes[0]))
+
+            found["enqueue_new_shape"] = typical_us(lambda: context.execute_async_v3(self.stream), 20, another_shape)
+        return found
+
+    def beside_copies(self, graph: Graph) -> float:
+        """Compute time of the largest batch while the other stream copies to a buffer of its own without a pause."""
+        with DeviceBuffer(self.input.nbytes) as target:
+            times = []
+            for _ in range(4):
+                for _ in range(40):
+                    copy_to_device_async(target, self.host["pinned"], self.other)
+                times.append(self.gpu_us(lambda: graph.launch(self.stream), 4))
+                self.other.synchronize()
+            return median(times)
+
+    def measure_host(self) -> dict[str, Any]:
+        """Python's own work: post-processing by batch, an NVTX range, a queue, waking a thread that waits at a queue."""
+        post = {}
+        for batch in BATCHES:
+            logits = np.random.default_rng(1).standard_normal((batch, CLASSES), np.float32)
+            kept, names, predictions = np.empty_like(logits), [f"image-{row}" for row in range(batch)], Predictions([])
+
+            def postprocess(p: Predictions = predictions, n: list[str] = names, x: np.ndarray = logits,
+                            k: np.ndarray = kept) -> None:
+                with ranges.pushed(ranges.POSTPROCESS, len(x)):
+                    p.add(n, x)
+                    np.copyto(k, x)
+
+            post[str(batch)] = typical_us(postprocess)
+
+        def marked() -> None:
+            with ranges.pushed(ranges.INFER, 0):
+                pass
+
+        queue: Queue[int] = Queue()
+
+        def through_a_queue() -> None:
+            queue.put(1)
+            queue.get()
+
+        return {"postprocess": post, "range": typical_us(marked, 1000), "queue": typical_us(through_a_queue, 1000),
+                "thread_round_trip": thread_round_trip()}
+
+
+def thread_round_trip() -> float:
+    """An item handed to a waiting thread and back, in µs."""
+    there: Queue[int | None] = Queue()
+    back: Queue[int] = Queue()
+
+    def answer() -> None:
+        while (item := there.get()) is not None:
+            back.put(item)
+
+    def round_trip() -> None:
+        there.put(1)
+        back.get()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        return typical_us(round_trip, 1000)
+    finally:
+        there.put(None)
+        thread.join()
+
+
+def measure() -> dict[str, Any]:
+    """All raw medians, and what they were measured on."""
+    properties = cudart.cudaGetDeviceProperties(0)
+    here = backend.current()
+    plans = {"fp32": default_plan("fp32"), "fp16": default_plan("fp16"),
+             "fp16, OPT 1": default_plan("fp16", "-opt1", ["--profile", "1,1,1"])}
+    if (ROOT / "plans" / f"resnet18-int8{here.plan_suffix}").exists():
+        plans["int8"] = default_plan("int8")
+    raw: dict[str, Any] = {
+        "device": properties.name.decode(), "capability": [properties.major, properties.minor],
+        "multiprocessors": properties.multiProcessorCount, "memory_bytes": properties.totalGlobalMem,
+        "engine": here.engine, "versions": versions(here), "date": datetime.date.today().isoformat(),
+        "unit": "microseconds, medians",
+    }
+    with ExitStack() as resources:
+        bench = Bench(resources)
+        for name in ("copies", "memory_gb_s", "calls", "allocation", "host"):
+            err.print(f"measuring {name}")
+            raw[name] = getattr(bench, f"measure_{name}")()
+        raw["plans"] = {}
+        for name, plan in plans.items():
+            err.print(f"measuring {plan.name}")
+            raw["plans"][name] = bench.measure_plan(plan)
+    return raw
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("name", help="the device file's name, and what --device will call it")
+    p.add_argument("--raw", type=Path, metavar="FILE", help="the raw medians (default: out/NAME.calibration.json)")
+    p.add_argument("--backend", choices=("tensorrt", "simulated"), default="tensorrt", help="simulated: the figures come back "
+                   "that the simulator was given; a check of this script, not of a GPU")
+    p.add_argument("--device", metavar="NAME", help="simulated: the GPU to model")
+    half = p.add_mutually_exclusive_group()
+    half.add_argument("--measure-only", action="store_true")
+    half.add_argument("--derive-only", action="store_true")
+    p.add_argument("--output", type=Path, metavar="TOML", help="default: common/sim/devices/NAME.toml")
+    options = p.parse_args()
+    raw_path = options.raw or ROOT / "out" / f"{options.name}.calibration.json"
+    try:
+        if not options.derive_only:
+            backend.select(options.backend, options.device)
+            write_json(raw_path, measure())
+            err.print(f"written: {raw_path}")
+        if not options.measure_only:
+            from scripts import device_file
+
+            output = options.output or ROOT / "common" / "sim" / "devices" / f"{options.name}.toml"
+            text = device_file.derive(json.loads(raw_path.read_text(encoding="utf-8")), raw_path.name)
+            with atomic_path(output) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            err.print(f"written: {output}")
+    except OSError as error:
+        err.print(f"calibrate: error: {raw_path}: {error.strerror}.", style="red", markup=False)
+        return 3
+    except Fault as fault:
+        err.print(f"calibrate: error: {fault}", style="red", markup=False)
+        return fault.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

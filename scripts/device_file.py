@@ -1,0 +1,146 @@
+"""The simulator's device file from a calibration's raw medians: each number with what it was computed from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from common.sim import device as devices
+from common.sim.device import Device
+from common.sim.kernels import kernel_ns
+from common.sim.network import Layer, layers
+
+ROOT = Path(__file__).resolve().parent.parent
+LONE_SHARES = [share / 100 for share in range(30, 101, 10)]
+FLOORS_US = [floor / 2 for floor in range(2, 17)]
+
+
+def network(precision: str) -> list[Layer]:
+    """The modelled layers of the ladder's ONNX file."""
+    import onnx
+
+    return layers(onnx.load(str(ROOT / "models" / f"resnet18-{precision}.onnx")))
+
+
+def compute_us(device: Device, net: list[Layer], batch: int, opt: int) -> float:
+    return sum(kernel_ns(device, layer, batch, opt) for layer in net) / 1e3
+
+
+def fit_rate(device: Device, precision: str, net: list[Layer], batch: int, goal_us: float) -> Device:
+    """The device with the rate of ``precision`` at which ``net`` takes ``goal_us`` at ``batch``."""
+    for _ in range(12):
+        rates = device.arithmetic_rates
+        device = replace(device, arithmetic_rates={
+            **rates, precision: rates[precision] * compute_us(device, net, batch, batch) / goal_us})
+    return device
+
+
+def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
+    """Rates, the share of a lone block and the floor of a kernel, from the plans' compute times (µs) by batch.
+
+    A precision's rate is set by its plan at the plan's OPT, exactly. The two others are shared by all precisions and come
+    from all other batches: the pair with the smallest sum of squared relative errors.
+    """
+    nets = {name: network(name.split(",")[0]) for name in plans}
+
+    def attempt(floor_us: float, share: float) -> tuple[float, Device]:
+        tried = replace(device, kernel_floor=round(floor_us * 1e3), lone_block_share=share)
+        for name, plan in plans.items():
+            if name in tried.arithmetic_rates:
+                tried = fit_rate(tried, name, nets[name], plan["opt"], plan["compute"][str(plan["opt"])])
+        errors = [compute_us(tried, nets[name], int(batch), plan["opt"]) / time_us - 1
+                  for name, plan in plans.items() for batch, time_us in plan["compute"].items()]
+        return sum(error * error for error in errors), tried
+
+    return min((attempt(floor, share) for floor in FLOORS_US for share in LONE_SHARES), key=lambda found: found[0])[1]
+
+
+def rate(times: dict[str, float]) -> float:
+    """Bytes per ns (GB/s) between the two largest sizes: what does not depend on the size drops out."""
+    small, large = sorted(map(int, times))[-2:]
+    return (large - small) / (times[str(large)] - times[str(small)]) / 1e3
+
+
+def latency_us(times: dict[str, float]) -> float:
+    """What a copy takes beyond its bytes, from one of an image."""
+    nbytes = sorted(map(int, times))[1]
+    return max(0.0, times[str(nbytes)] - nbytes / rate(times) / 1e3)
+
+
+def rate_source(plan: dict[str, Any]) -> str:
+    return f"fitted: compute at batch {plan['opt']}, {plan['compute'][str(plan['opt'])] / 1e3:.3f} ms"
+
+
+def derive(raw: dict[str, Any], source: str) -> str:
+    """The device file's text."""
+    copies, calls, host, plans = raw["copies"], raw["calls"], raw["host"], raw["plans"]
+    pinned = copies["h2d_pinned"]
+    image_us = pinned[sorted(pinned, key=int)[1]]
+    call = (calls["cudaEventRecord"] + calls["cudaStreamWaitEvent"]) / 2
+    wake_up = max(0.0, calls["cudaMemcpyAsync, cudaStreamSynchronize"] - calls["cudaMemcpyAsync"] - image_us)
+    malloc, free = raw["allocation"]["cudaMalloc"], raw["allocation"]["cudaFree"]
+    least, most = min(malloc, key=int), max(malloc, key=int)
+    per_mb = sum(times[most] - times[least] for times in (malloc, free)) / 2 / (int(most) / 1e6)
+    fp16 = plans["fp16"]
+    slows = [max(0.0, 1 - plan["compute"][max(plan["compute"], key=int)] / plan["compute_beside_copies"])
+             for plan in plans.values() if plan["opt"] > 1]
+    post = host["postprocess"]
+    first, last = min(post, key=int), max(post, key=int)
+    per_image = (post[last] - post[first]) / (int(last) - int(first))
+    wake_thread = max(0.0, host["thread_round_trip"] / 2 - host["queue"])
+    start = devices.load(devices.available()[0])
+    start = replace(start, multiprocessors=raw["multiprocessors"], memory_rate=raw["memory_gb_s"])
+    fitted = fit_compute(start, plans)
+    tera = {name: rate / 1e3 for name, rate in fitted.arithmetic_rates.items() if name in plans}
+    tera.setdefault("int8", tera["fp16"])
+    launches = len(network("fp16"))
+    v = SimpleNamespace
+    rows = [
+        v(head="copy"),
+        *(v(key=f"{name}_gb_s", value=rate(copies[name]), why="measured: between 16 and 128 images") for name in
+          ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")),
+        v(key="latency_us", value=latency_us(pinned), why="measured: a pinned copy of one image beyond its bytes"),
+        v(key="slows_compute", value=min(slows), why="measured: compute beside copies without a pause, least affected plan"),
+        v(head="compute"),
+        v(key="memory_gb_s", value=raw["memory_gb_s"], why="measured: a device-to-device copy, bytes read and written"),
+        v(key="kernel_floor_us", value=fitted.kernel_floor / 1e3, why="fitted: compute by batch size, graphs back to back"),
+        v(key="lone_block_share", value=fitted.lone_block_share, why="fitted: likewise"),
+        *(v(key=f"{precision}_tflop_s", value=tera[precision],
+            why=rate_source(plans[precision]) if precision in plans else "not measured: FP16's rate stands in")
+          for precision in ("fp32", "fp16", "int8")),
+        v(head="host"),
+        v(key="call_us", value=call, why="measured: cudaEventRecord and cudaStreamWaitEvent from Python, mean"),
+        v(key="kernel_launch_us", value=fp16["enqueue"]["1"] / launches,
+          why=f"measured: execute_async_v3 at batch 1, {fp16['enqueue']['1']:.0f} µs, over {launches} modelled kernels"),
+        v(key="shape_change_us", value=max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"]),
+          why="measured: an enqueue after a change of shape, less an ordinary one"),
+        v(key="allocate_us_per_mb", value=max(0.0, per_mb), why="measured: cudaMalloc and cudaFree by size, mean of the two"),
+        v(key="wake_up_us", value=wake_up, why="measured: one image's copy and its synchronize, less the call and the copy"),
+        v(key="thread_wake_up_us", value=wake_thread,
+          why="measured: half a round trip through two queues, less the queue's cost"),
+        v(key="queue_us", value=host["queue"] / 2, why="measured: half a put and a get"),
+        v(key="range_us", value=host["range"] / 2, why="measured: half an NVTX range"),
+        v(key="postprocess_us", value=max(0.0, post[first] - host["range"] - int(first) * per_image),
+          why="measured: by batch size"),
+        v(key="postprocess_us_per_image", value=per_image, why="measured: likewise"),
+        v(head="host.calls_us"),
+        v(key="cudaMalloc", value=malloc[least], why="measured: 4 KB"),
+        v(key="cudaFree", value=free[least], why="measured: 4 KB, the device idle"),
+        v(key="cudaMemcpy", value=max(call, calls["cudaMemcpy"] - image_us - wake_up),
+          why="measured: one image, less the copy and the wake-up"),
+        v(key="cudaMemcpyAsync", value=calls["cudaMemcpyAsync"], why="measured: one image, page-locked"),
+        v(key="cudaGraphLaunch", value=fp16["graph_launch"]["1"], why="measured: the FP16 plan's graph at batch 1"),
+    ]
+    conditions = f"{raw['engine']}, driver CUDA {raw['versions'].get('driver')}, {raw['date']}"
+    lines = [f"# {raw['device']}: measured by scripts/calibrate.py with {conditions}.",
+             f"# Raw medians: {source}. ResNet-18's two plans stand for arithmetic; no stage was timed for this file.", "",
+             f'name = "{raw["device"]}"', f"capability = {raw['capability']}",
+             f"multiprocessors = {raw['multiprocessors']}", f"memory_gib = {raw['memory_bytes'] / 2**30:.1f}"]
+    for item in rows:
+        if hasattr(item, "head"):
+            lines += ["", f"[{item.head}]"]
+        else:
+            lines.append(f"{item.key} = {item.value:.4g}".ljust(36) + f"# {item.why}")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,97 @@
+"""What users would do instead, measured beside the ladder: PyTorch loops, and the published tutorial's pipelines.
+
+    scripts/profile_all.sh --out out/run --batches 60 --measure 50
+    python -m scripts.peers out/run
+
+Runs every pipeline of scripts/published.py (on the ladder's FP16 plan) and every loop of scripts/peers_pytorch.py with the
+batches that the stages in DIR were run with, and writes DIR/peers.json and DIR/peers.md: each as a ratio to the fastest
+stage. PyTorch may live in another Python: --torch-python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.files import atomic_path, write_json
+from scripts.compare import read_json
+from scripts.tables import conditions
+
+ROOT = Path(__file__).resolve().parent.parent
+console = Console(highlight=False, soft_wrap=True)
+
+
+def comparable(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages that run the peers' workload: all but those with batches of several sizes."""
+    return [stage for stage in stages if not any("several sizes" in note for note in stage["notes"] or [])]
+
+
+def run(command: list[str]) -> str | None:
+    """Run a peer; what went wrong, or None."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+    return f"{' '.join(command[2:4])}: exit code {done.returncode}: {lines[-1]}"
+
+
+def table(run_facts: dict[str, Any], best: dict[str, Any], records: list[dict[str, Any]], problems: list[str]) -> str:
+    lines = [f"{conditions(run_facts)}; {records[0]['measured'] if records else 0} measured batches:", "",
+             f"| instead of `{best['stage']}` | ms a batch | times as long | engine | precision |", "|---|---:|---:|---|---|",
+             f"| `{best['stage']}`, the fastest stage | {best['per_batch_ms']:.3f} | 1.00 | {run_facts['engine']} "
+             f"| {best['precision']} |"]
+    lines += [f"| {record['stage']} | {record['per_batch_ms']:.3f} | {record['per_batch_ms'] / best['per_batch_ms']:.2f} "
+              f"| {record['engine']} | {record['precision']} |" for record in records]
+    return "\n".join([*lines, "", *[f"Not run: {problem}" for problem in problems], *[""] * bool(problems)])
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="the Python that has PyTorch")
+    p.add_argument("--table-only", action="store_true", help="make the table again from the records that are there")
+    p.add_argument("loops", nargs="*", metavar="NAME", help="only these peers (default: all)")
+    options = p.parse_args()
+    comparison = read_json(options.directory / "comparison.json")
+    if not comparison:
+        console.print(f"peers: error: {options.directory} holds no comparison.json. Run scripts/profile_all.sh first.",
+                      style="red", markup=False)
+        return 3
+    facts, out = comparison["run"], options.directory / "peers"
+    out.mkdir(exist_ok=True)
+    first = read_json(options.directory / f"{comparison['stages'][0]['stage']}.json")
+    size = ["--batch", str(facts["computed_batch"]), "--batches", str(first["batches"]), "--measure", str(first["measured"])]
+    from scripts.peers_pytorch import LOOPS
+    from scripts.published import PIPELINES
+
+    problems = []
+    if not options.table_only:
+        wanted = set(options.loops or [*PIPELINES, *LOOPS])
+        for name in [name for name in PIPELINES if name in wanted]:
+            charged = ["--charge-batch", str(facts["batch"])] if facts["backend"] == "simulated" else []
+            problems.append(run([sys.executable, "-m", "scripts.published", name, "--backend", facts["backend"], *size,
+                                 *charged, "--json", str(out.resolve() / f"published-{name}.json")]))
+        if facts["backend"] == "tensorrt":
+            loops = [name for name in LOOPS if name in wanted]
+            problems.append(run([options.torch_python, "-m", "scripts.peers_pytorch", *loops, *size,
+                                 "--out", str(out.resolve())]))
+    names = [*(f"published-{name}" for name in PIPELINES), *LOOPS]
+    records = [record for record in (read_json(out / f"{name}.json") for name in names) if record]
+    best = min(comparable(comparison["stages"]), key=lambda stage: stage["per_batch_ms"])
+    failed = [problem for problem in problems if problem]
+    write_json(options.directory / "peers.json", {"run": facts, "best": {key: best[key] for key in (
+        "stage", "per_batch_ms", "precision")}, "peers": records, "problems": failed})
+    text = table(facts, best, records, failed)
+    with atomic_path(options.directory / "peers.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    console.print(text, markup=False)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

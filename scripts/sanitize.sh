@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs every stage under compute-sanitizer, small: reports of illegal accesses and of CUDA calls that failed.
+#
+#   scripts/sanitize.sh [DIR [TOOL]]      DIR: where the logs go (out/sanitizer); TOOL: memcheck (default), racecheck, …
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+out=${1:-out/sanitizer} tool=${2:-memcheck} failed=0
+command -v compute-sanitizer >/dev/null || { echo "sanitize: no compute-sanitizer on PATH; it comes with the CUDA toolkit" >&2; exit 3; }
+mkdir -p "$out" && : > "$out/summary.txt"
+for stage in [1-9]_*.py; do
+  log=$out/${stage%.py}.$tool.txt
+  compute-sanitizer --tool "$tool" --error-exitcode 9 "${PYTHON:-.venv/bin/python}" "$stage" --backend tensorrt \
+    --batch 4 --batches 5 --measure 2 > "$log" 2>&1 || failed=1
+  printf '%-20s %s\n' "${stage%.py}" "$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 || tail -n 1 "$log")" | tee -a "$out/summary.txt"
+done
+exit "$failed"
