@@ -56,7 +56,7 @@ def ends_with_one_line(done: subprocess.CompletedProcess[str], code: int, *words
     assert "Traceback" not in done.stderr and "error:" in said[-1], done.stderr
     assert len(said) <= 3, done.stderr  # which backend, what was being done, and the error
     for word in words:
-        assert word in said[-1], said[-1]
+        assert word.lower() in said[-1].lower(), said[-1]
     assert "per batch" not in done.stdout
 
 
