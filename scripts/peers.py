@@ -65,7 +65,7 @@ def main() -> int:
     facts, out = comparison["run"], options.directory / "peers"
     out.mkdir(exist_ok=True)
     first = read_json(options.directory / f"{comparison['stages'][0]['stage']}.json")
-    size = ["--batch", str(facts["computed_batch"]), "--batches", str(first["batches"]), "--measure", str(first["measured"])]
+    size = ["--batch", str(facts["batch"]), "--batches", str(first["batches"]), "--measure", str(first["measured"])]
     from scripts.peers_pytorch import LOOPS
     from scripts.published import PIPELINES
 
@@ -73,9 +73,8 @@ def main() -> int:
     if not options.table_only:
         wanted = set(options.loops or [*PIPELINES, *LOOPS])
         for name in [name for name in PIPELINES if name in wanted]:
-            charged = ["--charge-batch", str(facts["batch"])] if facts["backend"] == "simulated" else []
-            problems.append(run([sys.executable, "-m", "scripts.published", name, "--backend", facts["backend"], *size,
-                                 *charged, "--json", str(out.resolve() / f"published-{name}.json")]))
+            problems.append(run([sys.executable, "-m", "scripts.published", name, *first["arguments"], *size[2:],
+                                 "--json", str(out.resolve() / f"published-{name}.json")]))
         if facts["backend"] == "tensorrt":
             loops = [name for name in LOOPS if name in wanted]
             problems.append(run([options.torch_python, "-m", "scripts.peers_pytorch", *loops, *size,

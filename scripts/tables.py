@@ -49,7 +49,7 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         table.add_column(title, justify="left" if key in ("stage", "limiter") else "right", no_wrap=True)
     for stage in rows:
         table.add_row(*cells(stage))
-    wide = Console(highlight=False, width=max(console.width, 190)) if not console.is_terminal else console
+    wide = Console(highlight=False, width=max(console.width, 205)) if not console.is_terminal else console
     wide.print(table)
 
 
