@@ -64,11 +64,11 @@ def infer(run: session.Session) -> None:
             with run.submit(index):
                 if index == 0:
                     enqueue_input(0)
-                if index + 1 < len(run.batches):
-                    enqueue_input(index + 1)  # before this batch's many launches, so that it runs beside all of them
                 compute.wait(slot.copied)
                 context.bind(slot.device_input, slot.device_output)
                 context.set_input_consumed_event(slot.consumed)  # before the enqueue: only later enqueues record it
+                if index + 1 < len(run.batches):
+                    enqueue_input(index + 1)  # before this batch's many launches, so that it runs beside all of them
                 context.execute_async_v3(compute)
                 slot.computed.record(compute)
                 copy_out.wait(slot.computed)

@@ -1,9 +1,9 @@
 """7 · CUDA graph: record a batch's launches once, replay them with one call.
 
-What changes: each slot's inference is captured into a graph before the loop, and the loop launches the graph. A graph
-holds the addresses and the shape that it was captured with, so there is one for each slot and shape. The event that told
-when the input was consumed lies inside the graph now, where the copy-in stream cannot see it; ``computed`` takes its
-place.
+What changes: each slot's inference and the copy of its output are captured into a graph before the loop, and the loop
+launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot and
+shape. (The copy in stays outside: its source is another batch each time.) What is inside a graph no other stream can wait
+for, so ``returned`` stands for the events ``consumed`` and ``computed`` as well, and the third stream has gone.
 
 Capture fails if it meets the first enqueue for a shape: TensorRT then initialises itself, with calls that are illegal
 during capture. So each context enqueues once, and finishes, before anything is captured. (The published version of this
@@ -49,20 +49,26 @@ class Slot:
         self.host_output = page_locked(run.output_shape)
         self.device_input = resources.enter_context(DeviceBuffer(run.batches[0].nbytes))
         self.device_output = resources.enter_context(DeviceBuffer(self.host_output.nbytes))
-        self.copied, self.computed, self.returned = (resources.enter_context(Event()) for _ in range(3))
+        self.copied, self.returned = (resources.enter_context(Event()) for _ in range(2))
+
+
+def enqueue(context: Context, slot: Slot, stream: Stream) -> None:
+    """The slot's work from its input on the device to its output on the host."""
+    context.bind(slot.device_input, slot.device_output)
+    context.execute_async_v3(stream)
+    copy_to_host_async(slot.host_output, slot.device_output, stream)
 
 
 def capture(context: Context, slot: Slot, sample: np.ndarray, stream: Stream) -> Graph:
-    """The inference of one slot as a graph; raises CudaError or TensorRTError where it cannot be captured."""
+    """The work of one slot as a graph; raises CudaError or TensorRTError where it cannot be captured."""
     context.set_input_shape(sample.shape)
     copy_to_device_async(slot.device_input, sample, stream)
-    context.bind(slot.device_input, slot.device_output)
-    context.execute_async_v3(stream)  # TensorRT initialises for this shape here, not inside the capture
+    enqueue(context, slot, stream)  # TensorRT initialises for this shape here, not inside the capture
     stream.synchronize()
     # Thread-local: other threads may go on allocating and synchronizing; only this one must not.
     cudart.cudaStreamBeginCapture(stream.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
     try:
-        context.execute_async_v3(stream)
+        enqueue(context, slot, stream)
     except TensorRTError:
         abandon_capture(stream)
         raise
@@ -87,7 +93,7 @@ def infer(run: session.Session) -> None:
     context.set_input_shape(run.batch_shape)
     with ExitStack() as resources:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
-        copy_in, compute, copy_out = (resources.enter_context(Stream()) for _ in range(3))
+        copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
         graphs: dict[tuple[Slot, tuple[int, ...]], Graph] = {}
         try:
             for slot in slots:
@@ -116,19 +122,15 @@ def infer(run: session.Session) -> None:
                 if (slot := free.get()) is None:
                     break
                 with run.submit(index):
-                    copy_in.wait(slot.computed)  # or the copy would overwrite an input that inference still reads
+                    copy_in.wait(slot.returned)  # or the copy would overwrite an input that inference still reads
                     copy_to_device_async(slot.device_input, host_input, copy_in)
                     slot.copied.record(copy_in)
                     compute.wait(slot.copied)
                     if graphs:
                         graphs[slot, host_input.shape].launch(compute)
                     else:
-                        context.bind(slot.device_input, slot.device_output)
-                        context.execute_async_v3(compute)
-                    slot.computed.record(compute)
-                    copy_out.wait(slot.computed)
-                    copy_to_host_async(slot.host_output, slot.device_output, copy_out)
-                    slot.returned.record(copy_out)
+                        enqueue(context, slot, compute)
+                    slot.returned.record(compute)
                 submitted.put((index, slot))
 
 

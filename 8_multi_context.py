@@ -36,14 +36,16 @@ from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_asyn
 from common.cuda import Stream
 from common.worker import Worker
 
+HOST_OUTPUTS = 2  # one is post-processed while the lane's next batch is on the GPU
+
 
 class Lane:
-    """One context's thread: it takes every N-th batch and hands each output over before it starts the next."""
+    """One context's thread: it runs every N-th batch and hands the outputs over."""
 
     def __init__(self, run: session.Session, first: int, step: int) -> None:
         self.run, self.indices = run, range(first, len(run.batches), step)
-        self.go_on: Queue[bool] = Queue()  # True: the last output has been read; False: stop
-        self.outputs: Queue[np.ndarray | None] = Queue(2)  # an output, and the None of a lane that has ended
+        self.free: Queue[np.ndarray | None] = Queue()  # host outputs to write to; None: stop
+        self.outputs: Queue[np.ndarray | None] = Queue(HOST_OUTPUTS + 1)  # the filled ones; None: the lane has ended
 
     def infer(self) -> None:
         """Stage 4's loop over this lane's batches."""
@@ -51,19 +53,21 @@ class Lane:
         try:
             context = run.engine.create_context()
             context.set_input_shape(run.batch_shape)
-            host_output = page_locked(run.output_shape)
+            host_outputs = [page_locked(run.output_shape) for _ in range(HOST_OUTPUTS)]
+            for host_output in host_outputs:
+                self.free.put(host_output)
             with DeviceBuffer(run.batches[0].nbytes) as device_input, DeviceBuffer(host_output.nbytes) as device_output, \
                     Stream() as stream:
                 context.bind(device_input, device_output)
                 for index in self.indices:
+                    if (host_output := self.free.get()) is None:
+                        break
                     with run.submit(index):
                         copy_to_device_async(device_input, run.batches[index], stream)
                         context.execute_async_v3(stream)
                         copy_to_host_async(host_output, device_output, stream)
                     stream.synchronize()
                     self.outputs.put(host_output)
-                    if not self.go_on.get():
-                        break
         finally:
             self.outputs.put(None)
 
@@ -76,13 +80,13 @@ def infer(run: session.Session) -> None:
     lanes = [Lane(run, first, count) for first in range(count)]
     with ExitStack() as workers:
         for lane in lanes:
-            workers.enter_context(Worker(lane.infer, stop=lambda lane=lane: lane.go_on.put(False)))
+            workers.enter_context(Worker(lane.infer, stop=lambda lane=lane: lane.free.put(None)))
         for index in range(len(run.batches)):
             lane = lanes[index % count]
             if (host_output := lane.outputs.get()) is None:
                 break  # this lane has failed; leaving its Worker raises the reason
             run.finish(index, host_output)
-            lane.go_on.put(True)
+            lane.free.put(host_output)
 
 
 def main() -> int:

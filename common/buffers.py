@@ -52,7 +52,9 @@ def page_locked(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 
 def pageable(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """An array in ordinary host memory, touched once so that no page fault falls into a measurement."""
-    return np.zeros(shape, dtype)
+    array = np.empty(shape, dtype)
+    array.fill(0)  # np.zeros would leave the pages to be found at the first write
+    return array
 
 
 def _check(host: np.ndarray, device: DeviceBuffer) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Result:
             "batches": len(session.batches), "measured": session.measured,
             "window_ms": session.window_ms, "window_event_ms": session.window_event_ms,
             "per_batch_ms": self.per_batch_ms, "images_per_s": self.images_per_s,
+            "submit_ms": median(session.submit_ms[-session.measured:]),
             "outputs_match": None if difference is None else difference.within_tolerance,
             "max_abs_diff": None if difference is None else difference.largest,
             "top1_agreement": None if difference is None else difference.same_top1,

@@ -59,6 +59,7 @@ class Session:
         self.predictions = Predictions(engine.facts.get("labels", []))
         self.outputs = [pageable(engine.output_shape(len(batch))) for batch in batches]
         self.done_ns = [0] * len(batches)  # when each batch was finished
+        self.submit_ms: list[float] = []
         self.postprocess_ms: list[float] = []
         self.last_warm_up = len(batches) - options.measure - 1
         self.notes: list[str] = []
@@ -88,8 +89,11 @@ class Session:
     @contextlib.contextmanager
     def submit(self, index: int) -> Iterator[None]:
         """The NVTX range ``infer``: the host's work to submit batch ``index``, whenever the GPU does it."""
+        clock_ns = backend.current().clock_ns
+        started = clock_ns()
         with ranges.pushed(ranges.INFER, index):
             yield
+        self.submit_ms.append((clock_ns() - started) / 1e6)
         if index == 0:
             self._sample_memory()
 

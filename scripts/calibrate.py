@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from queue import Queue
 from statistics import median
@@ -44,7 +45,7 @@ from common.errors import Fault
 from common.files import atomic_path, write_json
 from common.images import noise_images
 from common.postprocess import Predictions
-from common.prepare import default_plan
+from common.prepare import DISTINCT, default_plan
 from common.report import versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +78,7 @@ class Bench:
         self.event = resources.enter_context(Event())
         self.input = resources.enter_context(DeviceBuffer(max(BATCHES) * IMAGE))
         self.output = resources.enter_context(DeviceBuffer(max(BATCHES) * CLASSES * 4))
-        self.host = {"pinned": page_locked((max(BATCHES) * IMAGE // 4,)), "pageable": pageable((max(BATCHES) * IMAGE // 4,))}
+        self.host = page_locked((max(BATCHES) * IMAGE // 4,))
 
     def gpu_us(self, work: Callable[[], object], count: int) -> float:
         """GPU time of each of ``count`` pieces of work enqueued behind one another, by CUDA events; median of five."""
@@ -94,12 +95,16 @@ class Bench:
     def measure_copies(self) -> dict[str, dict[str, float]]:
         """Time of copies by size in bytes: GPU time of pinned ones, host time of pageable ones (the host waits)."""
         found: dict[str, dict[str, float]] = {name: {} for name in ("h2d_pinned", "d2h_pinned", "h2d_pageable", "d2h_pageable")}
+        # The stages' batches are more than a processor's cache holds; so are these.
+        ordinary = cycle([pageable((max(BATCHES) * IMAGE // 4,)) for _ in range(DISTINCT)])
         for nbytes in (SMALL, IMAGE, 16 * IMAGE, 128 * IMAGE):
-            pinned, ordinary, size = self.host["pinned"][: nbytes // 4], self.host["pageable"][: nbytes // 4], str(nbytes)
+            pinned, size, count = self.host[: nbytes // 4], str(nbytes), 3 * DISTINCT
             found["h2d_pinned"][size] = self.gpu_us(partial(copy_to_device_async, self.input, pinned, self.stream), 20)
             found["d2h_pinned"][size] = self.gpu_us(partial(copy_to_host_async, pinned, self.input, self.stream), 20)
-            found["h2d_pageable"][size] = typical_us(partial(copy_to_device, self.input, ordinary), 30)
-            found["d2h_pageable"][size] = typical_us(partial(copy_to_host, ordinary, self.input), 30)
+            found["h2d_pageable"][size] = typical_us(
+                lambda n=nbytes: copy_to_device(self.input, next(ordinary)[: n // 4]), count)
+            found["d2h_pageable"][size] = typical_us(
+                lambda n=nbytes: copy_to_host(next(ordinary)[: n // 4], self.input), count)
         return found
 
     def measure_memory_gb_s(self) -> float:
@@ -111,7 +116,7 @@ class Bench:
 
     def measure_calls(self) -> dict[str, float]:
         """Host time of CUDA calls that have nothing to wait for, and of one image's copy waited for in three ways."""
-        image, stream = self.host["pinned"][: IMAGE // 4], self.stream
+        image, stream = self.host[: IMAGE // 4], self.stream
 
         def finished() -> None:
             stream.synchronize()
@@ -171,19 +176,21 @@ class Bench:
         return graph
 
     def measure_plan(self, plan: Path) -> dict[str, Any]:
-        """Of one plan: compute time by batch (graphs back to back, so that no launch is waited for), enqueue and launch cost,
-        what a new shape costs the next enqueue, and compute time beside a stream of copies."""
+        """Of one plan: compute time by batch (graphs back to back, so that no launch is waited for), from an enqueue on an idle
+        GPU to its end, host time of an enqueue, of one after a change of shape and of a graph launch, and compute time beside
+        a stream of copies."""
         engine = Engine(plan)
-        compute, enqueue, launch = {}, {}, {}
+        compute, alone, enqueue, launch = {}, {}, {}, {}
         largest = max(batch for batch in BATCHES if engine.profile_for(batch) is not None)
         for batch in (batch for batch in BATCHES if batch <= largest):
             sample = noise_images(range(min(batch, 8)), 224, 1)
             for first in range(0, batch, 8):
                 rows = sample[: batch - first]
-                self.host["pinned"][: rows.size] = rows.reshape(-1)
-                cudart.cudaMemcpy(self.input.address + first * IMAGE, self.host["pinned"].ctypes.data, rows.nbytes,
+                self.host[: rows.size] = rows.reshape(-1)
+                cudart.cudaMemcpy(self.input.address + first * IMAGE, self.host.ctypes.data, rows.nbytes,
                                   cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
             context = self.context(engine, batch)
+            alone[str(batch)] = self.gpu_us(lambda c=context: c.execute_async_v3(self.stream), 1)
             enqueue[str(batch)] = typical_us(lambda c=context: c.execute_async_v3(self.stream), 100, self.stream.synchronize)
             with self.captured(context) as graph:
                 compute[str(batch)] = self.gpu_us(lambda g=graph: g.launch(self.stream), 20)
@@ -191,7 +198,9 @@ class Bench:
                 if batch == largest:
                     beside_us = self.beside_copies(graph)
         opt = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
-        found = {"opt": opt, "compute": compute, "enqueue": enqueue, "graph_launch": launch, "compute_beside_copies": beside_us}
+        found = {"opt": opt, "compute": compute, "enqueue_to_end": alone, "enqueue": enqueue, "graph_launch": launch,
+                 "compute_beside_copies": beside_us,
+                 "tensorrt_call": typical_us(lambda: context.bind(self.input, self.output)) / 2}
         if largest > 1:
             sizes = [1, 2]
 
@@ -209,7 +218,7 @@ class Bench:
             times = []
             for _ in range(4):
                 for _ in range(40):
-                    copy_to_device_async(target, self.host["pinned"], self.other)
+                    copy_to_device_async(target, self.host, self.other)
                 times.append(self.gpu_us(lambda: graph.launch(self.stream), 4))
                 self.other.synchronize()
             return median(times)
@@ -218,16 +227,18 @@ class Bench:
         """Python's own work: post-processing by batch, an NVTX range, a queue, waking a thread that waits at a queue."""
         post = {}
         for batch in BATCHES:
-            logits = np.random.default_rng(1).standard_normal((batch, CLASSES), np.float32)
-            kept, names, predictions = np.empty_like(logits), [f"image-{row}" for row in range(batch)], Predictions([])
+            logits, names = page_locked((batch, CLASSES)), [f"image-{row}" for row in range(batch)]
+            kept, predictions = cycle([pageable((batch, CLASSES)) for _ in range(DISTINCT)]), Predictions([])
 
-            def postprocess(p: Predictions = predictions, n: list[str] = names, x: np.ndarray = logits,
-                            k: np.ndarray = kept) -> None:
+            def returned(host: np.ndarray = logits) -> None:  # as in a stage, the copy engine has just written them
+                copy_to_host(host, self.output)
+
+            def postprocess(p: Predictions = predictions, n: list[str] = names, x: np.ndarray = logits, k: Any = kept) -> None:
                 with ranges.pushed(ranges.POSTPROCESS, len(x)):
                     p.add(n, x)
-                    np.copyto(k, x)
+                    np.copyto(next(k), x)
 
-            post[str(batch)] = typical_us(postprocess)
+            post[str(batch)] = typical_us(postprocess, before=returned)
 
         def marked() -> None:
             with ranges.pushed(ranges.INFER, 0):

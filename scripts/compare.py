@@ -164,6 +164,7 @@ def row(name: str, record: dict[str, Any], analysis: Analysis | None) -> dict[st
         "stage": name, "precision": record.get("precision"), "per_batch_ms": per_batch_ms,
         "images_per_s": record.get("images_per_s"), "speedup_vs_previous": None, "speedup_vs_baseline": None,
         **{key: getattr(analysis, key) if analysis else None for key in FROM_TRACE},
+        **({"submit_ms": record["submit_ms"]} if "submit_ms" in record else {}),
         "profiled_per_batch_ms": analysis.per_batch_ms if analysis else None,
         "clocks": {**record["profiled"], "nvtx_ms": analysis.per_batch_ms} if analysis and "profiled" in record else None,
         "limit_ms": limit_ms, "percent_of_limit": 100 * limit_ms / per_batch_ms if limit_ms is not None else None,

@@ -13,7 +13,7 @@ from common.sim.kernels import kernel_ns
 from common.sim.network import Layer, layers
 
 ROOT = Path(__file__).resolve().parent.parent
-LONE_SHARES = [share / 100 for share in range(30, 101, 10)]
+WAVE_SHARES = [share / 100 for share in range(20, 101, 5)]
 FLOORS_US = [floor / 2 for floor in range(2, 17)]
 
 
@@ -38,23 +38,31 @@ def fit_rate(device: Device, precision: str, net: list[Layer], batch: int, goal_
 
 
 def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
-    """Rates, the share of a lone block and the floor of a kernel, from the plans' compute times (µs) by batch.
+    """Rates, the share that the last wave reaches, and the floor of a kernel, from the plans' compute times (µs) by batch.
 
-    A precision's rate is set by its plan at the plan's OPT, exactly. The two others are shared by all precisions and come
-    from all other batches: the pair with the smallest sum of squared relative errors.
+    A precision's rate is set by its plan at the plan's OPT, exactly. Its last wave's share (its kernels hide their loads in
+    their own way) and the floor of all kernels come from the other batches, by least squares of the relative errors.
     """
     nets = {name: network(name.split(",")[0]) for name in plans}
+    precisions = [name for name in plans if name in device.arithmetic_rates]
 
-    def attempt(floor_us: float, share: float) -> tuple[float, Device]:
-        tried = replace(device, kernel_floor=round(floor_us * 1e3), lone_block_share=share)
-        for name, plan in plans.items():
-            if name in tried.arithmetic_rates:
-                tried = fit_rate(tried, name, nets[name], plan["opt"], plan["compute"][str(plan["opt"])])
+    def attempt(tried: Device, precision: str, share: float) -> tuple[float, Device]:
+        tried = replace(tried, last_wave_shares={**tried.last_wave_shares, precision: share})
+        at_opt = plans[precision]["compute"][str(plans[precision]["opt"])]
+        tried = fit_rate(tried, precision, nets[precision], plans[precision]["opt"], at_opt)
         errors = [compute_us(tried, nets[name], int(batch), plan["opt"]) / time_us - 1
-                  for name, plan in plans.items() for batch, time_us in plan["compute"].items()]
+                  for name, plan in plans.items() if name.split(",")[0] == precision
+                  for batch, time_us in plan["compute"].items()]
         return sum(error * error for error in errors), tried
 
-    return min((attempt(floor, share) for floor in FLOORS_US for share in LONE_SHARES), key=lambda found: found[0])[1]
+    def best(floor_us: float) -> tuple[float, Device]:
+        tried, total = replace(device, kernel_floor=round(floor_us * 1e3)), 0.0
+        for precision in precisions:
+            error, tried = min((attempt(tried, precision, share) for share in WAVE_SHARES), key=lambda found: found[0])
+            total += error
+        return total, tried
+
+    return min(map(best, FLOORS_US), key=lambda found: found[0])[1]
 
 
 def rate(times: dict[str, float]) -> float:
@@ -96,6 +104,8 @@ def derive(raw: dict[str, Any], source: str) -> str:
     tera = {name: rate / 1e3 for name, rate in fitted.arithmetic_rates.items() if name in plans}
     tera.setdefault("int8", tera["fp16"])
     launches = len(network("fp16"))
+    to_first = max(0.0, fp16["enqueue_to_end"]["1"] - fp16["compute"]["1"])
+    launch = max(0.5, (fp16["enqueue"]["1"] - to_first) / (launches - 1))
     v = SimpleNamespace
     rows = [
         v(head="copy"),
@@ -106,14 +116,20 @@ def derive(raw: dict[str, Any], source: str) -> str:
         v(head="compute"),
         v(key="memory_gb_s", value=raw["memory_gb_s"], why="measured: a device-to-device copy, bytes read and written"),
         v(key="kernel_floor_us", value=fitted.kernel_floor / 1e3, why="fitted: compute by batch size, graphs back to back"),
-        v(key="lone_block_share", value=fitted.lone_block_share, why="fitted: likewise"),
+        *(v(key=f"{precision}_last_wave_share", value=fitted.last_wave_shares[precision if precision in plans else "fp16"],
+            why="fitted: likewise" if precision in plans else "not measured: FP16's")
+          for precision in ("fp32", "fp16", "int8")),
         *(v(key=f"{precision}_tflop_s", value=tera[precision],
             why=rate_source(plans[precision]) if precision in plans else "not measured: FP16's rate stands in")
           for precision in ("fp32", "fp16", "int8")),
         v(head="host"),
         v(key="call_us", value=call, why="measured: cudaEventRecord and cudaStreamWaitEvent from Python, mean"),
-        v(key="kernel_launch_us", value=fp16["enqueue"]["1"] / launches,
-          why=f"measured: execute_async_v3 at batch 1, {fp16['enqueue']['1']:.0f} µs, over {launches} modelled kernels"),
+        v(key="tensorrt_call_us", value=fp16["tensorrt_call"], why="measured: set_tensor_address"),
+        v(key="enqueue_us", value=max(0.0, to_first - launch),
+          why="measured: batch 1, from an enqueue on an idle GPU to its end, less compute and a launch"),
+        v(key="kernel_launch_us", value=launch,
+          why=f"measured: the rest of execute_async_v3's {fp16['enqueue']['1']:.0f} µs at batch 1, over the {launches - 1} "
+              "other modelled kernels"),
         v(key="shape_change_us", value=max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"]),
           why="measured: an enqueue after a change of shape, less an ordinary one"),
         v(key="allocate_us_per_mb", value=max(0.0, per_mb), why="measured: cudaMalloc and cudaFree by size, mean of the two"),

@@ -11,6 +11,7 @@ stage. PyTorch may live in another Python: --torch-python.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,10 @@ def comparable(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run(command: list[str]) -> str | None:
-    """Run a peer; what went wrong, or None."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    """Run a peer; what went wrong, or None. Another Python must not inherit this one's PYTHONHOME and PYTHONPATH."""
+    environment = {name: value for name, value in os.environ.items()
+                   if command[0] == sys.executable or not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         return None
     lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]

@@ -40,14 +40,15 @@ def python() -> str:
     return os.environ.get("PYTHON", sys.executable)
 
 
+AS_A_SCRIPT = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); del sys.argv[0]; " \
+              "runpy.run_path(sys.argv[0], run_name='__main__')"
+"""Runs a script from anywhere as if it lay in the repository."""
+
+
 def stage(backend: str, *arguments: object, script: object = STAGE, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     small = [] if backend == "simulated" and "--batch" in arguments else ["--batch", "4"]
-    return subprocess.run([python(), str(script), "--backend", backend, *small, *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True, check=False, timeout=timeout, env={**os.environ, "PYTHONPATH": paths()})
-
-
-def paths() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run([python(), "-c", AS_A_SCRIPT, str(script), "--backend", backend, *small, *map(str, arguments)],
+                          cwd=ROOT, text=True, capture_output=True, check=False, timeout=timeout)
 
 
 def ends_with_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -117,7 +118,7 @@ def test_a_cut_plan(backend, plan, tmp_path, checked):
 def interrupted(command: list[object], wait: float) -> subprocess.CompletedProcess[str]:
     """Run a command and press Ctrl-C after ``wait`` seconds."""
     process = subprocess.Popen([python(), *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths()})
+                               stderr=subprocess.PIPE)
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

@@ -108,7 +108,7 @@ def test_a_graph_is_one_launch(plans, tmp_path):
 
 def test_capture_on_the_first_enqueue_fails_as_published(plans, tmp_path):
     """Without the enqueue that comes before, capture meets TensorRT's initialisation; the stage goes on without a graph."""
-    broken = mutate("7_cuda_graph.py", "    context.execute_async_v3(stream)  # TensorRT initialises for this shape here, "
+    broken = mutate("7_cuda_graph.py", "    enqueue(context, slot, stream)  # TensorRT initialises for this shape here, "
                     "not inside the capture\n", "", tmp_path)
     done = run(broken, *SIMULATED, *CHEAP)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -138,7 +138,8 @@ def mutate(script: str, line: str, replacement: str, folder: Path) -> Path:
     ("5_multi_streams.py", "            slot.returned.synchronize()\n"),
     ("6_multi_threads.py", "                    compute.wait(slot.copied)\n"),
     ("6_multi_threads.py", "                    slot.returned.synchronize()\n"),
-    ("7_cuda_graph.py", "                    copy_out.wait(slot.computed)\n"),
+    ("7_cuda_graph.py", "                    compute.wait(slot.copied)\n"),
+    ("7_cuda_graph.py", "                    slot.returned.synchronize()\n"),
     ("8_multi_context.py", "                    stream.synchronize()\n"),
 ])
 def test_a_missing_dependency_gives_wrong_outputs(plans, tmp_path, script, line):

@@ -22,11 +22,13 @@ class Device:
     copy_slows_compute: float  # share of a kernel's speed lost while a copy to the device runs
     memory_rate: float
     arithmetic_rates: dict[str, float]  # fp32, fp16, int8 → operations per ns
-    lone_block_share: float  # of a multiprocessor's rate that a single thread block on it reaches
+    last_wave_shares: dict[str, float]  # of a multiprocessor's rate that the thread blocks of the last wave reach
     kernel_floor: int
     call: int  # host time of a CUDA call that costs nothing special
     calls: dict[str, int]  # host time of those that do
     allocate_per_byte: float
+    tensorrt_call: int  # host time of a TensorRT call that sets something
+    enqueue: int  # host time of an enqueue before its first launch
     kernel_launch: int
     shape_change: int
     wake_up: int  # from the end of what the host waits for to its going on
@@ -66,11 +68,13 @@ def load(key: str) -> Device:
         copy_slows_compute=copies["slows_compute"],
         memory_rate=compute["memory_gb_s"],
         arithmetic_rates={name: compute[f"{name}_tflop_s"] * 1000 for name in ("fp32", "fp16", "int8")},
-        lone_block_share=compute["lone_block_share"],
+        last_wave_shares={name: compute[f"{name}_last_wave_share"] for name in ("fp32", "fp16", "int8")},
         kernel_floor=round(compute["kernel_floor_us"] * us),
         call=round(host["call_us"] * us),
         calls={name: round(cost * us) for name, cost in host["calls_us"].items()},
         allocate_per_byte=host["allocate_us_per_mb"] * us / 1e6,
+        tensorrt_call=round(host["tensorrt_call_us"] * us),
+        enqueue=round(host["enqueue_us"] * us),
         kernel_launch=round(host["kernel_launch_us"] * us),
         shape_change=round(host["shape_change_us"] * us),
         wake_up=round(host["wake_up_us"] * us),

@@ -179,6 +179,10 @@ class ICudaEngine:
         return self._durations[batch, profile]
 
 
+def setting_takes_time() -> None:
+    simulator().clock.thread().now += simulator().device.tensorrt_call
+
+
 class IExecutionContext:
     """Shapes, addresses and the consumed event are set first; ``execute_async_v3`` takes them as they are then."""
 
@@ -199,6 +203,7 @@ class IExecutionContext:
         return False
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        setting_takes_time()
         if self.engine.get_tensor_mode(name) != TensorIOMode.INPUT:
             return self._error(f"3: [executionContext.cpp::setInputShape] Error Code 3: API Usage Error ({name} is no input)")
         low, _, high = self.engine.get_tensor_profile_shape(name, self.active_optimization_profile)
@@ -220,6 +225,7 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        setting_takes_time()
         if self.engine.get_tensor_mode(name) == TensorIOMode.NONE:
             return self._error(f"3: [executionContext.cpp::setTensorAddress] Error Code 3: API Usage Error (no tensor {name})")
         self._addresses[name] = int(memory)
@@ -236,6 +242,7 @@ class IExecutionContext:
         return tuple(batch if size < 0 else size for size in self.engine.get_tensor_shape(name))
 
     def set_input_consumed_event(self, event: int) -> bool:
+        setting_takes_time()
         self._consumed = int(event)
         return True
 
@@ -260,6 +267,7 @@ class IExecutionContext:
                 if self._initialised != wanted:
                     self._initialise(stream, wanted)
                     thread.now += sim.device.shape_change
+                thread.now += sim.device.enqueue
                 self._launch(stream)
             except CudaFailure as failure:
                 sim.last_error = failure.error

@@ -1,9 +1,9 @@
 """How long a layer's kernel takes: tiles of a matrix product dealt to the multiprocessors, or memory traffic.
 
 A convolution is a matrix product of (batch × output positions) rows and (output channels) columns. A kernel cuts it into
-tiles, a thread block each; two blocks share a multiprocessor, and a wave lasts until its slowest block is done. Large
-tiles use the multiprocessor better, small ones leave fewer of them without work: which is best depends on the batch.
-TensorRT decides that when it builds, by timing its kernels at the profile's OPT batch, and so does this, by arithmetic.
+tiles, a thread block each, and deals them to the multiprocessors in waves. Large tiles use a multiprocessor better, small
+ones leave fewer of them without work: which is best depends on the batch. TensorRT decides that when it builds, by timing
+its kernels at the profile's OPT batch, and so does this, by arithmetic.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from math import ceil
 from common.sim.device import Device
 from common.sim.network import Layer
 
-BLOCKS = 2  # resident on a multiprocessor at a time: one loads while the other multiplies
-HALF_RATE = 16.0  # operations an element loaded, at which a tile reaches half of the peak rate
-SPLIT_NS = 2000.0  # a pass that adds the partial sums of a product split along its depth
+HALF_RATE = 8.0  # multiplications for each element loaded, at which a tile reaches half of the peak rate
+SPLIT_NS = 4000.0  # a pass that adds the partial sums of a product split along its depth
 TILES = [(rows, columns, split) for rows, columns in
          ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (64, 32), (32, 32))
          for split in (1, 2, 4, 8)]
@@ -43,12 +42,10 @@ def product_ns(device: Device, precision: str, shape: tuple[int, int, int], imag
     reuse = tile_rows * tile_columns / (tile_rows + tile_columns)
     rate = device.arithmetic_rates[precision] / device.multiprocessors * reuse / (reuse + HALF_RATE)
     block_ns = 2 * tile_rows * tile_columns * depth / split / rate
-    waves, rest = divmod(ceil(rows / tile_rows) * ceil(columns / tile_columns) * split, device.multiprocessors * BLOCKS)
-    time_ns = waves * BLOCKS * block_ns
-    if rest > device.multiprocessors:
-        time_ns += BLOCKS * block_ns
-    elif rest:
-        time_ns += block_ns / device.lone_block_share  # with nothing beside it, a block waits for its own loads
+    waves, rest = divmod(ceil(rows / tile_rows) * ceil(columns / tile_columns) * split, device.multiprocessors)
+    time_ns = waves * block_ns
+    if rest:  # the last wave has nothing behind it to load while it multiplies
+        time_ns += block_ns / device.last_wave_shares[precision]
     if split > 1:
         time_ns += SPLIT_NS + 4 * split * rows * columns / device.memory_rate
     return time_ns
