@@ -7,14 +7,17 @@ A plan is made in two steps that need not run under the same Python:
 
 Precision is decided in the first step. The FP16 file has FP16 weights and activations between FP32 inputs and outputs,
 and a strongly typed network (TensorRT 10 on request, 11 always) does what the file says. TensorRT 8.6 has no such
-networks: there the builder is allowed FP16 as well. Either way the engine inspector has the last word, because a
-builder that quietly keeps FP32 is the classic way to publish a wrong speed-up.
+networks: there the builder is allowed FP16 as well. Either way the engine inspector has the last word, because a builder
+that quietly keeps FP32 is the classic way to publish a wrong speed-up. An INT8 file has Q/DQ nodes whose scales come from
+images; noise would give scales that are wrong for yours, so there is no INT8 without ``--calibration-images``.
 
 A plan works only with the TensorRT version and the kind of GPU that it was built with. PLAN.json beside it says which.
 
     python 0_build.py                            the FP32 plan of stages 1 to 3
     python 0_build.py --fp16                     the FP16 plan of the later stages
-    python 0_build.py --export-only              both ONNX files and no plan
+    python 0_build.py --int8 --calibration-images photos/    an INT8 plan
+    python 0_build.py --train digits --fp16      train on real handwriting first, in minutes and offline
+    python 0_build.py --export-only              the ONNX files and no plan
     python 0_build.py --profile 1,1,1 --output plans/one.plan
 """
 
@@ -32,13 +35,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from common import backend, models
+from common import backend, models, quantize, train
 from common.engine import Engine, logger, require, sidecar, this_machine
 from common.errors import EnvironmentFault, Fault, UsageFault
 from common.files import atomic_path, write_json
 
 ROOT = Path(__file__).resolve().parent
-SEED = 10088
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -47,11 +49,11 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def export(options: argparse.Namespace) -> dict[str, Path]:
     """The model's ONNX files by precision; exported only where they are not there already."""
-    tags = [options.model]
-    tags += [Path(options.weights).stem] if options.weights != "random" else []
-    tags += [f"seed{options.seed}"] if options.seed != SEED else []
-    paths = {precision: options.onnx_dir / f"{'-'.join([*tags, precision])}.onnx" for precision in ("fp32", "fp16")}
-    wanted = {"model": options.model, "weights": options.weights, "seed": options.seed}
+    tag = models.tag(options.model, options.weights, options.seed)
+    paths = {precision: options.onnx_dir / f"{tag}-{precision}.onnx" for precision in ("fp32", "fp16")}
+    trained = Path(options.weights)
+    wanted = {"model": options.model, "seed": options.seed,
+              "weights": models.sha256(trained) if trained.is_file() else options.weights}
     known = {precision: models.read_description(path) for precision, path in paths.items() if path.exists()}
     if all(wanted.items() <= known.get(precision, {}).items() for precision in paths):
         return paths
@@ -98,8 +100,8 @@ def configure(trt: Any, config: Any, precision: str, share_profile: bool) -> Non
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector knows names only
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         return
-    if precision != "fp32":
-        config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+    for flag in {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
     if share_profile and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
 
@@ -218,10 +220,17 @@ def parse_options() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", choices=models.MODELS, default="resnet18")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: random, seeded, offline")
-    p.add_argument("--seed", type=int, default=SEED, help="seed of the random weights (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=models.SEED, help="seed of the random weights (default: %(default)s)")
     p.add_argument("--export-only", action="store_true", help="write the ONNX files and stop")
     p.add_argument("--onnx-file", type=Path, help="build this file instead of a torchvision model")
-    p.add_argument("--fp16", action="store_true", help="FP16 weights and activations, FP32 input and output")
+    precision = p.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_true", help="FP16 weights and activations, FP32 input and output")
+    precision.add_argument("--int8", action="store_true", help="INT8 by post-training quantization; needs the next option")
+    p.add_argument("--calibration-images", type=Path, metavar="DIR", help="JPEG and PNG images like those to be classified")
+    p.add_argument("--calibration-count", type=int, default=128, metavar="N", help="how many of them (default: %(default)s)")
+    p.add_argument("--calibration", choices=quantize.METHODS, default="entropy", help="default: %(default)s")
+    p.add_argument("--train", choices=train.DATASETS, help="first train the model on this data set, whose images are left "
+                   "as labelled folders in models/; cifar10 is downloaded")
     p.add_argument("--profile", type=profile, action="append", metavar="MIN,OPT,MAX",
                    help="an optimization profile, as batch sizes; repeatable (default: 1,128,256)")
     p.add_argument("--aux-streams", type=int, metavar="N", help="streams TensorRT may add within one inference")
@@ -240,10 +249,12 @@ def parse_options() -> argparse.Namespace:
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     options = parse_options()
-    precision = "fp16" if options.fp16 else "fp32"
+    precision = "fp16" if options.fp16 else "int8" if options.int8 else "fp32"
     try:
+        if options.train:
+            train_model(options)
         if options.onnx_file is None:
-            onnx = export(options)[precision]
+            onnx = export(options)["fp32" if options.int8 else precision]
         elif not options.onnx_file.is_file():
             raise UsageFault(f"--onnx-file {options.onnx_file}: no such file.")
         elif options.fp16:
@@ -251,6 +262,9 @@ def main() -> int:
             models.convert_to_fp16(options.onnx_file, onnx)
         else:
             onnx = options.onnx_file
+        if options.int8:
+            onnx = quantize.calibrated(onnx, options.calibration_images, options.calibration_count, options.calibration,
+                                       options.seed, console)
         if options.export_only:
             return 0
         chosen = backend.select(options.backend)
@@ -258,9 +272,11 @@ def main() -> int:
         options.timing_cache = options.timing_cache or ROOT / "plans" / f"timing{chosen.plan_suffix[:-5]}.cache"
         console.print(f"building {output.name} from {onnx.name} with {chosen.engine}")
         started = time.perf_counter()
-        write(output, build(options, onnx, precision), onnx, options)
+        plan = build(options, onnx, precision)
+        write(output, plan, onnx, options, time.perf_counter() - started)
         engine = Engine(output)
-        if options.onnx_file is None or options.fp16:
+        write_json(sidecar(output), {**engine.facts, "layers": engine.layer_names()})
+        if options.onnx_file is None or precision != "fp32":
             engine.require_precision(precision)
         layers = ", ".join(f"{count} {name}" for name, count in engine.precisions().most_common())
         console.print(f"built {output} in {time.perf_counter() - started:.1f} s: {output.stat().st_size / 1e6:.1f} MB, "
@@ -274,7 +290,21 @@ def main() -> int:
     return 0
 
 
-def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace) -> None:
+def train_model(options: argparse.Namespace) -> None:
+    """Train, unless that was done before, and go on with the trained weights."""
+    name = f"{options.model}-{options.train}"
+    weights, folders = options.onnx_dir / f"{name}.pt", options.onnx_dir / options.train
+    options.weights = str(weights)
+    if weights.exists():
+        console.print(f"{weights} is there; remove it to train again", markup=False)
+        return
+    started = time.perf_counter()
+    accuracy = train.fine_tune(options.model, options.train, folders, weights, options.seed, console)
+    console.print(f"trained {name} in {time.perf_counter() - started:.0f} s: {accuracy:.1%} right of {folders / 'test'}",
+                  markup=False)
+
+
+def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, build_s: float) -> None:
     """The plan and its sidecar. The sidecar comes last: a plan without one is merely unchecked."""
     described = models.read_description(onnx)
     sidecar(output).unlink(missing_ok=True)
@@ -282,6 +312,7 @@ def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace) ->
         temporary.write_bytes(plan)
     write_json(sidecar(output), {
         **this_machine(), "precision": "fp16" if options.fp16 else described.get("precision", "as in the ONNX file"),
+        "build_s": round(build_s, 1),
         "model": described.get("model", onnx.stem), "weights": described.get("weights"),
         "profiles": options.profile, "labels": described.get("labels", []), "onnx": onnx.name,
         "onnx_sha256": described.get("sha256") or models.sha256(onnx), "plan_sha256": models.sha256(output),

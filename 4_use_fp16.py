@@ -29,7 +29,7 @@ from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, page_lock
 
 def infer(run: session.Session) -> None:
     """Run the batches one after the other through one pair of device buffers."""
-    run.engine.require_precision("fp16")
+    run.engine.require_precision(run.precision)
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
     host_output = page_locked(run.output_shape)

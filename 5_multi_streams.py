@@ -46,7 +46,7 @@ class Slot:
 
 def infer(run: session.Session) -> None:
     """Run the batches through two slots; each batch is copied in while the one before it computes."""
-    run.engine.require_precision("fp16")
+    run.engine.require_precision(run.precision)
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
     with ExitStack() as resources:

@@ -88,7 +88,7 @@ def abandon_capture(stream: Stream) -> None:
 
 def infer(run: session.Session) -> None:
     """Submit the batches through three slots, a graph launch each; a worker thread finishes them in the same order."""
-    run.engine.require_precision("fp16")
+    run.engine.require_precision(run.precision)
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
     with ExitStack() as resources:

@@ -74,7 +74,7 @@ class Lane:
 
 def infer(run: session.Session) -> None:
     """Deal the batches to the lanes; finish them in order."""
-    run.engine.require_precision("fp16")
+    run.engine.require_precision(run.precision)
     count = run.options.contexts
     run.notes.append(f"{count} contexts, {run.engine.context_memory / 1e6:.1f} MB of activations each")
     lanes = [Lane(run, first, count) for first in range(count)]

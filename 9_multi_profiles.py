@@ -63,9 +63,9 @@ def context_for_each_size(run: session.Session) -> dict[int, Context]:
 
 def infer(run: session.Session) -> None:
     """Serve the batches on kernels of their own; then, as controls, on the wide profile, and with a single context."""
-    run.engine.require_precision("fp16")
+    run.engine.require_precision(run.precision)
     serve(run, context_for_each_size(run))
-    wide = run.repeat(Engine(default_plan("fp16")))
+    wide = run.repeat(Engine(default_plan(run.precision)))
     serve(wide, context_for_each_size(wide))
     single, context = run.repeat(run.engine), run.engine.create_context()
     serve(single, {len(batch): context for batch in run.batches})

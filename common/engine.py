@@ -179,8 +179,16 @@ class Engine:
         sizes = (getattr(self.trt_engine, name, None) for name in ("device_memory_size_v2", "device_memory_size"))
         return next(size for size in sizes if size is not None)
 
+    def layer_names(self) -> list[str]:
+        """The engine's layers; a fused one is named after all the nodes it was made of."""
+        return [str(layer["Name"] if isinstance(layer, dict) else layer) for layer in self.layers()]
+
     def precisions(self) -> Counter[str]:
         """How many layers write fp32, fp16, int8, … outputs, as the engine inspector tells."""
+        return Counter(filter(None, map(layer_precision, self.layers())))
+
+    def layers(self) -> list[Any]:
+        """The layers in the engine inspector's JSON: objects, or mere names in a plan built without details."""
         trt = backend.current().tensorrt
         inspector = self.trt_engine.create_engine_inspector()
         try:  # of an engine with dynamic shapes, more is told for a context's shapes
@@ -190,8 +198,7 @@ class Engine:
         except TensorRTError:
             pass  # a plan too large for this GPU's memory can still be inspected
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        layers = json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters in its strings
-        return Counter(filter(None, map(layer_precision, layers)))
+        return json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters in its strings
 
     def require_precision(self, precision: str) -> None:
         """Raise where the engine's layers do not work in ``precision``: a build may have quietly chosen another.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +25,12 @@ def noise_images(indices: Sequence[int], size: int, seed: int) -> np.ndarray:
     images = np.empty((len(indices), 3, size, size), np.float32)
 
     def fill(image: np.ndarray, index: int) -> None:
-        random = np.random.default_rng((seed, index))
+        draw = np.random.default_rng((seed, index))
         cell = size // 8
-        coarse = random.standard_normal((3, 8, 8), np.float32) * random.uniform(0.5, 1.5)
+        coarse = draw.standard_normal((3, 8, 8), np.float32) * draw.uniform(0.5, 1.5)
         image[:] = np.kron(coarse, np.ones((cell, cell), np.float32))
-        image += random.standard_normal((3, 1, 1), np.float32)
-        image += 0.3 * random.standard_normal((3, size, size), np.float32)
+        image += draw.standard_normal((3, 1, 1), np.float32)
+        image += 0.3 * draw.standard_normal((3, size, size), np.float32)
 
     with ThreadPoolExecutor() as pool:  # NumPy draws without the interpreter lock
         list(pool.map(fill, images, indices))
@@ -52,15 +53,16 @@ def load_photograph(path: Path, size: int) -> np.ndarray:
 class Images:
     """A numbered sequence of images; ``unreadable`` names the files that were skipped, with the reason."""
 
-    def __init__(self, directory: Path | None, size: int, seed: int) -> None:
+    def __init__(self, directory: Path | None, size: int, seed: int, limit: int | None = None) -> None:
+        """``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
         self.size, self.seed = size, seed
         self.files: list[Path] = []
         self.unreadable: list[str] = []
         self._photographs: list[np.ndarray] = []
         if directory is not None:
-            self._read(directory)
+            self._read(directory, limit)
 
-    def _read(self, directory: Path) -> None:
+    def _read(self, directory: Path, limit: int | None) -> None:
         try:
             import PIL  # noqa: F401
         except ImportError:
@@ -71,6 +73,8 @@ class Images:
             candidates = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
         else:
             raise UsageFault(f"--images {directory}: no such file or folder.")
+        if limit is not None and limit < len(candidates):
+            candidates = sorted(random.Random(self.seed).sample(candidates, limit))
         for path in candidates:
             try:
                 self._photographs.append(load_photograph(path, self.size))

@@ -1,4 +1,4 @@
-"""torchvision model → ONNX file at FP32 or FP16, checked against PyTorch before anyone builds from it.
+"""torchvision model → ONNX file at FP32 or FP16 (INT8: ``quantize``), checked against PyTorch before anyone builds from it.
 
 torch, torchvision, onnx and onnxruntime are imported inside the functions: a stage never loads them.
 """
@@ -21,6 +21,7 @@ from common.files import atomic_path, write_json
 MODELS = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_v2_s": 384}
 """The models of the ladder and the side of their square input in pixels."""
 
+SEED = 10088
 INPUT, OUTPUT = "images", "logits"
 OPSET = 17  # TensorRT 8.6 parses it; the newer exporter's opset 20 graph is refused by 8.6
 
@@ -38,12 +39,21 @@ def needs(package: str, purpose: str) -> Any:
         ) from None
 
 
+def tag(model: str, weights: str, seed: int) -> str:
+    """What the files of a model with these weights are named after."""
+    stem = Path(weights).stem
+    name = model if weights == "random" else stem if stem.startswith(model) else f"{model}-{stem}"
+    return name if seed == SEED else f"{name}-seed{seed}"
+
+
 def create_model(name: str, weights: str, seed: int) -> tuple[Any, list[str]]:
     """A torchvision classifier in evaluation mode and its class names ([] when it has none).
 
     ``weights`` is ``random`` (seeded), ``imagenet`` (torchvision's own; downloaded once by torch) or a file with a
-    state dict. Random weights come with batch-norm statistics estimated from noise, so that activations keep the scale
-    they have in a trained network: with the untouched statistics they grow by residual block and overflow FP16.
+    state dict, which may have class names beside it (``{"state_dict": …, "labels": […]}``).
+
+    Random weights come with batch-norm statistics estimated from noise, so that activations keep the scale they have in a
+    trained network: with the untouched statistics they grow by residual block and overflow FP16.
     """
     torch = needs("torch", "exporting a model")
     torchvision = needs("torchvision", "exporting a model")
@@ -58,18 +68,21 @@ def create_model(name: str, weights: str, seed: int) -> tuple[Any, list[str]]:
                 f"torchvision could not fetch the ImageNet weights ({type(error).__name__}: {error}). Where there is a "
                 f"network, download {published.url} and pass the file: --weights FILE; or use --weights random."
             ) from None
-    model = builder(weights=None)
     if weights == "random":
+        model = builder(weights=None)
         settle_batch_norm(model, MODELS[name], seed)
         return model.eval(), []
     try:
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        saved = torch.load(weights, map_location="cpu", weights_only=True)
+        state, labels = (saved["state_dict"], list(saved["labels"])) if "state_dict" in saved else (saved, [])
+        model = builder(weights=None, num_classes=len(list(state.values())[-1]))  # the last entry is the classifier's bias
+        model.load_state_dict(state)
     except FileNotFoundError:
         raise UsageFault(f"--weights {weights}: no such file; use random, imagenet or a state dict file.") from None
     except Exception as error:
         raise UsageFault(f"--weights {weights} is not a state dict of {name}: {str(error).splitlines()[0]}") from None
-    names = list(published.meta["categories"])
-    return model.eval(), names if model(torch.zeros(1, 3, 64, 64)).shape[1] == len(names) else []
+    classes, known = len(list(state.values())[-1]), list(published.meta["categories"])
+    return model.eval(), labels or (known if classes == len(known) else [])
 
 
 def settle_batch_norm(model: Any, size: int, seed: int) -> None:

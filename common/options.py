@@ -16,6 +16,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=lines, formatter_class=argparse.RawDescriptionHelpFormatter)
     run = p.add_argument_group("what to run")
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")
+    run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of the default plan (default: the stage's own)")
     run.add_argument("--batch", type=positive, metavar="N",
                      help=f"images a batch (default: {backend.PUBLISHED_BATCH}; simulated: {backend.SIMULATED_BATCH})")
     run.add_argument("--batches", type=positive, metavar="N", help="batches to run, warm-up included (default: 10, or as "
@@ -23,9 +24,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument("--measure", type=positive, default=3, metavar="N", help="how many of the last batches are measured "
                      "(default: %(default)s)")
     run.add_argument("--seed", type=int, default=10088, help="seed of the synthetic images (default: %(default)s)")
-    run.add_argument("--images", type=Path, metavar="DIR", help="JPEG and PNG photographs instead of synthetic images")
+    run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them (JPEG, PNG) "
+                     "instead of synthetic images")
     out = p.add_argument_group("what to write")
     out.add_argument("--predictions", type=Path, metavar="CSV", help="image, class, probability: a row an image")
+    out.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
     out.add_argument("--json", type=Path, metavar="PATH", help="the result record")
     out.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run (the result is "
                      "then marked as not verified)")

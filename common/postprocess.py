@@ -21,6 +21,13 @@ def top1(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return classes, 1 / np.exp(shifted, out=shifted).sum(axis=1)
 
 
+def top(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
+    """The ``count`` likeliest classes of one row of logits (C) with their softmax probabilities, likeliest first."""
+    shifted = np.exp(logits - logits.max())
+    best = np.argsort(-logits, kind="stable")[:count]
+    return [(int(number), float(shifted[number] / shifted.sum())) for number in best]
+
+
 class Predictions:
     """The lines of the predictions file. ``labels`` are class names; without them a class is its number."""
 
@@ -33,11 +40,14 @@ class Predictions:
         classes, probabilities = top1(logits)
         self._rows.extend(zip(names, classes.tolist(), probabilities.tolist()))
 
+    def label(self, number: int) -> str:
+        return self._labels[number] if self._labels else str(number)
+
     def rows(self) -> list[tuple[str, str, float]]:
         """(image, class, probability), once for each image, in the order in which they were first seen."""
         named = {}
         for name, number, probability in self._rows:
-            named.setdefault(name, (name, self._labels[number] if self._labels else str(number), probability))
+            named.setdefault(name, (name, self.label(number), probability))
         return list(named.values())
 
     def write(self, path: Path) -> None:

@@ -17,6 +17,7 @@ from common import ranges
 from common.backend import Backend
 from common.files import write_json
 from common.options import Size
+from common.postprocess import top
 from common.verify import Difference, Parts
 
 if TYPE_CHECKING:
@@ -115,6 +116,18 @@ def print_result(result: Result, session: Session, console: Console) -> None:
                                f"the same top-1 on {away.same_top1:.1%} of the images")
     for note in session.notes:
         line("note", note)
+
+
+def print_top(session: Session, count: int, console: Console) -> None:
+    """Each image's ``count`` likeliest classes, once for each image."""
+    seen = set()
+    for names, logits in zip(session.names, session.outputs):
+        for name, row in zip(names, logits):
+            if name not in seen:
+                seen.add(name)
+                console.print(f"\n{name}", markup=False)
+                for number, probability in top(row, count):
+                    console.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
 
 
 def print_timeline(backend: Backend, session: Session, console: Console, width: int = 96) -> None:

@@ -24,7 +24,7 @@ from common.images import Images
 from common.options import Size, select_backend
 from common.postprocess import Predictions
 from common.prepare import batch_names, check_memory, check_sizes, check_writable, default_plan, err, prepare
-from common.report import Result, print_result, write_record
+from common.report import Result, print_result, print_top, write_record
 from common.verify import Difference, check, compare, parts, run_serially
 
 out = Console(highlight=False, soft_wrap=True)
@@ -67,6 +67,11 @@ class Session:
         self._clock, self._range = clock, None
         self.window_event_ms: float | None = None
         self._memory_before, self.peak_memory = memory_before, 0
+
+    @property
+    def precision(self) -> str:
+        """What the plan's layers must work in: ``--precision``, or the stage's own."""
+        return self.options.precision
 
     def repeat(self, engine: Engine) -> Session:
         """Another run over the same batches, for comparison; it leaves no `measured batches` range in the trace."""
@@ -149,6 +154,7 @@ def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, pr
         chosen, size = select_backend(options)
         err.print(f"{stage}: {chosen.name} backend ({chosen.reason}), {chosen.device}, {chosen.engine}")
         check_writable(options.predictions, options.json, options.trace)
+        options.precision = precision = options.precision or precision
         plan = options.plan or default_plan(precision, *(variant(options, size) if variant else ()))
         measure(plan, infer, stage, precision, size, list(sizes(options, size)) if sizes else [size.batch], page_lock, options)
         for leak in chosen.leaks():
@@ -181,6 +187,8 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision:
         infer(session)
     result = conclude(session, stage, precision, size, page_lock, options)
     print_result(result, session, out)
+    if options.top:
+        print_top(session, options.top, out)
     if options.json:
         write_record(options.json, result)
     if options.predictions:

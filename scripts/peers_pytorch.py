@@ -27,7 +27,7 @@ from common.postprocess import Predictions
 from common.prepare import DISTINCT
 from common.verify import compare
 
-SEED, SIZE = 10088, 224
+SEED, SIZE = models.SEED, 224
 TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}
 """Share of the largest logit by which outputs may be off eager FP32's (which uses TF32, as TensorRT's FP32 does)."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -32,7 +32,7 @@ from scripts.nsys import Nsys, NsysError, find
 from scripts.trace_reader import TraceError, read
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan")
+PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan", "precision")
 console = Console(highlight=False, soft_wrap=True)
 
 

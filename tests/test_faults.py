@@ -87,7 +87,7 @@ def test_no_memory_left_on_the_device(backend, tmp_path):
     """Another process (here: the same one, first) holds the memory that the contexts would need."""
     hold = {"tensorrt": "held = cudart.cudaMalloc(cudart.cudaMemGetInfo()[0] - (64 << 20))",
             "simulated": "backend.current().simulator.space.charge(cudart.cudaMemGetInfo()[0] - (64 << 20))"}[backend]
-    script = broken(tmp_path, '    run.engine.require_precision("fp16")\n',
+    script = broken(tmp_path, '    run.engine.require_precision(run.precision)\n',
                     f"    from common import backend\n    from common.cuda import cudart\n    {hold}\n")
     ends_with_one_line(stage(backend, script=script), 3, "memory")
 

@@ -243,6 +243,20 @@ def test_a_bounded_queue_holds_the_faster_side_back():
     assert produced == [0, 0, 0, 2 * MS, 4 * MS, 6 * MS]
 
 
+def test_one_thread_at_a_time_runs_python():
+    """Two threads whose calls are all Python's share take turns with the interpreter; the driver's share runs side by side."""
+    for python, driver, expected in ((MS, 0, 20 * MS), (0, MS, 10 * MS)):
+        sim = start()
+        object.__setattr__(sim.device, "call", python)
+        object.__setattr__(sim.device, "calls", {"cudaGetDevice": python + driver})
+        threads = [threading.Thread(target=lambda: [cudart.cudaGetDevice() for _ in range(10)]) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sim.clock.thread().now == expected
+
+
 @pytest.mark.parametrize("kind", ["event", "semaphore"])
 def test_events_and_semaphores_carry_time(kind):
     sim = start()
@@ -266,7 +280,7 @@ def test_threads_take_turns_in_virtual_time():
     """However the operating system schedules them, calls are made in the order of the threads' clocks."""
     for _ in range(5):
         sim = start()
-        object.__setattr__(sim.device, "call", MS)
+        object.__setattr__(sim.device, "calls", {"cudaGetDevice": MS})
         order = []
 
         def work(name, order=order, sim=sim):

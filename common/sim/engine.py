@@ -180,7 +180,9 @@ class ICudaEngine:
 
 
 def setting_takes_time() -> None:
-    simulator().clock.thread().now += simulator().device.tensorrt_call
+    sim = simulator()
+    with sim.clock.turn() as thread:
+        sim.interpret(thread, sim.device.tensorrt_call)
 
 
 class IExecutionContext:

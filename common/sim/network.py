@@ -48,18 +48,23 @@ def layers(model: Any) -> list[Layer]:
             value.type.tensor_type.shape.dim[0].Clear()
     graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]  # INT8 weights: what counts is their shape and their bytes
     shapes, types = {}, {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         shapes[value.name] = [d.dim_value or 1 for d in tensor.shape.dim]
         types[value.name] = tensor.elem_type
 
+    quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    stored_as_int8 = quantized | {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+
     def nbytes(name: str) -> int:
-        return prod(shapes.get(name, [0])) * ELEMENT_BYTES.get(types.get(name, 1), 4)
+        return prod(shapes.get(name, [0])) * (1 if name in stored_as_int8 else ELEMENT_BYTES.get(types.get(name, 1), 4))
 
     made_by: dict[str, Layer] = {}
-    quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    found = [Layer("reformat input", "Reformat", 0, 2 * nbytes(graph.input[0].name), 0, "fp32")]
+    found = [Layer("reformat input", "Reformat", 0, 2 * prod(shapes[graph.input[0].name]) * 4, 0, "fp32")]
     for node in graph.node:
         inputs = [name for name in node.input if name and name not in weights]
         output = node.output[0]

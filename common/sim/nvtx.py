@@ -14,21 +14,23 @@ _open: dict[tuple[int, str | None], list[Range]] = {}  # a stack for each thread
 
 def push_range(message: str | None = None, color: object = "blue", domain: str | None = None, category: object = None,
                payload: int | None = None) -> None:
-    thread = simulator().clock.thread()
-    thread.now += simulator().device.range
+    sim = simulator()
+    with sim.clock.turn() as thread:
+        sim.interpret(thread, sim.device.range)
     item = Range(thread.now, None, PUSH_POP, message or "", domain or "NVTX", thread.index, thread.index, payload)
     _open.setdefault((thread.index, domain), []).append(item)
-    simulator().trace.ranges.append(item)
+    sim.trace.ranges.append(item)
 
 
 def pop_range(domain: str | None = None) -> None:
     sim = simulator()
-    thread = sim.clock.thread()
-    item = _open[thread.index, domain].pop()
-    if item.text == "postprocess" and item.payload:
-        thread.now += sim.device.postprocess + round(item.payload * sim.scale * sim.device.postprocess_per_image)
-    item.end = thread.now
-    thread.now += sim.device.range
+    with sim.clock.turn() as thread:
+        item = _open[thread.index, domain].pop()
+        if item.text == "postprocess" and item.payload:
+            images = item.payload * sim.scale
+            sim.interpret(thread, sim.device.postprocess + round(images * sim.device.postprocess_per_image))
+        item.end = thread.now
+        sim.interpret(thread, sim.device.range)
 
 
 def start_range(message: str | None = None, color: object = None, domain: str | None = None, category: object = None,

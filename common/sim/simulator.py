@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.sim import device as devices
-from common.sim.clock import Clock
+from common.sim.clock import Clock, Engine, HostThread
 from common.sim.enums import Handle, cudaError_t
 from common.sim.memory import AddressSpace
 from common.sim.threads import Hooks
@@ -34,7 +34,8 @@ class Simulator:
         self.trace = Trace()
         self.space = AddressSpace(self.device.memory_bytes, scale)
         self.gpu = Gpu(self.device, self.clock, self.trace)
-        self.hooks = Hooks(self.clock, self.device.queue, self.device.thread_wake_up)
+        self.hooks = Hooks(self.clock, self.interpret, self.device.queue, self.device.thread_wake_up)
+        self._interpreter = Engine()
         self.handles: dict[int, Stream | Event | Graph] = {}
         self.last_error = cudaError_t.cudaSuccess
         self.calls = 0
@@ -52,7 +53,9 @@ class Simulator:
             start = thread.now
             self.trace.correlation += 1
             correlation = self.trace.correlation
-            thread.now += self.device.call_cost(name)
+            cost = self.device.call_cost(name)
+            self.interpret(thread, min(cost, self.device.call))
+            thread.now += max(0, cost - self.device.call)  # inside the driver, which runs without the interpreter lock
             self.calls += 1
             error, values = cudaError_t.cudaSuccess, None
             try:
@@ -67,6 +70,11 @@ class Simulator:
         if error != cudaError_t.cudaSuccess:
             return (error, *([None] * results))
         return (error, *values) if results > 1 else (error, values) if results else (error,)
+
+    def interpret(self, thread: HostThread, duration: int) -> None:
+        """``thread`` runs Python for ``duration`` ns: it needs the interpreter lock, which one thread has at a time."""
+        if duration:
+            _, thread.now = self._interpreter.reserve(thread.now, duration)
 
     def fail_at(self, n: int, error: cudaError_t = cudaError_t.cudaErrorUnknown) -> None:
         """Make the n-th CUDA call from now fail with ``error``."""

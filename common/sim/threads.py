@@ -30,11 +30,12 @@ class Patience:
 class Hooks:
     """Replaces the methods of the standard primitives; ``remove`` puts the originals back.
 
-    A queue operation costs ``queue_ns``, and a thread that had to wait goes on ``wake_ns`` after it was given something.
+    A queue operation costs ``queue_ns`` of the interpreter's time, and a thread that had to wait goes on ``wake_ns`` after it
+    was given something.
     """
 
-    def __init__(self, clock: Clock, queue_ns: int = 0, wake_ns: int = 0) -> None:
-        self.clock, self.queue_ns, self.wake_ns = clock, queue_ns, wake_ns
+    def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
+        self.clock, self.interpret, self.queue_ns, self.wake_ns = clock, interpret, queue_ns, wake_ns
         self._originals: list[tuple[type, str, Any]] = []
         self._patience: WeakKeyDictionary[Any, dict[str, Patience]] = WeakKeyDictionary()
         self._ended: WeakKeyDictionary[threading.Thread, HostThread] = WeakKeyDictionary()
@@ -132,6 +133,11 @@ class Hooks:
         ended = self._ended.get(thread)
         self.clock.resume(me, ended.now if ended is not None and not thread.is_alive() else 0)
 
+    def _interpret_queue(self) -> None:
+        if self.queue_ns:
+            with self.clock.turn() as thread:
+                self.interpret(thread, self.queue_ns)
+
     # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
 
     def _queue_put(self, original: Any, q: queue.Queue, item: Any, block: bool = True, timeout: float | None = None) -> None:
@@ -143,14 +149,14 @@ class Hooks:
             self._give(q, "items")
             return True
 
-        self.clock.thread().now += self.queue_ns
+        self._interpret_queue()
         self._side(q, "places", q.maxsize)
         if not self._take(q, "places", attempt, block, timeout):
             raise queue.Full
 
     def _queue_get(self, original: Any, q: queue.Queue, block: bool = True, timeout: float | None = None) -> Any:
         items: list[Any] = []
-        self.clock.thread().now += self.queue_ns
+        self._interpret_queue()
 
         def attempt() -> bool:
             try:
