@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+BESIDE = 110
+"""Percent of the limit from which on it is no accident of the window's ends that batches take less than their kernels."""
 OVERLAPPED = 0.5
 """Share of the shorter of copy and compute from which on a stage counts as one that overlaps them."""
 PINNED_SHARE = 0.6
@@ -27,10 +29,16 @@ def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             shorter = "make compute shorter with FP16 (stage 4), and " if stage["precision"] == "fp32" else ""
             return f"copies and compute take turns: {shorter}overlap them (stage 5)"
         return "the GPU waits for the host between batches: submit ahead and post-process on a thread (stage 6)"
+    if what == "launch" and stage["launches"] == 1:
+        return ("the kernels of one graph have gaps between them although nothing is left to launch: see in the timeline what "
+                "runs beside them")
     if what == "launch":
         return "the GPU waits for single launches: capture them into a CUDA graph (stage 7), or use larger batches"
     if what == "postprocess":
         return "the host's post-processing is the longest part: several workers, or do it on the GPU"
+    if what == "compute" and (stage["percent_of_limit"] or 0) > BESIDE:
+        return ("kernels of several batches run side by side, which one after the other leave multiprocessors idle: more contexts "
+                "(stage 8), or larger batches")
     if what == "compute":
         if stage["precision"] == "fp32":
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"

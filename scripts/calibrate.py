@@ -302,6 +302,12 @@ def measure() -> dict[str, Any]:
     return raw
 
 
+def shown(path: Path) -> str:
+    """A path as the device file may name it: relative to the repository, or the name alone."""
+    path = path.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("name", help="the device file's name, and what --device will call it")
@@ -324,7 +330,7 @@ def main() -> int:
             from scripts import device_file
 
             output = options.output or ROOT / "common" / "sim" / "devices" / f"{options.name}.toml"
-            text = device_file.derive(json.loads(raw_path.read_text(encoding="utf-8")), raw_path.name)
+            text = device_file.derive(json.loads(raw_path.read_text(encoding="utf-8")), shown(raw_path))
             with atomic_path(output) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             err.print(f"written: {output}")

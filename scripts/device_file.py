@@ -9,7 +9,7 @@ from typing import Any
 
 from common.sim import device as devices
 from common.sim.device import Device
-from common.sim.kernels import kernel_ns
+from common.sim.kernels import kernel
 from common.sim.network import Layer, layers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def network(precision: str) -> list[Layer]:
 
 
 def compute_us(device: Device, net: list[Layer], batch: int, opt: int) -> float:
-    return sum(kernel_ns(device, layer, batch, opt) for layer in net) / 1e3
+    return sum(kernel(device, layer, batch, opt).duration for layer in net) / 1e3
 
 
 def fit_rate(device: Device, precision: str, net: list[Layer], batch: int, goal_us: float) -> Device:

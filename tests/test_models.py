@@ -88,7 +88,7 @@ def test_the_device_files_give_the_compute_times_that_they_are_derived_from(plan
     sim = simulator.start(device)
     plan = (plans / f"resnet18-{precision}.simulated.plan").read_bytes()
     engine = trt.Runtime(Errors()).deserialize_cuda_engine(plan)
-    assert sum(duration for _, duration in engine._kernels(128, 0)) / 1e6 == pytest.approx(published_ms, rel=1e-3)
+    assert sum(piece.duration for piece in engine._kernels(128, 0)) / 1e6 == pytest.approx(published_ms, rel=1e-3)
     assert len(engine._kernels(128, 0)) == 25  # as many launches a batch as published
     assert sim.scale == 1
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.sim import cudart, simulator
 from common.sim.clock import Engine
-from common.sim.work import Work
+from common.sim.work import Piece, Work
 
 MS = 1_000_000
 durations = st.integers(1, 20).map(lambda ms: ms * MS)
@@ -45,7 +45,7 @@ def event(sim):
 
 def put(sim, on, engine, duration):
     with sim.clock.turn():
-        return sim.gpu.enqueue(on, Work(engine, ((engine, duration),)))
+        return sim.gpu.enqueue(on, Work(engine, (Piece(engine, duration),)))
 
 
 def record(sim, what, on):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 STALL_S = 1.0
@@ -96,30 +96,44 @@ class Clock:
 
 
 class Engine:
-    """One engine of the GPU (H2D copies, D2H copies or compute): one operation at a time, the first that is ready first."""
+    """One engine of the GPU (H2D copies, D2H copies or compute), or the interpreter: what is ready first goes first.
+
+    An operation takes a share of it. Small kernels leave multiprocessors free, and those of another stream may run there.
+    """
 
     KEPT = 4096
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._booked: list[tuple[int, int, float]] = []  # start, end, share; by start
+        self._longest = 0
 
-    def reserve(self, ready: int, duration: int) -> tuple[int, int]:
-        """Book ``duration`` ns in the first gap at or after ``ready`` that holds it; return its start and end."""
-        position = bisect_right(self._ends, ready)
+    def reserve(self, ready: int, duration: int, share: float = 1.0) -> tuple[int, int]:
+        """Book ``share`` for ``duration`` ns at the first time at or after ``ready`` at which it is free throughout; return
+        start and end."""
         start = ready
-        while position < len(self._starts) and start + duration > self._starts[position]:
-            start = max(start, self._ends[position])
-            position += 1
-        self._starts.insert(position, start)
-        self._ends.insert(position, start + duration)
-        if len(self._starts) > 2 * self.KEPT:
-            del self._starts[: self.KEPT], self._ends[: self.KEPT]
+        while (beside := self._between(start, start + duration)) and peak(beside) + share > 1 + 1e-9:
+            start = min(end for _, end, _ in beside)
+        insort(self._booked, (start, start + duration, share))
+        self._longest = max(self._longest, duration)
+        if len(self._booked) > 2 * self.KEPT:
+            del self._booked[: self.KEPT]
         return start, start + duration
 
+    def _between(self, start: int, end: int) -> list[tuple[int, int, float]]:
+        """What is booked at some time of [start, end)."""
+        first, last = bisect_left(self._booked, (start - self._longest,)), bisect_left(self._booked, (end,))
+        return [item for item in self._booked[first:last] if item[1] > start]
+
     def busy_between(self, start: int, end: int) -> int:
-        """Nanoseconds of [start, end) that are booked."""
-        total = 0
-        for position in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
-            total += min(end, self._ends[position]) - max(start, self._starts[position])
+        """Nanoseconds of [start, end) in which something is booked."""
+        total, covered = 0, start
+        for first, last, _ in self._between(start, end):
+            first, last = max(first, covered), min(last, end)
+            if last > first:
+                total, covered = total + last - first, last
         return total
+
+
+def peak(items: list[tuple[int, int, float]]) -> float:
+    """The largest sum of shares at any time."""
+    return max(sum(share for first, last, share in items if first <= start < last) for start, _, _ in items)

@@ -26,7 +26,7 @@ from common.sim.enums import (
 )
 from common.sim.memory import Span, address_of
 from common.sim.simulator import cuda_call, simulator, site
-from common.sim.work import CudaFailure, Event, Graph, Operation, Stream, Work
+from common.sim.work import CudaFailure, Event, Graph, Operation, Piece, Stream, Work
 
 globals().update(FLAGS)
 INVALID_VALUE = cudaError_t.cudaErrorInvalidValue
@@ -183,7 +183,7 @@ def _copy(dst: Any, src: Any, count: int, kind: cudaMemcpyKind, stream: Stream) 
     else:
         engine = name = "h2d" if on_device[1] else "d2h"
         duration = nbytes / sim.device.copy_rates[name, host.kind]
-    pieces = ((name, sim.device.copy_latency + round(duration)),)
+    pieces = (Piece(name, sim.device.copy_latency + round(duration)),)
     work = Work(engine, pieces, run, (source,), (target,), nbytes)
     return sim.gpu.enqueue(stream, work), target, source
 
@@ -219,7 +219,7 @@ def _set(pointer: Any, value: int, count: int, stream: Stream) -> None:
         target.view[:] = value & 0xFF
 
     duration = sim.device.kernel_floor + round(count * sim.scale / sim.device.memory_rate)
-    sim.gpu.enqueue(stream, Work("compute", (("memset", duration),), run, (), (target,)))
+    sim.gpu.enqueue(stream, Work("compute", (Piece("memset", duration),), run, (), (target,)))
 
 
 @cuda_call()
@@ -420,9 +420,9 @@ def cudaGraphExecDestroy(graphExec: Any) -> None:
 # -- for the simulated TensorRT
 
 
-def launch_kernels(stream: Stream, kernels: tuple[tuple[str, int], ...], run: Callable[[], None], reads: tuple[Span, ...],
+def launch_kernels(stream: Stream, kernels: tuple[Piece, ...], run: Callable[[], None], reads: tuple[Span, ...],
                    writes: tuple[Span, ...]) -> None:
-    """Enqueue kernels (name, duration in ns) that together do ``run``; each costs the host a launch."""
+    """Enqueue kernels that together do ``run``; each costs the host a launch."""
     sim = simulator()
     sim.gpu.enqueue(stream, Work("compute", kernels, run, reads, writes), sim.device.kernel_launch)
 

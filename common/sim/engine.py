@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from common.sim import cudart
-from common.sim.kernels import kernel_ns
+from common.sim.kernels import kernel
 from common.sim.network import Layer
 from common.sim.simulator import simulator
-from common.sim.work import CudaFailure, Event
+from common.sim.work import CudaFailure, Event, Piece
 
 MAGIC = b"SIMULATED-TENSORRT-PLAN\n"
 
@@ -109,7 +109,7 @@ class ICudaEngine:
         self._tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
         self._layers = [Layer(**layer) for layer in facts["layers"]]
         self._session: Any = None
-        self._durations: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
+        self._durations: dict[tuple[int, int], tuple[Piece, ...]] = {}
         self._space, self._charged = simulator().space, sum(layer.weight_bytes for layer in self._layers)
         self._space.charge(self._charged)
 
@@ -169,13 +169,13 @@ class ICudaEngine:
         names = [name for name in self._tensors if name not in inputs]
         return dict(zip(names, self._session.run(names, inputs)))
 
-    def _kernels(self, batch: int, profile: int) -> tuple[tuple[str, int], ...]:
-        """(name, duration in ns) of every layer's kernel, which was chosen for the profile's OPT."""
+    def _kernels(self, batch: int, profile: int) -> tuple[Piece, ...]:
+        """Every layer's kernel, which was chosen for the profile's OPT."""
         sim = simulator()
         if (batch, profile) not in self._durations:
             best_for = next(iter(self._facts["profiles"][profile].values()))[1][0]
             self._durations[batch, profile] = tuple(
-                (layer.name, kernel_ns(sim.device, layer, batch * sim.scale, best_for)) for layer in self._layers)
+                kernel(sim.device, layer, batch * sim.scale, best_for) for layer in self._layers)
         return self._durations[batch, profile]
 
 

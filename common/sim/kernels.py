@@ -12,6 +12,7 @@ from math import ceil
 
 from common.sim.device import Device
 from common.sim.network import Layer
+from common.sim.work import Piece
 
 HALF_RATE = 8.0  # multiplications for each element loaded, at which a tile reaches half of the peak rate
 SPLIT_NS = 4000.0  # a pass that adds the partial sums of a product split along its depth
@@ -21,18 +22,25 @@ TILES = [(rows, columns, split) for rows, columns in
 """Rows and columns of a tile, and into how many parts the product's depth is split."""
 
 
-def kernel_ns(device: Device, layer: Layer, images: float, best_for: int) -> int:
-    """Duration of ``layer`` on ``images`` images, by the kernel that is best at ``best_for`` images."""
-    memory_ns = (images * layer.nbytes + layer.weight_bytes) / device.memory_rate
-    if layer.product is None:
-        return device.kernel_floor + round(memory_ns)
-    tile = tactic(device, layer.precision, layer.product, best_for)
-    return device.kernel_floor + round(max(memory_ns, product_ns(device, layer.precision, layer.product, images, tile)))
+def kernel(device: Device, layer: Layer, images: float, best_for: int) -> Piece:
+    """``layer`` on ``images`` images, by the kernel that is best at ``best_for`` images."""
+    memory_ns, product, busy = (images * layer.nbytes + layer.weight_bytes) / device.memory_rate, 0.0, 0.0
+    if layer.product is not None:
+        tile = tactic(device, layer.precision, layer.product, best_for)
+        product = product_ns(device, layer.precision, layer.product, images, tile)
+        busy = blocks(layer.product, images, tile) / device.multiprocessors
+    duration = device.kernel_floor + round(max(memory_ns, product))
+    return Piece(layer.name, duration, min(1.0, max(busy, memory_ns / duration)))
 
 
 def tactic(device: Device, precision: str, shape: tuple[int, int, int], images: int) -> tuple[int, int, int]:
     """The tile with the shortest time at a batch of ``images``."""
     return min(TILES, key=lambda tile: product_ns(device, precision, shape, images, tile))
+
+
+def blocks(shape: tuple[int, int, int], images: float, tile: tuple[int, int, int]) -> int:
+    """Thread blocks of a product."""
+    return ceil(images * shape[0] / tile[0]) * ceil(shape[1] / tile[1]) * tile[2]
 
 
 def product_ns(device: Device, precision: str, shape: tuple[int, int, int], images: float, tile: tuple[int, int, int]) -> float:
@@ -42,7 +50,7 @@ def product_ns(device: Device, precision: str, shape: tuple[int, int, int], imag
     reuse = tile_rows * tile_columns / (tile_rows + tile_columns)
     rate = device.arithmetic_rates[precision] / device.multiprocessors * reuse / (reuse + HALF_RATE)
     block_ns = 2 * tile_rows * tile_columns * depth / split / rate
-    waves, rest = divmod(ceil(rows / tile_rows) * ceil(columns / tile_columns) * split, device.multiprocessors)
+    waves, rest = divmod(blocks(shape, images, tile), device.multiprocessors)
     time_ns = waves * block_ns
     if rest:  # the last wave has nothing behind it to load while it multiplies
         time_ns += block_ns / device.last_wave_shares[precision]

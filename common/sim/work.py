@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from common.sim.clock import Clock, Engine, HostThread
 from common.sim.device import Device
@@ -24,12 +25,20 @@ class CudaFailure(Exception):
         self.error = error
 
 
+class Piece(NamedTuple):
+    """A copy or a kernel: its duration in ns, and the share of its engine that it keeps busy."""
+
+    name: str
+    duration: int
+    share: float = 1.0
+
+
 @dataclass(frozen=True)
 class Work:
-    """What an operation does: its engine, its named pieces with their durations in ns, and the bytes it touches."""
+    """What an operation does: its engine, its pieces one after the other, and the bytes it touches."""
 
     engine: str  # h2d, d2h, compute, or "" for a marker that takes no time
-    pieces: tuple[tuple[str, int], ...] = ()
+    pieces: tuple[Piece, ...] = ()
     run: Callable[[], None] | None = None
     reads: tuple[Span, ...] = ()
     writes: tuple[Span, ...] = ()
@@ -130,12 +139,12 @@ class Gpu:
         operation = Operation(work, tuple(after))
         ready = max([earlier.end for earlier in operation.after], default=0)
         starts = []
-        for name, duration in work.pieces:
+        for name, duration, share in work.pieces:
             if launch_ns:
                 self.trace.correlation += 1
                 thread.now += launch_ns
                 self.trace.call("cudaLaunchKernel", thread.now - launch_ns, thread.now, thread.index, self.trace.correlation)
-            start, ready = self._reserve(work.engine, max(ready, thread.now), duration)
+            start, ready = self._reserve(work.engine, max(ready, thread.now), duration, share)
             self.trace.operation(work, name, start, ready, stream.handle)
             starts.append(start)
         operation.start = starts[0] if starts else max(ready, thread.now)
@@ -144,13 +153,13 @@ class Gpu:
         stream.waits.clear()
         return operation
 
-    def _reserve(self, engine: str, ready: int, duration: int) -> tuple[int, int]:
+    def _reserve(self, engine: str, ready: int, duration: int, share: float) -> tuple[int, int]:
         """Book the engine. While copies to the device and kernels run together, the kernels go slower."""
         if engine == "compute":
             charge = min(self._owed, 0.5 * duration)
             self._owed -= charge
             duration += round(charge)
-        start, end = self.engines[engine].reserve(ready, duration)
+        start, end = self.engines[engine].reserve(ready, duration, share)
         other = {"compute": "h2d", "h2d": "compute"}.get(engine)
         if other is not None:
             self._owed += self.device.copy_slows_compute * self.engines[other].busy_between(start, end)
