@@ -17,7 +17,8 @@ from rich.console import Console
 
 from common import backend, ranges
 from common.buffers import page_locked, pageable
-from common.cuda import Event, Stream, cudart
+from common.clock import EventClock
+from common.cuda import cudart
 from common.engine import Engine
 from common.errors import VERIFIED, Fault
 from common.images import Images
@@ -28,23 +29,6 @@ from common.report import Result, print_result, print_top, write_record
 from common.verify import Difference, check, compare, parts, run_serially
 
 out = Console(highlight=False, soft_wrap=True)
-
-
-class EventClock:
-    """A second clock for the measured window: the GPU's own. Two events on a stream that has nothing else to do."""
-
-    def __init__(self, resources: contextlib.ExitStack) -> None:
-        self._stream = resources.enter_context(Stream())
-        self._events = [resources.enter_context(Event(timing=True)) for _ in range(2)]
-
-    def start(self) -> None:
-        self._events[0].record(self._stream)
-
-    def stop(self) -> float:
-        """Milliseconds since ``start``."""
-        self._events[1].record(self._stream)
-        self._events[1].synchronize()
-        return self._events[1].ms_since(self._events[0])
 
 
 class Session:

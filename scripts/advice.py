@@ -37,8 +37,8 @@ def remedy(stage: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     if what == "postprocess":
         return "the host's post-processing is the longest part: several workers, or do it on the GPU"
     if what == "compute" and (stage["percent_of_limit"] or 0) > BESIDE:
-        return ("kernels of several batches run side by side, which one after the other leave multiprocessors idle: more contexts "
-                "(stage 8), or larger batches")
+        return ("kernels of several batches run side by side, which one after the other leave multiprocessors idle: more "
+                "contexts (stage 8), or larger batches")
     if what == "compute":
         if stage["precision"] == "fp32":
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"

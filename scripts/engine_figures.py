@@ -64,5 +64,8 @@ def boxes(axis: Any, rows: list[dict[str, Any]], first: bool) -> None:
         else:
             axis.plot(row["median_ms"], position, "D", color=colour(row))
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="x", which="both", labelsize=7)
     axis.set_ylim(-0.6, len(rows) - 0.4)
     titles(axis, rows, first)

@@ -3,7 +3,11 @@
     python scripts/update_readme.py            rewrite
     python scripts/update_readme.py --check    exit 1 where a table is not what its report says
 
-A table stands between `<!-- table: reports/NAME/comparison.json -->` and `<!-- end -->`.
+Between a mark and `<!-- end -->` stands
+
+    <!-- table: reports/NAME/comparison.json -->      the whole table of a report
+    <!-- step: reports/NAME/comparison.json A B -->   two of its stages, before and after
+    <!-- file: reports/NAME/peers.md -->              a Markdown file, whole
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pathlib import Path
 from scripts import tables
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (table|step|file): (\S+)((?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = [
     ("stage", "stage", "`{}`"), ("ms a batch", "per_batch_ms", "{:.2f}"), ("images/s", "images_per_s", "{:,.0f}"),
     ("× before", "speedup_vs_previous", "{:.2f}"), ("× baseline", "speedup_vs_baseline", "{:.2f}"),
@@ -31,8 +35,30 @@ def table(report: Path) -> str:
     return tables.markdown(content["run"], content["stages"], COLUMNS, name="`{}`")
 
 
+STEP = [
+    ("stage", "stage", "`{}`"), ("ms a batch", "per_batch_ms", "{:.3f}"), ("spread", "spread", "{:.1%}"),
+    ("H2D", "h2d_ms", "{:.3f}"), ("compute", "compute_ms", "{:.3f}"), ("post", "postprocess_ms", "{:.3f}"),
+    ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"), ("GPU idle", "gpu_idle", "{:.0%}"),
+    ("limit", "limit_ms", "{:.3f}"), ("% of limit", "percent_of_limit", "{:.0f}"),
+    ("memory MB", "peak_device_memory_mb", "{:,.0f}"),
+]
+
+
+def step(report: Path, names: list[str]) -> str:
+    """Some stages of a report, as rows."""
+    rows = {row["stage"]: row for row in json.loads(report.read_text(encoding="utf-8"))["stages"]}
+    lines = ["| " + " | ".join(title for title, *_ in STEP) + " |", "|---|" + "---:|" * (len(STEP) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(tables.cells(rows[name], STEP)) + " |" for name in names), ""])
+
+
+def filled(match: re.Match[str]) -> str:
+    kind, path = match[2], ROOT / match[3]
+    made = table(path) if kind == "table" else step(path, match[4].split()) if kind == "step" else path.read_text()
+    return f"{match[1]}{made}{match[5]}"
+
+
 def rewritten(text: str) -> str:
-    return MARKED.sub(lambda match: f"{match[1]}{table(ROOT / match[2])}{match[3]}", text)
+    return MARKED.sub(filled, text)
 
 
 def main() -> int:

@@ -86,24 +86,31 @@ def test_buffers_are_reused_from_stage_2_on(plans, tmp_path):
         assert ("cudaMalloc" in calls and "cudaFree" in calls) is expected
 
 
-def test_the_measured_figures_of_the_h200_are_in_reach(plans, tmp_path):
-    """Component figures were measured; the pipelines built from them land near the measured pipelines."""
-    for script, measured_ms in (("4_use_fp16", 3.07), ("6_multi_threads", 1.43), ("8_multi_context", 1.62)):
-        path = tmp_path / "h200.json"
-        assert run(f"{script}.py", *SIMULATED, "--device", "h200", "--no-verify", "--json", path).returncode == 0
-        assert json.loads(path.read_text())["per_batch_ms"] == pytest.approx(measured_ms, rel=0.10), script
+@pytest.mark.parametrize("script", ["3_use_pin_memory", "4_use_fp16", "5_multi_streams", "6_multi_threads", "7_cuda_graph"])
+def test_the_modelled_h200_is_near_the_measured_one_at_batch_1(plans, tmp_path, script):
+    """The device file was measured without any stage; what the scripts make of it lands near the measured stages."""
+    path = tmp_path / "h200.json"
+    rows = json.loads((ROOT / "reports" / "h200-trt8.6-batch1" / "comparison.json").read_text())["stages"]
+    measured_ms = next(row["per_batch_ms"] for row in rows if row["stage"] == script)
+    done = run(f"{script}.py", *SIMULATED, "--device", "h200", "--batch", "1", "--batches", "30", "--measure", "20", "--no-verify",
+               "--json", path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(path.read_text())["per_batch_ms"] == pytest.approx(measured_ms, rel=0.10)
 
 
 def test_a_graph_is_one_launch(plans, tmp_path):
-    """At batch 1, where launches matter, the graph pays; one launch a batch."""
-    times = {}
+    """At batch 1, on kernels chosen for it, launching them is the longest part: the graph pays."""
+    plan, times = tmp_path / "one.plan", {}
+    assert run("0_build.py", *SIMULATED, "--fp16", "--profile", "1,1,1", "--output", plan).returncode == 0
     for script in ("6_multi_threads", "7_cuda_graph"):
         path = tmp_path / f"{script}.json"
         done = run(f"{script}.py", *SIMULATED, "--batch", "1", "--batches", "20", "--measure", "10", "--device", "h200",
-                   "--json", path)
+                   "--plan", plan, "--json", path)
         assert done.returncode == 0
-        times[script] = json.loads(path.read_text())["per_batch_ms"]
-    assert times["7_cuda_graph"] < times["6_multi_threads"]
+        times[script] = json.loads(path.read_text())
+    graph, launches = times["7_cuda_graph"], times["6_multi_threads"]
+    assert graph["per_batch_ms"] < 0.9 * launches["per_batch_ms"]
+    assert graph["submit_ms"] < 0.3 * launches["submit_ms"] and graph["submit_ms"] <= 0.040
 
 
 def test_capture_on_the_first_enqueue_fails_as_published(plans, tmp_path):

@@ -316,7 +316,7 @@ class EngineInspector:
         self._engine = engine
 
     def get_engine_information(self, format: LayerInformationFormat) -> str:
-        layers = [{"Name": layer.name, "LayerType": layer.kind,
+        layers = [{"Name": " + ".join([layer.name, *layer.fused]), "LayerType": layer.kind,
                    "Outputs": [{"Name": layer.name, "Format/Datatype": f"{layer.precision.upper()} (simulated)"}]}
                   for layer in self._engine._layers]
         if format == LayerInformationFormat.JSON:

@@ -32,6 +32,7 @@ class Layer:
     weight_bytes: int
     precision: str
     product: tuple[int, int, int] | None = None
+    fused: tuple[str, ...] = ()  # names of the nodes that have joined it
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +75,7 @@ def layers(model: Any) -> list[Layer]:
         if node.op_type in FUSED and (earlier or node.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear")):
             if earlier:
                 layer = max(earlier, key=found.index)
+                layer.fused += (node.name or output,)
                 layer.nbytes += sum(nbytes(name) for name in inputs if made_by.get(name) not in (layer, None))
                 made_by[output] = layer
             continue

@@ -29,7 +29,7 @@ from common.sim.engine import (
 )
 from common.sim.network import layers
 
-__version__ = "11.4.0+simulated.2"
+__version__ = "11.4.0+simulated.3"
 __all__ = [
     "Builder", "BuilderFlag", "DataType", "EngineInspector", "IBuilderConfig", "ICudaEngine", "IExecutionContext",
     "IHostMemory", "ILogger", "IOptimizationProfile", "IProgressMonitor", "ITimingCache", "LayerInformationFormat",

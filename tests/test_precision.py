@@ -1,0 +1,170 @@
+"""INT8 by calibration on real images, training on real handwriting, and the likeliest classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from common import models, postprocess, quantize, train
+from common.errors import UsageFault
+from common.images import Images
+from tests.conftest import ROOT, run
+
+QUIET = Console(quiet=True)
+SIMULATED = ("--backend", "simulated")
+CHEAP = ("--batch", "2", "--charge-batch", "128", "--batches", "6")
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Path:
+    datasets = pytest.importorskip("sklearn.datasets")
+    return Path(datasets.__file__).parent / "images"
+
+
+@pytest.fixture(scope="module")
+def quantized(plans, photographs, tmp_path_factory) -> Path:
+    """An INT8 file, its FP32 source beside it."""
+    folder = tmp_path_factory.mktemp("quantized")
+    source = folder / "resnet18-fp32.onnx"
+    shutil.copy(ROOT / "models" / source.name, source)
+    return quantize.calibrated(source, photographs, 128, "entropy", 1, QUIET)
+
+
+def test_int8_without_images_is_refused_with_the_reason(plans, tmp_path):
+    source = tmp_path / "resnet18-fp32.onnx"
+    shutil.copy(ROOT / "models" / source.name, source)
+    with pytest.raises(UsageFault, match="Random noise has other ranges"):
+        quantize.calibrated(source, None, 128, "entropy", 1, QUIET)
+    done = run("0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--output", tmp_path / "x.plan")
+    assert done.returncode == 2 and "--calibration-images" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_quantized_and_how(quantized):
+    """Every convolution reads INT8 activations and per-channel INT8 weights; zero points are 0; no bias is quantized."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(quantized)).graph
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    convolutions = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(convolutions) == 21
+    for node in convolutions:
+        activation, weight = (made_by[name] for name in node.input[:2])
+        assert activation.op_type == weight.op_type == "DequantizeLinear"
+        assert weights[weight.input[0]].dtype == np.int8
+        assert weights[weight.input[1]].size == weights[weight.input[0]].shape[0], "a scale an output channel"
+        assert weights[node.input[2]].dtype == np.float32, "the bias stays as it is"
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert not weights[node.input[2]].any(), "symmetric"
+
+
+def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
+    images = Images(photographs, 224, 1)
+    pixels = np.empty((len(images), 3, 224, 224), np.float32)
+    images.fill(pixels, 0)
+    source = quantized.with_name("resnet18-fp32.onnx")
+    difference = models.largest_difference(models.run_onnx(quantized, pixels), models.run_onnx(source, pixels))
+    assert difference < 0.1
+
+
+def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, photographs):
+    source, before = quantized.with_name("resnet18-fp32.onnx"), quantized.stat().st_mtime_ns
+    for directory in (photographs, None):
+        assert quantize.calibrated(source, directory, 128, "entropy", 1, QUIET) == quantized
+        assert quantized.stat().st_mtime_ns == before
+    pixels = np.zeros((1, 3, 8, 8), np.float32)
+    prints = {quantize.fingerprint(source, pixels, "entropy"), quantize.fingerprint(source, pixels, "minmax"),
+              quantize.fingerprint(source, pixels + 1, "entropy"), quantize.fingerprint(quantized, pixels, "entropy")}
+    assert len(prints) == 4
+    assert quantize.calibrated(source, photographs, 1, "minmax", 1, QUIET).stat().st_mtime_ns > before
+
+
+@pytest.fixture(scope="module")
+def int8_plan(plans, photographs, tmp_path_factory) -> Path:
+    source = tmp_path_factory.mktemp("int8") / "photographed-fp32.onnx"
+    shutil.copy(ROOT / "models" / "resnet18-fp32.onnx", source)
+    plan = source.with_name("photographed.plan")
+    done = run("0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--calibration-images", photographs, "--output", plan)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(plan.with_name("photographed.plan.json").read_text())["precision"] == "int8"
+    return plan
+
+
+@pytest.mark.parametrize("script", ["4_use_fp16.py", "5_multi_streams.py", "6_multi_threads.py", "7_cuda_graph.py",
+                                    "8_multi_context.py"])
+def test_the_int8_plan_runs_in_the_ladder(int8_plan, tmp_path, script):
+    path = tmp_path / "record.json"
+    done = run(script, *SIMULATED, *CHEAP, "--plan", int8_plan, "--precision", "int8", "--json", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(path.read_text())
+    assert record["precision"] == "int8" and record["outputs_match"] is True
+
+
+def test_another_precision_than_asked_for_is_refused(int8_plan):
+    done = run("5_multi_streams.py", *SIMULATED, *CHEAP, "--plan", int8_plan)
+    assert done.returncode == 3 and "is not a fp16 engine" in done.stderr
+    done = run("5_multi_streams.py", *SIMULATED, *CHEAP, "--precision", "fp32", "--no-verify")
+    assert done.returncode == 0, "stage 5 with the FP32 plan: the control row of what streams alone bring"
+
+
+# -- training
+
+
+def test_the_digits_are_split_once_and_for_all(tmp_path):
+    names = train.write_folders("digits", tmp_path)
+    files, labels = train.labelled_files(tmp_path / "train")
+    test_files, test_labels = train.labelled_files(tmp_path / "test")
+    assert names == [str(digit) for digit in range(10)] and set(labels) == set(test_labels) == set(names)
+    assert len(files) + len(test_files) == 1797 and 0.19 < len(test_files) / 1797 < 0.21
+    assert not {(path.parent.name, path.name) for path in files} & {(path.parent.name, path.name) for path in test_files}
+    assert train.load(files[:3], 32).shape == (3, 3, 32, 32)
+
+
+def test_a_trained_model_keeps_its_class_names_through_export(tmp_path, monkeypatch):
+    """A few steps only: that training works shows in the loss's fall from chance, how well in the committed report."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(train, "SCHEDULES", {"cpu": ((32, 0.6),), "cuda": ((32, 0.6),)})
+    weights = tmp_path / "resnet18-digits.pt"
+    monkeypatch.setattr(train, "evaluate", lambda model, folder, names, device: evaluated(model, folder, names, device))
+    accuracy = train.fine_tune("resnet18", "digits", tmp_path / "digits", weights, 7, QUIET)
+    assert accuracy > 0.2, "chance is 0.1"
+    model, labels = models.create_model("resnet18", str(weights), 7)
+    assert labels == [str(digit) for digit in range(10)]
+    assert model.fc.out_features == 10
+    assert models.tag("resnet18", str(weights), models.SEED) == "resnet18-digits"
+
+
+def evaluated(model, folder, names, device) -> float:
+    """Accuracy at the size that was trained on."""
+    import torch
+
+    files, labels = train.labelled_files(folder)
+    with torch.inference_mode():
+        found = model(torch.from_numpy(train.load(files, 32)).to(device)).argmax(dim=1).tolist()
+    return sum(names[index] == label for index, label in zip(found, labels)) / len(labels)
+
+
+# -- the likeliest classes
+
+
+def test_top_prints_the_likeliest_classes_once_an_image(plans, photographs):
+    done = run("4_use_fp16.py", *SIMULATED, *CHEAP, "--images", photographs, "--top", "3", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout[done.stdout.index("china.jpg"):].splitlines()
+    assert [line for line in lines if line.endswith(".jpg")] == ["china.jpg", "flower.jpg"]
+    shares = [float(line.split("%")[0]) for line in lines if "%" in line]
+    assert len(shares) == 6 and shares[:3] == sorted(shares[:3], reverse=True)
+
+
+def test_top_is_softmax(plans):
+    logits = np.array([1.0, 4.0, 2.0, 4.0], np.float32)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert postprocess.top(logits, 3) == [(1, pytest.approx(expected[1])), (3, pytest.approx(expected[3])),
+                                          (2, pytest.approx(expected[2]))]
