@@ -30,7 +30,7 @@ from rich.table import Table
 from common import models
 from common.errors import Fault
 from common.files import atomic_path, write_json
-from common.images import noise_images
+from common.images import Images, noise_images
 from common.train import labelled_files, load
 from scripts.compare import read_json
 from scripts.engines import Engine, Missing, Pipeline, Task, engines
@@ -188,10 +188,7 @@ def report(options: argparse.Namespace) -> None:
     found.sort(key=lambda row: (row["model"], row.get("batch", 0), order.get((row["engine"], row["precision"]), 99)))
     rows = [row for row in found if "median_ms" in row]
     exact = [row for row in found if "top1" in row]
-    absent = list(dict.fromkeys(
-        f"{row['model']}: {row['engine']} {row['precision']}" + (
-            f" at batch {row['batch']}: {row['problem']}" if "problem" in row else f": needs {row['needs']}")
-        for row in found if "problem" in row or "needs" in row))
+    absent = not_run(found)
     lines = [conditions(rows), ""]
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
@@ -227,6 +224,18 @@ def report(options: argparse.Namespace) -> None:
     except ImportError:
         console.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     console.print(f"written: {options.out}/{written}", markup=False)
+
+
+def not_run(found: list[dict[str, Any]]) -> list[str]:
+    """A line for each reason, with the engines that it holds up."""
+    reasons: dict[str, list[str]] = {}
+    for row in found:
+        if "problem" in row:
+            reasons.setdefault(row["problem"], []).append(
+                f"{row['model']} {row['engine']} {row['precision']} at batch {row['batch']}")
+        elif "needs" in row:
+            reasons.setdefault(f"needs {row['needs']}", []).append(f"{row['engine']} {row['precision']}")
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
 
 
 def conditions(rows: list[dict[str, Any]]) -> str:
@@ -290,6 +299,16 @@ def export(task: Task, options: argparse.Namespace) -> None:
         console.print(f"no ONNX files: {said}", style="yellow", markup=False)
 
 
+def inputs(task: Task, directory: Path | None) -> np.ndarray:
+    """The batch that every engine gets, N×3×S×S FP32: of the images that INT8 is calibrated for, else seeded noise."""
+    side = models.MODELS[task.model]
+    if directory is None:
+        return noise_images(range(task.batch), side, task.seed)
+    batch = np.empty((task.batch, 3, side, side), np.float32)
+    Images(directory, side, task.seed, limit=task.batch).fill(batch, 0)
+    return batch
+
+
 def chosen_engines(words: str | None) -> list[Engine]:
     wanted = [word.strip().lower() for word in words.split(",")] if words else [""]
     return [engine for engine in engines() if any(word in f"{engine.name} {engine.precision}".lower() for word in wanted)]
@@ -316,7 +335,7 @@ def main() -> int:
             bar = progress.add_task("comparing", total=len(tasks) * len(chosen_engines(options.engines)))
             for task in tasks:
                 export(task, options)
-                images = noise_images(range(task.batch), models.MODELS[task.model], task.seed)
+                images = inputs(task, options.calibration_images)
                 expected = reference(task, images, options.out / f"reference-{task.tag}-b{task.batch}.npy")
                 for engine in chosen_engines(options.engines):
                     doing = f"{task.model}, batch {task.batch}: {engine.name} {engine.precision}"

@@ -122,7 +122,8 @@ def layers_of(plan: Path) -> tuple[list[str], str]:
     """The engine's layer names, and which TensorRT built it."""
     try:
         facts = json.loads(sidecar(plan).read_text(encoding="utf-8"))
-        return facts["layers"], f"TensorRT {facts['tensorrt']}"
+        version = facts["tensorrt"]
+        return facts["layers"], "the simulated TensorRT" if "simulated" in version else f"TensorRT {version}"
     except (OSError, ValueError, KeyError):
         raise EnvironmentFault(f"{sidecar(plan)} does not name the engine's layers. Build the plan again with "
                                "0_build.py.") from None

@@ -92,8 +92,8 @@ def test_the_modelled_h200_is_near_the_measured_one_at_batch_1(plans, tmp_path, 
     path = tmp_path / "h200.json"
     rows = json.loads((ROOT / "reports" / "h200-trt8.6-batch1" / "comparison.json").read_text())["stages"]
     measured_ms = next(row["per_batch_ms"] for row in rows if row["stage"] == script)
-    done = run(f"{script}.py", *SIMULATED, "--device", "h200", "--batch", "1", "--batches", "30", "--measure", "20", "--no-verify",
-               "--json", path)
+    done = run(f"{script}.py", *SIMULATED, "--device", "h200", "--batch", "1", "--batches", "30", "--measure", "20",
+               "--no-verify", "--json", path)
     assert done.returncode == 0, done.stderr
     assert json.loads(path.read_text())["per_batch_ms"] == pytest.approx(measured_ms, rel=0.10)
 
