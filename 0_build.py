@@ -316,7 +316,7 @@ def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, bu
         "model": described.get("model", onnx.stem), "weights": described.get("weights"),
         "profiles": options.profile, "labels": described.get("labels", []), "onnx": onnx.name,
         "onnx_sha256": described.get("sha256") or models.sha256(onnx), "plan_sha256": models.sha256(output),
-        "command": ["python", *sys.argv],
+        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
     })
 
 

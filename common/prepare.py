@@ -17,7 +17,7 @@ from rich.progress import track
 from common import backend
 from common.buffers import page_locked, pageable
 from common.cuda import cudart
-from common.engine import Engine
+from common.engine import Engine, check_sidecar
 from common.errors import EnvironmentFault, UsageFault
 from common.images import Images
 from common.options import Size
@@ -58,15 +58,26 @@ def check_memory(engine: Engine, batch: int) -> None:
                                f"python 0_build.py --profile 1,{batch},{batch}")
 
 
+def unusable(plan: Path, shown: Path) -> str | None:
+    """Why a plan cannot be used as it is: it is missing, or its sidecar says that it is not for this machine."""
+    if not plan.exists():
+        return f"no plan {shown} yet"
+    try:
+        check_sidecar(plan)
+    except EnvironmentFault as fault:
+        return str(fault).split(". Build")[0]
+    return None
+
+
 def default_plan(precision: str, variant: str = "", build_options: Sequence[str] = ()) -> Path:
-    """The plan of the ladder's model in ``precision``, built first if it is not there."""
+    """The plan of the ladder's model in ``precision``, built first if it is not there or not for this machine any more."""
     plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().plan_suffix}"
     shown = Path(os.path.relpath(plan))
-    if not plan.exists():
+    if reason := unusable(plan, shown):
         command = ["0_build.py", "--backend", backend.current().name, "--output", str(shown)]
         command += [] if precision == "fp32" else [f"--{precision}"]
         command += build_options
-        err.print(f"no plan {shown} yet; building it: python {' '.join(command)}")
+        err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
         code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
         if code != 0:
             raise EnvironmentFault(f"the build ended with exit code {code}; see above.")

@@ -40,7 +40,8 @@ def conditions(run: dict[str, Any]) -> str:
         return ", ".join(parts) + "; times are modelled, outputs are computed"
     versions = run.get("versions") or {}
     parts += [f"CUDA {versions['runtime']}"] if "runtime" in versions else []
-    return ", ".join([*parts, *[run["date"]] * isinstance(run.get("date"), str)])
+    parts += [run["date"]] if isinstance(run.get("date"), str) else []
+    return ", ".join(parts)
 
 
 def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -39,6 +39,17 @@ def test_a_foreign_file(plans, tmp_path):
     fails(run(*STAGE, "--plan", plan), 3, "is not a plan")
 
 
+def test_a_default_plan_of_another_tensorrt_is_built_again(plans):
+    """After an upgrade the ladder's own plans are as good as missing; a plan that the user names is not touched."""
+    sidecar = plans / "resnet18-fp32.simulated.plan.json"
+    sidecar.write_text(sidecar.read_text().replace("+simulated", "+simulated.long.ago"))
+    done = run("3_use_pin_memory.py", "--backend", "simulated", "--batch", "2", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "was built by TensorRT" in said and "building it: python 0_build.py" in said
+    assert "long.ago" not in sidecar.read_text()
+
+
 def test_an_fp32_plan_where_fp16_is_meant(plans):
     fails(run(*STAGE, "--plan", plans / "resnet18-fp32.simulated.plan"), 3, "is not a fp16 engine", "0_build.py --fp16")
 

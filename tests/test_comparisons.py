@@ -61,8 +61,8 @@ def test_present_engines_are_run_and_absent_ones_say_what_they_need(engines):
 
 def test_accuracy_is_beside_speed(engines):
     rows = json.loads((engines[0] / "engines.json").read_text())["rows"]
-    exact = {row["engine"]: row for row in rows if "top1" in row}
-    torch_row, onnx_row = exact["PyTorch eager"], exact["ONNX Runtime CPU"]
+    exact = {(row["engine"], row["precision"]): row for row in rows if "top1" in row}
+    torch_row, onnx_row = exact["PyTorch eager", "fp32"], exact["ONNX Runtime CPU", "fp32"]
     assert torch_row["images"] == 4 and torch_row["agreement"] == onnx_row["agreement"] == 1
     assert 0 <= onnx_row["top1"] <= onnx_row["top5"] <= 1 and onnx_row["cosine"] == pytest.approx(1, abs=1e-5)
 
