@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from common.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = 100
+"""Intervals between batches in a record: enough to see whether the window was steady."""
+UNEVEN = 1.1
+"""Mean over median from which on some batches took much longer than the others."""
 PART_NAMES = {"h2d": "host-to-device copy", "compute": "compute", "d2h": "device-to-host copy",
               "postprocess": "post-processing"}
 
@@ -59,6 +63,7 @@ class Result:
             "batches": len(session.batches), "measured": session.measured,
             "window_ms": session.window_ms, "window_event_ms": session.window_event_ms,
             "per_batch_ms": self.per_batch_ms, "images_per_s": self.images_per_s,
+            "intervals_ms": [round(interval, 4) for interval in session.intervals_ms[-KEPT:]],
             "submit_ms": median(session.submit_ms[-session.measured:]),
             "outputs_match": None if difference is None else difference.within_tolerance,
             "max_abs_diff": None if difference is None else difference.largest,
@@ -96,6 +101,9 @@ def print_result(result: Result, session: Session, console: Console) -> None:
 
     line("window", f"{session.window_ms:9.3f} ms   {session.measured} of {len(session.batches)} batches, {backend.time_base}")
     line("per batch", f"{result.per_batch_ms:9.3f} ms   {result.images_per_s:,.0f} images/s")
+    typical = median(session.intervals_ms)
+    if result.per_batch_ms > UNEVEN * typical and len({len(batch) for batch in session.batches}) == 1:
+        line("uneven", f"{typical:9.3f} ms   the median batch; the slowest took {max(session.intervals_ms):.3f}")
     if result.parts is not None:
         limit, name = result.parts.limit
         reached = 100 * limit / result.per_batch_ms

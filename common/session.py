@@ -111,6 +111,12 @@ class Session:
         return (self.done_ns[-1] - self.done_ns[self.last_warm_up]) / 1e6
 
     @property
+    def intervals_ms(self) -> list[float]:
+        """From the end of each batch to the end of the next, over the measured window."""
+        done = self.done_ns[self.last_warm_up:]
+        return [(later - earlier) / 1e6 for earlier, later in zip(done, done[1:])]
+
+    @property
     def measured(self) -> int:
         return len(self.batches) - 1 - self.last_warm_up
 

@@ -134,7 +134,7 @@ class Profiler:
             results.append(json.loads(record.read_text()))
         times = [result["per_batch_ms"] for result in results]
         typical = results[times.index(median_high(times))]
-        timing = {key: typical[key] for key in ("window_ms", "per_batch_ms", "images_per_s")}
+        timing = {key: typical[key] for key in ("window_ms", "per_batch_ms", "images_per_s", "intervals_ms", "submit_ms")}
         traced = {"profiled": clocks(results[0])} if self.backend == "simulated" else {}
         write_json(record, {**results[0], **timing, **traced, "repeats_ms": times, "arguments": self.arguments})
 
