@@ -44,15 +44,16 @@ from common.engine import Context, Engine
 from common.errors import Fault
 from common.files import atomic_path, write_json
 from common.images import noise_images
-from common.postprocess import Predictions
 from common.prepare import DISTINCT, default_plan
 from common.report import versions
+from common.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = 3 * 224 * 224 * 4
 CLASSES = 1000
 BATCHES = (1, 16, 128)
 SMALL = 4096
+OUTPUTS = 66  # outputs of a session, each kept in memory of its own as in a stage
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -196,7 +197,7 @@ class Bench:
                 compute[str(batch)] = self.gpu_us(lambda g=graph: g.launch(self.stream), 20)
                 launch[str(batch)] = typical_us(lambda g=graph: g.launch(self.stream), 100, self.stream.synchronize)
                 if batch == largest:
-                    beside_us = self.beside_copies(graph)
+                    beside_us = self.beside_copies(context)
         opt = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
         found = {"opt": opt, "compute": compute, "enqueue_to_end": alone, "enqueue": enqueue, "graph_launch": launch,
                  "compute_beside_copies": beside_us,
@@ -212,33 +213,35 @@ class Bench:
             found["enqueue_new_shape"] = typical_us(lambda: context.execute_async_v3(self.stream), 20, another_shape)
         return found
 
-    def beside_copies(self, graph: Graph) -> float:
-        """Compute time of the largest batch while the other stream copies to a buffer of its own without a pause."""
+    def beside_copies(self, context: Context) -> float:
+        """Compute time of the largest batch, enqueued launch by launch as in a pipeline, while the other stream copies to a
+        buffer of its own without a pause, from several page-locked buffers in turn."""
+        sources = cycle([self.host, *(page_locked(self.host.shape) for _ in range(3))])
         with DeviceBuffer(self.input.nbytes) as target:
             times = []
             for _ in range(4):
                 for _ in range(40):
-                    copy_to_device_async(target, self.host, self.other)
-                times.append(self.gpu_us(lambda: graph.launch(self.stream), 4))
+                    copy_to_device_async(target, next(sources), self.other)
+                times.append(self.gpu_us(lambda: context.execute_async_v3(self.stream), 4))
                 self.other.synchronize()
             return median(times)
 
     def measure_host(self) -> dict[str, Any]:
         """Python's own work: post-processing by batch, an NVTX range, a queue, waking a thread that waits at a queue."""
-        post = {}
+        post, engine = {}, Engine(default_plan("fp16"))
         for batch in BATCHES:
             logits, names = page_locked((batch, CLASSES)), [f"image-{row}" for row in range(batch)]
-            kept, predictions = cycle([pageable((batch, CLASSES)) for _ in range(DISTINCT)]), Predictions([])
+            images = pageable(engine.input_shape(batch))
+            session = Session(engine, [images] * (OUTPUTS + 1), [names] * (OUTPUTS + 1), argparse.Namespace(measure=1))
+            indices = iter(range(OUTPUTS))
 
             def returned(host: np.ndarray = logits) -> None:  # as in a stage, the copy engine has just written them
                 copy_to_host(host, self.output)
 
-            def postprocess(p: Predictions = predictions, n: list[str] = names, x: np.ndarray = logits, k: Any = kept) -> None:
-                with ranges.pushed(ranges.POSTPROCESS, len(x)):
-                    p.add(n, x)
-                    np.copyto(next(k), x)
+            def finish(s: Session = session, i: Any = indices, x: np.ndarray = logits) -> None:
+                s.finish(next(i), x)
 
-            post[str(batch)] = typical_us(postprocess, before=returned)
+            post[str(batch)] = typical_us(finish, OUTPUTS * 10 // 11, before=returned)
 
         def marked() -> None:
             with ranges.pushed(ranges.INFER, 0):
