@@ -272,10 +272,10 @@ def main() -> int:
         options.timing_cache = options.timing_cache or ROOT / "plans" / f"timing{chosen.plan_suffix[:-5]}.cache"
         console.print(f"building {output.name} from {onnx.name} with {chosen.engine}")
         started = time.perf_counter()
-        plan = build(options, onnx, precision)
-        write(output, plan, onnx, options, time.perf_counter() - started)
+        write(output, build(options, onnx, precision), onnx, options)
+        build_s = time.perf_counter() - started
         engine = Engine(output)
-        write_json(sidecar(output), {**engine.facts, "layers": engine.layer_names()})
+        write_json(sidecar(output), {**engine.facts, "build_s": round(build_s, 1), "layers": engine.layer_names()})
         if options.onnx_file is None or precision != "fp32":
             engine.require_precision(precision)
         layers = ", ".join(f"{count} {name}" for name, count in engine.precisions().most_common())
@@ -304,7 +304,7 @@ def train_model(options: argparse.Namespace) -> None:
                   markup=False)
 
 
-def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, build_s: float) -> None:
+def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace) -> None:
     """The plan and its sidecar. The sidecar comes last: a plan without one is merely unchecked."""
     described = models.read_description(onnx)
     sidecar(output).unlink(missing_ok=True)
@@ -312,7 +312,6 @@ def write(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, bu
         temporary.write_bytes(plan)
     write_json(sidecar(output), {
         **this_machine(), "precision": "fp16" if options.fp16 else described.get("precision", "as in the ONNX file"),
-        "build_s": round(build_s, 1),
         "model": described.get("model", onnx.stem), "weights": described.get("weights"),
         "profiles": options.profile, "labels": described.get("labels", []), "onnx": onnx.name,
         "onnx_sha256": described.get("sha256") or models.sha256(onnx), "plan_sha256": models.sha256(output),

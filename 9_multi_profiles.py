@@ -84,8 +84,8 @@ def infer(run: session.Session) -> None:
 def ms_by_size(run: session.Session) -> dict[int, list[float]]:
     """Milliseconds of the measured batches by size: in a serial loop, from the end of one to the end of the next."""
     times: dict[int, list[float]] = {}
-    for index in range(run.last_warm_up + 1, len(run.batches)):
-        times.setdefault(len(run.batches[index]), []).append((run.done_ns[index] - run.done_ns[index - 1]) / 1e6)
+    for batch, interval_ms in zip(run.batches[-run.measured:], run.intervals_ms):
+        times.setdefault(len(batch), []).append(interval_ms)
     return times
 
 

@@ -6,6 +6,7 @@ torch, torchvision, onnx and onnxruntime are imported inside the functions: a st
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -145,6 +146,13 @@ def largest_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
 
 
 def sha256(path: Path) -> str:
+    """The file's hash; read once in a process, and again when the file has changed."""
+    state = path.stat()
+    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path: Path, *state: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

@@ -22,7 +22,7 @@ from common import models
 from common.errors import EnvironmentFault, UsageFault
 from common.files import atomic_path
 from common.images import Images
-from common.models import INPUT, needs, sha256
+from common.models import needs, sha256
 
 METHODS = ("entropy", "minmax")
 QUANTIZED = ["Conv", "Gemm", "Add", "MaxPool"]
@@ -93,7 +93,7 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str, c
     quantization = needs("onnxruntime.quantization", "quantization")
     quantizer_module = needs("onnxruntime.quantization.qdq_quantizer", "quantization")
     model = onnx.load(str(source))
-    name = model.graph.input[0].name if model.graph.input else INPUT
+    name = model.graph.input[0].name
     calibration = {"entropy": quantization.CalibrationMethod.Entropy, "minmax": quantization.CalibrationMethod.MinMax}[method]
     with tempfile.TemporaryDirectory() as folder:
         calibrator = quantization.create_calibrator(

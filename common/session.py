@@ -144,9 +144,9 @@ def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, pr
         chosen, size = select_backend(options)
         err.print(f"{stage}: {chosen.name} backend ({chosen.reason}), {chosen.device}, {chosen.engine}")
         check_writable(options.predictions, options.json, options.trace)
-        options.precision = precision = options.precision or precision
-        plan = options.plan or default_plan(precision, *(variant(options, size) if variant else ()))
-        measure(plan, infer, stage, precision, size, list(sizes(options, size)) if sizes else [size.batch], page_lock, options)
+        options.precision = options.precision or precision
+        plan = options.plan or default_plan(options.precision, *(variant(options, size) if variant else ()))
+        measure(plan, infer, stage, size, list(sizes(options, size)) if sizes else [size.batch], page_lock, options)
         for leak in chosen.leaks():
             err.print(f"{stage}: not given back: {leak}", style="yellow")
         if options.trace:
@@ -161,8 +161,8 @@ def run(parser: argparse.ArgumentParser, infer: Callable[[Session], None], *, pr
     return VERIFIED
 
 
-def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision: str, size: Size, sizes: Sequence[int],
-            page_lock: bool, options: argparse.Namespace) -> None:
+def measure(plan: Path, infer: Callable[[Session], None], stage: str, size: Size, sizes: Sequence[int], page_lock: bool,
+            options: argparse.Namespace) -> None:
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     memory_before = used_memory()
     engine = Engine(plan)
@@ -175,7 +175,7 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision:
     with contextlib.ExitStack() as resources:
         session = Session(engine, batches, batch_names(batches, images), options, memory_before, EventClock(resources))
         infer(session)
-    result = conclude(session, stage, precision, size, page_lock, options)
+    result = conclude(session, stage, size, page_lock, options)
     print_result(result, session, out)
     if options.top:
         print_top(session, options.top, out)
@@ -185,9 +185,9 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, precision:
         session.predictions.write(options.predictions)
 
 
-def conclude(session: Session, stage: str, precision: str, size: Size, page_lock: bool, options: argparse.Namespace) -> Result:
+def conclude(session: Session, stage: str, size: Size, page_lock: bool, options: argparse.Namespace) -> Result:
     """Verify the outputs and put the result together."""
-    result = Result(stage=stage, backend=backend.current(), precision=precision, size=size, session=session)
+    result = Result(stage=stage, backend=backend.current(), precision=session.precision, size=size, session=session)
     if options.no_verify:
         return result
     distinct = list({id(batch): batch for batch in session.batches}.values())
@@ -197,7 +197,7 @@ def conclude(session: Session, stage: str, precision: str, size: Size, page_lock
         reference = [expected[index_of[id(batch)]] for batch in session.batches]
         result.difference = check(session.outputs, reference)
         result.parts = parts(times, session.postprocess_ms)
-        if precision != "fp32" and options.plan is None:
+        if session.precision != "fp32" and options.plan is None:
             result.from_fp32 = difference_from_fp32(distinct, expected)
     return result
 

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from common.errors import EnvironmentFault
 from common.files import atomic_path
-from common.images import load_photograph
+from common.images import SUFFIXES, load_photograph
 from common.models import needs
 
 SIDE = 64  # of the PNG files, pixels
@@ -75,7 +75,7 @@ def write_folders(name: str, root: Path) -> list[str]:
 
 def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The PNG and JPEG files of a labelled folder and each one's class, which is the name of its folder."""
-    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
     return files, [path.parent.name for path in files]
 
 

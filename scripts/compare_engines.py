@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
+import hashlib
 import platform
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,11 @@ from rich.table import Table
 from common import models
 from common.errors import Fault
 from common.files import atomic_path, write_json
-from common.images import Images, noise_images
+from common.images import Images
 from common.train import labelled_files, load
 from scripts.compare import read_json
-from scripts.engines import Engine, Missing, Pipeline, Task, engines
+from scripts.engines import Engine, Missing, Pipeline, Task, engines, run_build
+from scripts.tables import cells, grid
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = {"fp32": 1e-2, "fp16": 3e-2, "int8": 0.6}
@@ -50,8 +53,11 @@ def key(task: Task, engine: Engine) -> str:
 # -- the reference
 
 
-def reference(task: Task, images: np.ndarray, path: Path) -> np.ndarray:
-    """PyTorch's logits in FP32 on the CPU (N×C), kept in ``path`` for Pythons without PyTorch."""
+def reference(task: Task, images: np.ndarray, names: Sequence[str], folder: Path) -> np.ndarray:
+    """PyTorch's logits in FP32 on the CPU (N×C), kept in ``folder`` for Pythons without PyTorch: once for these weights and
+    the images of these names."""
+    of = "\n".join([weights_name(task.weights), str(task.seed), *names])
+    path = folder / f"reference-{task.tag}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.npy"
     if path.exists():
         return np.load(path)
     import torch
@@ -62,6 +68,11 @@ def reference(task: Task, images: np.ndarray, path: Path) -> np.ndarray:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.concatenate(parts))
     return np.concatenate(parts)
+
+
+def weights_name(weights: str) -> str:
+    """The hash of a file of weights; `random` and `imagenet` are names already."""
+    return models.sha256(Path(weights)) if Path(weights).is_file() else weights
 
 
 # -- speed
@@ -127,16 +138,21 @@ def run(task: Task, engine: Engine, images: np.ndarray, expected: np.ndarray, op
 # -- accuracy
 
 
+@functools.lru_cache(maxsize=1)
+def labelled_images(directory: Path, side: int) -> tuple[np.ndarray, list[str], list[str]]:
+    """The images of a labelled folder (N×3×S×S FP32), their names and their labels; read once for all engines."""
+    files, labels = labelled_files(directory)
+    if not files:
+        raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
+    return load(files, side), [str(path.relative_to(directory)) for path in files], labels
+
+
 def accuracy(task: Task, engine: Engine, options: argparse.Namespace) -> dict[str, Any]:
     """Top-1, top-5, and how the logits compare with PyTorch's in FP32, over the whole labelled folder; the engine is ready."""
-    files, labels = labelled_files(options.labelled)
-    if not files:
-        raise Fault(f"--labelled {options.labelled} holds no image in a folder of its class.")
-    names = sorted(set(labels))
-    classes = models.read_description(task.onnx("fp32")).get("labels") or names
+    images, names, labels = labelled_images(options.labelled, models.MODELS[task.model])
+    classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
     targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
-    images = load(files, models.MODELS[task.model])
-    expected = reference(task, images, options.out / f"reference-{task.tag}-labelled.npy")
+    expected = reference(task, images, names, options.out)
     parts = []
     for first in range(0, len(images), task.batch):
         batch = images[first : first + task.batch]
@@ -149,7 +165,7 @@ def accuracy(task: Task, engine: Engine, options: argparse.Namespace) -> dict[st
     ranked = np.argsort(-logits, axis=1)[:, :5]
     cosine = (logits * expected).sum(axis=1) / (np.linalg.norm(logits, axis=1) * np.linalg.norm(expected, axis=1))
     return {"engine": engine.name, "precision": engine.precision, "version": engine.version(), "device": engine.device(),
-            "images": len(files), "top1": float((ranked[:, 0] == targets).mean()),
+            "images": len(images), "top1": float((ranked[:, 0] == targets).mean()),
             "top5": float((ranked == targets[:, None]).any(axis=1).mean()),
             "agreement": float((ranked[:, 0] == expected.argmax(axis=1)).mean()),
             "largest_logit_difference": float(np.abs(logits - expected).max()), "largest_logit": float(np.abs(expected).max()),
@@ -157,10 +173,6 @@ def accuracy(task: Task, engine: Engine, options: argparse.Namespace) -> dict[st
 
 
 # -- the tables
-
-
-def shown(value: Any, form: str = "{:.3f}") -> str:
-    return "–" if value is None else form.format(value)
 
 
 COLUMNS = [
@@ -176,11 +188,6 @@ ACCURACY = [
 ]
 
 
-def markdown(columns: list[tuple[str, str, str]], rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| " + " | ".join(title for title, *_ in columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
-    return lines + ["| " + " | ".join(shown(row.get(name), form) for _, name, form in columns) + " |" for row in rows]
-
-
 def report(options: argparse.Namespace) -> None:
     """Print the tables and write them, as JSON, CSV, Markdown and pictures, from the rows that are there."""
     found = [read_json(path) for path in sorted((options.out / "rows").glob("*.json"))]
@@ -193,17 +200,17 @@ def report(options: argparse.Namespace) -> None:
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
         lines += [f"## {model} ({mine[0]['weights_name']}), transfers {mine[0]['transfers']} the time, ms a batch", "",
-                  *markdown(COLUMNS, mine), ""]
+                  *grid(mine, COLUMNS, words=2), ""]
         table = Table(title=f"{model}, transfers {mine[0]['transfers']} the time, ms a batch", box=None, title_justify="left")
         for title, *_ in COLUMNS:
             table.add_column(title, justify="left" if title in ("engine", "precision") else "right", no_wrap=True)
         for row in mine:
-            table.add_row(*(shown(row.get(name), form) for _, name, form in COLUMNS))
+            table.add_row(*cells(row, COLUMNS))
         (console if console.is_terminal else Console(width=175, highlight=False)).print(table)
     if exact:
         lines += [f"## Accuracy on {exact[0]['images']} labelled images ({exact[0]['weights_name']})", "",
-                  *markdown(ACCURACY, exact), ""]
-        console.print("\n".join(markdown(ACCURACY, exact)), markup=False)
+                  *grid(exact, ACCURACY, words=2), ""]
+        console.print("\n".join(grid(exact, ACCURACY, words=2)), markup=False)
     lines += ["## Not run", "", *(f"- {line}" for line in absent), ""] * bool(absent)
     for line in absent:
         console.print(f"not run: {line}", markup=False)
@@ -291,22 +298,18 @@ def export(task: Task, options: argparse.Namespace) -> None:
     wanted = [task.onnx(precision) for precision in ("fp32", "fp16", *(["int8"] if more else []))]
     if all(path.exists() for path in wanted):
         return
-    done = subprocess.run([sys.executable, str(ROOT / "0_build.py"), "--export-only", "--model", task.model, "--weights",
-                           task.weights, "--seed", str(task.seed), *more],
-                          cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        console.print(f"no ONNX files: {said}", style="yellow", markup=False)
+    problem = run_build(task, "--export-only", *more)
+    if problem:
+        console.print(f"no ONNX files: {problem}", style="yellow", markup=False)
 
 
-def inputs(task: Task, directory: Path | None) -> np.ndarray:
-    """The batch that every engine gets, N×3×S×S FP32: of the images that INT8 is calibrated for, else seeded noise."""
-    side = models.MODELS[task.model]
-    if directory is None:
-        return noise_images(range(task.batch), side, task.seed)
-    batch = np.empty((task.batch, 3, side, side), np.float32)
-    Images(directory, side, task.seed, limit=task.batch).fill(batch, 0)
-    return batch
+def inputs(task: Task, directory: Path | None) -> tuple[np.ndarray, list[str]]:
+    """The batch that every engine gets, N×3×S×S FP32, and its images' names: of the images that INT8 is calibrated for, else
+    seeded noise."""
+    images = Images(directory, models.MODELS[task.model], task.seed, limit=task.batch)
+    batch = np.empty((task.batch, 3, images.size, images.size), np.float32)
+    images.fill(batch, 0)
+    return batch, [images.name(row) for row in range(task.batch)]
 
 
 def chosen_engines(words: str | None) -> list[Engine]:
@@ -325,8 +328,7 @@ def main() -> int:
     options = parse_options()
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     file = Path(options.weights)
-    weights = models.sha256(file) if file.is_file() else options.weights
-    common = {"weights_sha256": weights, "host": host(),
+    common = {"weights_sha256": weights_name(options.weights), "host": host(),
               "weights_name": file.name if file.is_file() else f"{options.weights} weights"}
     tasks = [Task(model, options.weights, options.seed, batch, options.transfers == "in") for model in options.models
              for batch in options.batches]
@@ -335,8 +337,8 @@ def main() -> int:
             bar = progress.add_task("comparing", total=len(tasks) * len(chosen_engines(options.engines)))
             for task in tasks:
                 export(task, options)
-                images = inputs(task, options.calibration_images)
-                expected = reference(task, images, options.out / f"reference-{task.tag}-b{task.batch}.npy")
+                images, names = inputs(task, options.calibration_images)
+                expected = reference(task, images, names, options.out)
                 for engine in chosen_engines(options.engines):
                     doing = f"{task.model}, batch {task.batch}: {engine.name} {engine.precision}"
                     progress.update(bar, advance=1, description=doing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from common.sim import device as devices
@@ -106,57 +105,51 @@ def derive(raw: dict[str, Any], source: str) -> str:
     launches = len(network("fp16"))
     to_first = max(0.0, fp16["enqueue_to_end"]["1"] - fp16["compute"]["1"])
     launch = max(0.5, (fp16["enqueue"]["1"] - to_first) / (launches - 1))
-    v = SimpleNamespace
-    rows = [
-        v(head="copy"),
-        *(v(key=f"{name}_gb_s", value=rate(copies[name]), why="measured: between 16 and 128 images") for name in
+    precisions = ("fp32", "fp16", "int8")
+    sections = {"copy": [
+        *((f"{name}_gb_s", rate(copies[name]), "measured: between 16 and 128 images") for name in
           ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")),
-        v(key="latency_us", value=latency_us(pinned), why="measured: a pinned copy of one image beyond its bytes"),
-        v(key="slows_compute", value=min(slows), why="measured: compute beside copies without a pause, least affected plan"),
-        v(head="compute"),
-        v(key="memory_gb_s", value=raw["memory_gb_s"], why="measured: a device-to-device copy, bytes read and written"),
-        v(key="kernel_floor_us", value=fitted.kernel_floor / 1e3, why="fitted: compute by batch size, graphs back to back"),
-        *(v(key=f"{precision}_last_wave_share", value=fitted.last_wave_shares[precision if precision in plans else "fp16"],
-            why="fitted: likewise" if precision in plans else "not measured: FP16's")
-          for precision in ("fp32", "fp16", "int8")),
-        *(v(key=f"{precision}_tflop_s", value=tera[precision],
-            why=rate_source(plans[precision]) if precision in plans else "not measured: FP16's rate stands in")
-          for precision in ("fp32", "fp16", "int8")),
-        v(head="host"),
-        v(key="call_us", value=call, why="measured: cudaEventRecord and cudaStreamWaitEvent from Python, mean"),
-        v(key="tensorrt_call_us", value=fp16["tensorrt_call"], why="measured: set_tensor_address"),
-        v(key="enqueue_us", value=max(0.0, to_first - launch),
-          why="measured: batch 1, from an enqueue on an idle GPU to its end, less compute and a launch"),
-        v(key="kernel_launch_us", value=launch,
-          why=f"measured: the rest of execute_async_v3's {fp16['enqueue']['1']:.0f} µs at batch 1, over the {launches - 1} "
-              "other modelled kernels"),
-        v(key="shape_change_us", value=max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"]),
-          why="measured: an enqueue after a change of shape, less an ordinary one"),
-        v(key="allocate_us_per_mb", value=max(0.0, per_mb), why="measured: cudaMalloc and cudaFree by size, mean of the two"),
-        v(key="wake_up_us", value=wake_up, why="measured: one image's copy and its synchronize, less the call and the copy"),
-        v(key="thread_wake_up_us", value=wake_thread,
-          why="measured: half a round trip through two queues, less the queue's cost"),
-        v(key="queue_us", value=host["queue"] / 2, why="measured: half a put and a get"),
-        v(key="range_us", value=host["range"] / 2, why="measured: half an NVTX range"),
-        v(key="postprocess_us", value=max(0.0, post[first] - host["range"] - int(first) * per_image),
-          why="measured: by batch size"),
-        v(key="postprocess_us_per_image", value=per_image, why="measured: likewise"),
-        v(head="host.calls_us"),
-        v(key="cudaMalloc", value=malloc[least], why="measured: 4 KB"),
-        v(key="cudaFree", value=free[least], why="measured: 4 KB, the device idle"),
-        v(key="cudaMemcpy", value=max(call, calls["cudaMemcpy"] - image_us - wake_up),
-          why="measured: one image, less the copy and the wake-up"),
-        v(key="cudaMemcpyAsync", value=calls["cudaMemcpyAsync"], why="measured: one image, page-locked"),
-        v(key="cudaGraphLaunch", value=fp16["graph_launch"]["1"], why="measured: the FP16 plan's graph at batch 1"),
-    ]
+        ("latency_us", latency_us(pinned), "measured: a pinned copy of one image beyond its bytes"),
+        ("slows_compute", min(slows), "measured: compute beside copies without a pause, least affected plan"),
+    ], "compute": [
+        ("memory_gb_s", raw["memory_gb_s"], "measured: a device-to-device copy, bytes read and written"),
+        ("kernel_floor_us", fitted.kernel_floor / 1e3, "fitted: compute by batch size, graphs back to back"),
+        *((f"{precision}_last_wave_share", fitted.last_wave_shares[precision if precision in plans else "fp16"],
+           "fitted: likewise" if precision in plans else "not measured: FP16's") for precision in precisions),
+        *((f"{precision}_tflop_s", tera[precision],
+           rate_source(plans[precision]) if precision in plans else "not measured: FP16's rate stands in")
+          for precision in precisions),
+    ], "host": [
+        ("call_us", call, "measured: cudaEventRecord and cudaStreamWaitEvent from Python, mean"),
+        ("tensorrt_call_us", fp16["tensorrt_call"], "measured: set_tensor_address"),
+        ("enqueue_us", max(0.0, to_first - launch),
+         "measured: batch 1, from an enqueue on an idle GPU to its end, less compute and a launch"),
+        ("kernel_launch_us", launch,
+         f"measured: the rest of execute_async_v3's {fp16['enqueue']['1']:.0f} µs at batch 1, over the {launches - 1} "
+         "other modelled kernels"),
+        ("shape_change_us", max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"]),
+         "measured: an enqueue after a change of shape, less an ordinary one"),
+        ("allocate_us_per_mb", max(0.0, per_mb), "measured: cudaMalloc and cudaFree by size, mean of the two"),
+        ("wake_up_us", wake_up, "measured: one image's copy and its synchronize, less the call and the copy"),
+        ("thread_wake_up_us", wake_thread, "measured: half a round trip through two queues, less the queue's cost"),
+        ("queue_us", host["queue"] / 2, "measured: half a put and a get"),
+        ("range_us", host["range"] / 2, "measured: half an NVTX range"),
+        ("postprocess_us", max(0.0, post[first] - host["range"] - int(first) * per_image), "measured: by batch size"),
+        ("postprocess_us_per_image", per_image, "measured: likewise"),
+    ], "host.calls_us": [
+        ("cudaMalloc", malloc[least], "measured: 4 KB"),
+        ("cudaFree", free[least], "measured: 4 KB, the device idle"),
+        ("cudaMemcpy", max(call, calls["cudaMemcpy"] - image_us - wake_up),
+         "measured: one image, less the copy and the wake-up"),
+        ("cudaMemcpyAsync", calls["cudaMemcpyAsync"], "measured: one image, page-locked"),
+        ("cudaGraphLaunch", fp16["graph_launch"]["1"], "measured: the FP16 plan's graph at batch 1"),
+    ]}
     conditions = f"{raw['engine']}, driver CUDA {raw['versions'].get('driver')}, {raw['date']}"
     lines = [f"# {raw['device']}: measured by scripts/calibrate.py with {conditions}.",
              f"# Raw medians: {source}. ResNet-18's two plans stand for arithmetic; no stage was timed for this file.", "",
              f'name = "{raw["device"]}"', f"capability = {raw['capability']}",
              f"multiprocessors = {raw['multiprocessors']}", f"memory_gib = {raw['memory_bytes'] / 2**30:.1f}"]
-    for item in rows:
-        if hasattr(item, "head"):
-            lines += ["", f"[{item.head}]"]
-        else:
-            lines.append(f"{item.key} = {item.value:.4g}".ljust(36) + f"# {item.why}")
+    for section, rows in sections.items():
+        lines += ["", f"[{section}]"]
+        lines += [f"{key} = {value:.4g}".ljust(36) + f"# {why}" for key, value, why in rows]
     return "\n".join([*lines, ""])

@@ -7,7 +7,7 @@ and to its own device (transfers out of the time). Packages are imported by the 
 from __future__ import annotations
 
 import contextlib
-import subprocess
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 
 from common import backend, models
+from common import engine as plans
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
 from common.cuda import Stream
 from common.errors import EnvironmentFault, Fault
+from common.session import used_memory
+from scripts.processes import run_quietly
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -177,6 +180,8 @@ class OnnxRuntime(Engine):
             raise Missing(f"an onnxruntime with the {wanted} (pip install onnxruntime-gpu) and an NVIDIA GPU")
         if not task.onnx(self.precision).exists():
             raise Missing(f"{task.onnx(self.precision).name}: python 0_build.py --{self.precision} --calibration-images DIR")
+        if self.provider != "CPU":
+            onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries from their Python packages, where those are installed
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         settings = {"trt_fp16_enable": True} if self.provider == "Tensorrt" and self.precision == "fp16" else {}
@@ -188,9 +193,10 @@ class OnnxRuntime(Engine):
     def load(self, images: np.ndarray) -> None:
         self.images = images
         if self.provider != "CPU":
+            self.images = page_locked_copy(images)  # kept: the value is a view of it
             self.binding = self.session.io_binding()
             place = ("cpu", 0) if self.task.transfers else ("cuda", 0)
-            self.value = self.ort.OrtValue.ortvalue_from_numpy(images, *place)
+            self.value = self.ort.OrtValue.ortvalue_from_numpy(self.images, *place)
             self.binding.bind_ortvalue_input(self.input, self.value)
             self.binding.bind_output(self.result, *place)
 
@@ -214,6 +220,16 @@ class OnnxRuntime(Engine):
         return f"ONNX Runtime {self.ort.__version__}"
 
 
+def page_locked_copy(images: np.ndarray) -> np.ndarray:
+    """``images`` in page-locked memory by way of PyTorch; as they are, and then copied more slowly, where it is not there."""
+    try:
+        import torch
+
+        return torch.from_numpy(images).pin_memory().numpy()
+    except (ImportError, RuntimeError):
+        return images
+
+
 class TensorRT(Engine):
     """A plan run serially: copy in, enqueue, copy out, one batch at a time. Built by 0_build.py when missing."""
 
@@ -225,10 +241,8 @@ class TensorRT(Engine):
     def prepare(self, task: Task) -> None:
         self.task, self.resources = task, contextlib.ExitStack()
         self.plan = build_plan(task, self.precision)
-        from common.engine import Engine as Plan
-
-        self.free_before = free_memory()
-        self.engine = Plan(self.plan)
+        self.used_before = used_memory()
+        self.engine = plans.Engine(self.plan)
         self.engine.require_precision(self.precision)
         if self.engine.profile_for(task.batch) is None:
             raise Missing(f"a plan for batches of {task.batch}: python 0_build.py --profile 1,{task.batch},{task.batch}")
@@ -262,7 +276,7 @@ class TensorRT(Engine):
         return self.host_output.copy()
 
     def memory_mb(self) -> float | None:
-        return (self.free_before - free_memory()) / 1e6
+        return (used_memory() - self.used_before) / 1e6
 
     def device(self) -> str:
         return backend.current().device
@@ -284,29 +298,27 @@ class Pipeline(TensorRT):
 
     def rate(self, seconds: float, folder: Path) -> dict[str, Any]:
         """Milliseconds a batch over a measured window of about ``seconds``, from the stage's own record."""
-        import json
-
         path = folder / f"stage7-{self.task.tag}-{self.precision}-b{self.task.batch}.json"
         self.synchronize()
         started = time.perf_counter()
         self.infer()
         self.synchronize()
         count = max(20, min(2000, int(seconds / max(1e-4, time.perf_counter() - started))))
-        done = subprocess.run(
+        problem = run_quietly(
             [sys.executable, str(ROOT / "7_cuda_graph.py"), "--backend", "tensorrt", "--plan", str(self.plan), "--precision",
              self.precision, "--batch", str(self.task.batch), "--batches", str(count + 10), "--measure", str(count),
-             "--json", str(path)], capture_output=True, text=True, check=False, cwd=ROOT)
-        if done.returncode != 0:
-            raise EnvironmentFault(done.stderr.strip().splitlines()[-1])
+             "--json", str(path)])
+        if problem:
+            raise EnvironmentFault(problem)
         record = json.loads(path.read_text())
         path.unlink()
         return record
 
 
-def free_memory() -> int:
-    from common.cuda import cudart
-
-    return cudart.cudaMemGetInfo()[0]
+def run_build(task: Task, *options: str) -> str | None:
+    """Run 0_build.py for the task's model; what went wrong, or None."""
+    return run_quietly([sys.executable, str(ROOT / "0_build.py"), "--model", task.model, "--weights", task.weights, "--seed",
+                        str(task.seed), *options])
 
 
 def build_plan(task: Task, precision: str) -> Path:
@@ -321,11 +333,8 @@ def build_plan(task: Task, precision: str) -> Path:
             raise Missing(f"{task.onnx(precision).name}: python 0_build.py --export-only with a Python that has PyTorch"
                           + (" (INT8: and --int8 --calibration-images DIR)" if precision == "int8" else ""))
         flag = [] if precision == "fp32" else [f"--{precision}"]
-        done = subprocess.run([sys.executable, str(ROOT / "0_build.py"), "--backend", "tensorrt", "--model", task.model,
-                               "--weights", task.weights, "--seed", str(task.seed), *flag],
-                              capture_output=True, text=True, cwd=ROOT, check=False)
-        if done.returncode != 0 or not plan.exists():
-            raise Missing(f"a plan; the build failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        if problem := run_build(task, "--backend", "tensorrt", *flag):
+            raise Missing(f"a plan; the build failed: {problem}")
     return plan
 
 

@@ -11,8 +11,6 @@ stage. PyTorch may live in another Python: --torch-python.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,26 +19,15 @@ from rich.console import Console
 
 from common.files import atomic_path, write_json
 from scripts.compare import read_json
+from scripts.processes import run_quietly
 from scripts.tables import conditions
 
-ROOT = Path(__file__).resolve().parent.parent
 console = Console(highlight=False, soft_wrap=True)
 
 
-def comparable(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The stages that run the peers' workload: all but those with batches of several sizes."""
-    return [stage for stage in stages if not any("several sizes" in note for note in stage["notes"] or [])]
-
-
-def run(command: list[str]) -> str | None:
-    """Run a peer; what went wrong, or None. Another Python must not inherit this one's PYTHONHOME and PYTHONPATH."""
-    environment = {name: value for name, value in os.environ.items()
-                   if command[0] == sys.executable or not name.startswith("PYTHON")}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode == 0:
-        return None
-    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-    return f"{' '.join(command[2:4])}: exit code {done.returncode}: {lines[-1]}"
+def comparable(stages: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """The stages that run the peers' workload: all but those whose batches are of other sizes as well."""
+    return [stage for stage in stages if abs(stage["images_per_s"] * stage["per_batch_ms"] / 1e3 - batch) < 0.5]
 
 
 def table(run_facts: dict[str, Any], best: dict[str, Any], records: list[dict[str, Any]], problems: list[str]) -> str:
@@ -72,20 +59,21 @@ def main() -> int:
     from scripts.peers_pytorch import LOOPS
     from scripts.published import PIPELINES
 
-    problems = []
+    problems: dict[str, str | None] = {}
     if not options.table_only:
         wanted = set(options.loops or [*PIPELINES, *LOOPS])
         for name in [name for name in PIPELINES if name in wanted]:
-            problems.append(run([sys.executable, "-m", "scripts.published", name, *first["arguments"], *size[2:],
-                                 "--json", str(out.resolve() / f"published-{name}.json")]))
+            problems[f"published {name}"] = run_quietly(
+                [sys.executable, "-m", "scripts.published", name, *first["arguments"], *size[2:],
+                 "--json", str(out.resolve() / f"published-{name}.json")])
         if facts["backend"] == "tensorrt":
             loops = [name for name in LOOPS if name in wanted]
-            problems.append(run([options.torch_python, "-m", "scripts.peers_pytorch", *loops, *size,
-                                 "--out", str(out.resolve())]))
+            problems["PyTorch loops"] = run_quietly(
+                [options.torch_python, "-m", "scripts.peers_pytorch", *loops, *size, "--out", str(out.resolve())])
     names = [*(f"published-{name}" for name in PIPELINES), *LOOPS]
     records = [record for record in (read_json(out / f"{name}.json") for name in names) if record]
-    best = min(comparable(comparison["stages"]), key=lambda stage: stage["per_batch_ms"])
-    failed = [problem for problem in problems if problem]
+    best = min(comparable(comparison["stages"], facts["batch"]), key=lambda stage: stage["per_batch_ms"])
+    failed = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     write_json(options.directory / "peers.json", {"run": facts, "best": {key: best[key] for key in (
         "stage", "per_batch_ms", "precision")}, "peers": records, "problems": failed})
     text = table(facts, best, records, failed)

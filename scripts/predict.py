@@ -23,9 +23,11 @@ from common import backend
 from common.files import atomic_path, write_json
 from common.sim import device as devices
 from scripts.compare import read_json
-from scripts.tables import conditions
+from scripts.tables import conditions, grid
 
 ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = [("stage", "stage", "{}"), ("predicted", "predicted_ms", "{:.3f}"), ("measured", "measured_ms", "{:.3f}"),
+           ("spread", "spread", "{:.1%}"), ("off by", "off", "{:+.1%}")]
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -43,11 +45,8 @@ def predict(device: str, stage: str, record: dict[str, Any]) -> float:
 
 
 def table(run: dict[str, Any], rows: list[dict[str, Any]], device: str) -> str:
-    lines = [f"Measured: {conditions(run)}. Predicted: the simulated `{device}`, ms a batch:", "",
-             "| stage | predicted | measured | spread | off by |", "|---|---:|---:|---:|---:|"]
-    lines += [f"| {row['stage']} | {row['predicted_ms']:.3f} | {row['measured_ms']:.3f} | {row['spread'] or 0:.1%} "
-              f"| {row['off']:+.1%} |" for row in rows]
-    return "\n".join([*lines, ""])
+    above = f"Measured: {conditions(run)}. Predicted: the simulated `{device}`, ms a batch:"
+    return "\n".join([above, "", *grid(rows, COLUMNS), ""])
 
 
 def main() -> int:

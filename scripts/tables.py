@@ -23,11 +23,24 @@ COLUMNS = [
     ("outputs", "outputs_match", "{}"),
 ]
 
+CLOCKS = [("stage", "stage", "{}"), ("host's clock", "wall_ms", "{:.4f}"), ("CUDA events", "events_ms", "{:.4f}"),
+          ("NVTX window", "nvtx_ms", "{:.4f}"), ("apart", "apart", "{:.2%}")]
 
-def cells(stage: dict[str, Any], columns: list[tuple[str, str, str]] = COLUMNS) -> list[str]:
-    """A row as text, in the order of ``columns``."""
-    shown = {**stage, "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[stage["outputs_match"]]}
+
+def cells(row: dict[str, Any], columns: list[tuple[str, str, str]] = COLUMNS) -> list[str]:
+    """A row as text, in the order of ``columns``; what it does not have is a dash."""
+    shown = dict(row)
+    if "outputs_match" in row:
+        shown["outputs_match"] = {True: "right", False: "WRONG", None: "not verified"}[row["outputs_match"]]
     return [form.format(shown[key]) if shown.get(key) is not None else "–" for _, key, form in columns]
+
+
+def grid(rows: list[dict[str, Any]], columns: list[tuple[str, str, str]], words: int = 1) -> list[str]:
+    """The lines of a Markdown table, whose first ``words`` columns are words and the others numbers."""
+    titles = [title for title, *_ in columns]
+    lines = [titles, *(cells(row, columns) for row in rows)]
+    drawn = ["| " + " | ".join(line) + " |" for line in lines]
+    return [drawn[0], "|" + "---|" * words + "---:|" * (len(columns) - words), *drawn[1:]]
 
 
 def conditions(run: dict[str, Any]) -> str:
@@ -57,24 +70,18 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 def markdown(run: dict[str, Any], rows: list[dict[str, Any]], columns: list[tuple[str, str, str]] = COLUMNS,
              name: str = "{}") -> str:
     """The conditions, the table, the stages' notes and the advice; ``name`` is how a note names its stage."""
-    lines = [conditions(run) + ":", "", "| " + " | ".join(title for title, *_ in columns) + " |",
-             "|---|" + "---:|" * (len(columns) - 1)]
-    lines += ["| " + " | ".join(cells(stage, columns)) + " |" for stage in rows]
+    lines = [conditions(run) + ":", "", *grid(rows, columns)]
     notes = [f"- {name.format(stage['stage'])}: {note}" for stage in rows for note in stage["notes"] or []]
     return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
 
 
 def clocks(rows: list[dict[str, Any]]) -> str:
     """The profiled run's window by three clocks, ms a batch, in Markdown; "" where no stage has them."""
-    timed = [(stage["stage"], stage["clocks"]) for stage in rows if stage.get("clocks")]
+    timed = [{"stage": stage["stage"], **read, "apart": max(read.values()) / min(read.values()) - 1}
+             for stage in rows if (read := stage.get("clocks"))]
     if not timed:
         return ""
-    lines = ["", "Three clocks on the same, profiled run, ms a batch:", "",
-             "| stage | host's clock | CUDA events | NVTX window | apart |", "|---|---:|---:|---:|---:|"]
-    for name, read in timed:
-        apart = max(read.values()) / min(read.values()) - 1
-        lines.append(f"| {name} | {read['wall_ms']:.4f} | {read['events_ms']:.4f} | {read['nvtx_ms']:.4f} | {apart:.2%} |")
-    return "\n".join([*lines, ""])
+    return "\n".join(["", "Three clocks on the same, profiled run, ms a batch:", "", *grid(timed, CLOCKS), ""])
 
 
 def versus(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[dict[str, Any]]:

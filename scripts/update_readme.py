@@ -47,8 +47,7 @@ STEP = [
 def step(report: Path, names: list[str]) -> str:
     """Some stages of a report, as rows."""
     rows = {row["stage"]: row for row in json.loads(report.read_text(encoding="utf-8"))["stages"]}
-    lines = ["| " + " | ".join(title for title, *_ in STEP) + " |", "|---|" + "---:|" * (len(STEP) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(tables.cells(rows[name], STEP)) + " |" for name in names), ""])
+    return "\n".join([*tables.grid([rows[name] for name in names], STEP), ""])
 
 
 def filled(match: re.Match[str]) -> str:

@@ -46,9 +46,9 @@ AS_A_SCRIPT = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); del sys.ar
 
 
 def stage(backend: str, *arguments: object, script: object = STAGE, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    small = [] if backend == "simulated" and "--batch" in arguments else ["--batch", "4"]
-    return subprocess.run([python(), "-c", AS_A_SCRIPT, str(script), "--backend", backend, *small, *map(str, arguments)],
-                          cwd=ROOT, text=True, capture_output=True, check=False, timeout=timeout)
+    return subprocess.run([python(), "-c", AS_A_SCRIPT, str(script), "--backend", backend, "--batch", "4",
+                           *map(str, arguments)], cwd=ROOT, text=True, capture_output=True, check=False,
+                          timeout=timeout)
 
 
 def ends_with_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:

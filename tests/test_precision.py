@@ -132,7 +132,7 @@ def test_a_trained_model_keeps_its_class_names_through_export(tmp_path, monkeypa
     pytest.importorskip("torch")
     monkeypatch.setattr(train, "SCHEDULES", {"cpu": ((32, 0.6),), "cuda": ((32, 0.6),)})
     weights = tmp_path / "resnet18-digits.pt"
-    monkeypatch.setattr(train, "evaluate", lambda model, folder, names, device: evaluated(model, folder, names, device))
+    monkeypatch.setattr(train, "evaluate", evaluated)
     accuracy = train.fine_tune("resnet18", "digits", tmp_path / "digits", weights, 7, QUIET)
     assert accuracy > 0.2, "chance is 0.1"
     model, labels = models.create_model("resnet18", str(weights), 7)
