@@ -149,7 +149,7 @@ def mutate(script: str, line: str, replacement: str, folder: Path) -> Path:
     ("6_multi_threads.py", "                    slot.returned.synchronize()\n"),
     ("7_cuda_graph.py", "                    compute.wait(slot.copied)\n"),
     ("7_cuda_graph.py", "                    slot.returned.synchronize()\n"),
-    ("8_multi_context.py", "                    stream.synchronize()\n"),
+    ("8_multi_context.py", "            output.returned.synchronize()\n"),
 ])
 def test_a_missing_dependency_gives_wrong_outputs(plans, tmp_path, script, line):
     done = run(mutate(script, line, "", tmp_path), *SIMULATED, *CHEAP, "--json", tmp_path / "result.json")
