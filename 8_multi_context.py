@@ -9,8 +9,8 @@ engine and are shared. Contexts may share an optimization profile (in TensorRT 8
 
 Differs from: 4_use_fp16.py
 
-Why it helps: while one stream's batch is copied, another's computes, with no event between streams to get wrong. At small batches, whose
-kernels do not fill the GPU, kernels of several contexts also run at the same time.
+Why it helps: while one stream's batch is copied, another's computes, with no event between streams to get wrong. At small
+batches, whose kernels do not fill the GPU, kernels of several contexts also run at the same time.
 
 When it does not: against one context with a pipeline (stages 5 to 7) it comes second once the copy or the compute is
 busy all the time: the contexts then queue for the same engine, each costs memory, and every batch takes longer.

@@ -67,18 +67,20 @@ def infer(run: session.Session) -> None:
     """Serve the batches on kernels of their own; then, as controls, on the wide profile, and with a single context."""
     run.engine.require_precision(run.precision)
     serve(run, context_for_each_size(run))
-    wide = run.repeat(Engine(default_plan(run.precision)))
-    serve(wide, context_for_each_size(wide))
-    single, context = run.repeat(run.engine), run.engine.create_context()
+    compared = {"on its own profile": run}
+    if run.options.plan is None:  # a named plan may be of another model than the default one
+        compared["on the wide one"] = wide = run.repeat(Engine(default_plan(run.precision)))
+        serve(wide, context_for_each_size(wide))
+    compared["where one context changes its profile for each batch"] = single = run.repeat(run.engine)
+    context = run.engine.create_context()
     serve(single, {len(batch): context for batch in run.batches})
     if not run.options.no_verify:
-        check(run.outputs, wide.outputs)
-        check(run.outputs, single.outputs)
+        for control in compared.values():
+            check(run.outputs, control.outputs)
     run.notes.append("batches of several sizes in turn, serially: to be held against stage 4, not against the pipelines")
     for size in sorted({len(batch) for batch in run.batches}):
-        own_ms, wide_ms, single_ms = (median(ms_by_size(each)[size]) for each in (run, wide, single))
-        run.notes.append(f"batch {run.charged(size)}: {own_ms:.3f} ms on its own profile, {wide_ms:.3f} ms on the wide one, "
-                         f"{single_ms:.3f} ms where one context changes its profile for each batch")
+        times = ", ".join(f"{median(ms_by_size(each)[size]):.3f} ms {where}" for where, each in compared.items())
+        run.notes.append(f"batch {run.charged(size)}: {times}")
 
 
 def ms_by_size(run: session.Session) -> dict[int, list[float]]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from common import backend, ranges
 from common.buffers import page_locked, pageable
-from common.clock import EventClock
+from common.clock import EventClock, undisturbed
 from common.cuda import cudart
 from common.engine import Engine
 from common.errors import VERIFIED, Fault
@@ -174,7 +174,8 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, size: Size
     batches = prepare(engine, images, sizes, options, page_lock)
     with contextlib.ExitStack() as resources:
         session = Session(engine, batches, batch_names(batches, images), options, memory_before, EventClock(resources))
-        infer(session)
+        with undisturbed():
+            infer(session)
     result = conclude(session, stage, size, page_lock, options)
     print_result(result, session, out)
     if options.top:

@@ -127,6 +127,8 @@ def derive(raw: dict[str, Any], source: str) -> str:
         ("kernel_launch_us", launch,
          f"measured: the rest of execute_async_v3's {fp16['enqueue']['1']:.0f} µs at batch 1, over the {launches - 1} "
          "other modelled kernels"),
+        ("crowded_launch_us", max(launch, fp16["enqueued_by_two"] / 2 / launches),
+         f"measured: two threads that enqueue at once, {fp16['enqueued_by_two']:.0f} µs a pair"),
         ("shape_change_us", max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"]),
          "measured: an enqueue after a change of shape, less an ordinary one"),
         ("allocate_us_per_mb", max(0.0, per_mb), "measured: cudaMalloc and cudaFree by size, mean of the two"),

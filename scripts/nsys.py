@@ -28,8 +28,9 @@ class Nsys:
 
     def flags(self, gpu_metrics: bool, backtraces: bool) -> list[str]:
         """What to record: CUDA, NVTX and OS calls, kernels inside graphs one by one, memory; heavier things on request."""
-        found = ["--trace=cuda,nvtx,osrt"]
+        found = [f"--trace=cuda,nvtx{',osrt' * backtraces}"]
         found += self.first("--cuda-graph-trace=node") + self.first("--cuda-memory-usage=true")
+        found += self.first("--cuda-event-trace=false")  # timing events on the GPU may make one stream wait for another
         found += self.first("--sample=none") + self.first("--cpuctxsw=none") if not backtraces else []
         if gpu_metrics:
             metrics = self.first("--gpu-metrics-devices=all", "--gpu-metrics-device=all")

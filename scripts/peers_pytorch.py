@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from common import models
+from common.clock import undisturbed
 from common.errors import Fault, WrongOutputs
 from common.files import write_json
 from common.images import noise_images
@@ -125,7 +126,8 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray], refere
         prepared_s = time.perf_counter() - started
         for _ in range(options.repeats):
             window = Window(options.batches, options.batch, options.measure)
-            loop(model, batches, options.device, window.finish)
+            with undisturbed():
+                loop(model, batches, options.device, window.finish)
             repeats.append(window.per_batch_ms)
     difference = compare(window.outputs, [reference[index % len(reference)] for index in range(options.batches)])
     if not difference.largest <= TOLERANCE[precision] * difference.scale:

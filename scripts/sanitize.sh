@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every stage under compute-sanitizer, small: reports of illegal accesses and of CUDA calls that failed.
+# Runs every stage under compute-sanitizer, small: reports of illegal accesses and of CUDA calls that failed. Each runs
+# without it first, so that a plan that is still missing is built at full speed.
 #
 #   scripts/sanitize.sh [DIR [OPTION...]]      DIR: where the logs go (out/sanitizer)
 #
@@ -12,10 +13,12 @@ out=${1:-out/sanitizer} failed=0
 shift $(($# > 0))
 command -v compute-sanitizer >/dev/null || { echo "sanitize: no compute-sanitizer on PATH; it comes with the CUDA toolkit" >&2; exit 3; }
 mkdir -p "$out" && : > "$out/summary.txt"
+python=${PYTHON:-.venv/bin/python}
+small=(--backend tensorrt --batch 4 --batches 5 --measure 2)
 for stage in [1-9]_*.py; do
   log=$out/${stage%.py}.memcheck.txt
-  compute-sanitizer --tool memcheck --error-exitcode 9 "$@" "${PYTHON:-.venv/bin/python}" "$stage" --backend tensorrt \
-    --batch 4 --batches 5 --measure 2 > "$log" 2>&1 || failed=1
+  { "$python" "$stage" "${small[@]}" --no-verify &&
+    compute-sanitizer --tool memcheck --error-exitcode 9 "$@" "$python" "$stage" "${small[@]}"; } > "$log" 2>&1 || failed=1
   printf '%-20s %s\n' "${stage%.py}" "$(grep 'ERROR SUMMARY' "$log" | tail -n 1 || tail -n 1 "$log")" | tee -a "$out/summary.txt"
 done
 exit "$failed"

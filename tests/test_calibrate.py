@@ -52,6 +52,7 @@ def test_calibrating_a_simulated_gpu_gives_back_its_figures(plans, tmp_path, mon
         ("host", "enqueue_us", 0.1), ("host", "shape_change_us", 0.05), ("host", "allocate_us_per_mb", 0.02),
         ("host", "queue_us", 0.01), ("host", "range_us", 0.01), ("host", "postprocess_us_per_image", 0.02),
         ("host", "postprocess_us", 0.05), ("host", "tensorrt_call_us", 0.02),
+        ("host", "crowded_launch_us", 0.1),
     ]:
         assert found[section][key] == pytest.approx(true[section][key], rel=tolerance), key
     for call in ("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaGraphLaunch"):

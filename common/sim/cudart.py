@@ -421,10 +421,9 @@ def cudaGraphExecDestroy(graphExec: Any) -> None:
 
 
 def launch_kernels(stream: Stream, kernels: tuple[Piece, ...], run: Callable[[], None], reads: tuple[Span, ...],
-                   writes: tuple[Span, ...]) -> None:
+                   writes: tuple[Span, ...], launch_ns: int) -> None:
     """Enqueue kernels that together do ``run``; each costs the host a launch."""
-    sim = simulator()
-    sim.gpu.enqueue(stream, Work("compute", kernels, run, reads, writes), sim.device.kernel_launch)
+    simulator().gpu.enqueue(stream, Work("compute", kernels, run, reads, writes), launch_ns)
 
 
 def span_of(address: int, nbytes: int) -> Span:

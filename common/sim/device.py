@@ -30,6 +30,7 @@ class Device:
     tensorrt_call: int  # host time of a TensorRT call that sets something
     enqueue: int  # host time of an enqueue before its first launch
     kernel_launch: int
+    crowded_launch: int  # likewise, while another thread is launching
     shape_change: int
     wake_up: int  # from the end of what the host waits for to its going on
     thread_wake_up: int  # likewise, of a thread that waits for another
@@ -76,6 +77,7 @@ def load(key: str) -> Device:
         tensorrt_call=round(host["tensorrt_call_us"] * us),
         enqueue=round(host["enqueue_us"] * us),
         kernel_launch=round(host["kernel_launch_us"] * us),
+        crowded_launch=round(host["crowded_launch_us"] * us),
         shape_change=round(host["shape_change_us"] * us),
         wake_up=round(host["wake_up_us"] * us),
         thread_wake_up=round(host["thread_wake_up_us"] * us),

@@ -120,6 +120,7 @@ class Gpu:
         self.streams: list[Stream] = []
         self.destroyed: list[Stream] = []
         self.captures: list[Capture] = []
+        self._launcher = Engine()  # the driver's lock: one thread launches at a time
         self._owed = 0.0  # ns by which copies have slowed kernels down and that no kernel has been charged yet
 
     # -- operations
@@ -134,6 +135,12 @@ class Gpu:
         self.check_legacy(stream)
         return self._submit(stream, work, self.pending(stream), launch_ns)
 
+    def launch_ns(self) -> int:
+        """What a launch costs the calling thread from now on: more while another one is launching."""
+        now = self.clock.thread().now
+        crowded = self._launcher.busy_between(now, now + 1) > 0
+        return self.device.crowded_launch if crowded else self.device.kernel_launch
+
     def _submit(self, stream: Stream, work: Work, after: Iterable[Operation], launch_ns: int) -> Operation:
         thread = self.clock.thread()
         operation = Operation(work, tuple(after))
@@ -142,8 +149,8 @@ class Gpu:
         for name, duration, share in work.pieces:
             if launch_ns:
                 self.trace.correlation += 1
-                thread.now += launch_ns
-                self.trace.call("cudaLaunchKernel", thread.now - launch_ns, thread.now, thread.index, self.trace.correlation)
+                called, thread.now = self._launcher.reserve(thread.now, launch_ns)
+                self.trace.call("cudaLaunchKernel", called, thread.now, thread.index, self.trace.correlation)
             start, ready = self._reserve(work.engine, max(ready, thread.now), duration, share)
             self.trace.operation(work, name, start, ready, stream.handle)
             starts.append(start)
