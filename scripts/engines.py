@@ -214,7 +214,14 @@ class OnnxRuntime(Engine):
         return self.logits if self.provider == "CPU" else self.binding.copy_outputs_to_cpu()[0]
 
     def device(self) -> str:
-        return "CPU" if self.provider == "CPU" else "GPU 0"
+        if self.provider == "CPU":
+            return "CPU"
+        try:
+            import torch
+
+            return torch.cuda.get_device_name()
+        except (ImportError, RuntimeError):
+            return "GPU 0"
 
     def version(self) -> str:
         return f"ONNX Runtime {self.ort.__version__}"

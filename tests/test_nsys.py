@@ -141,9 +141,10 @@ def test_a_new_nvtx_under_an_old_profiler_is_explained(nsys, tmp_path):
 @pytest.mark.nsys
 def test_only_flags_that_this_version_has_are_used(nsys):
     flags = nsys.flags(gpu_metrics=False, backtraces=False)
-    assert flags[0] == "--trace=cuda,nvtx,osrt" and "--cuda-memory-usage=true" in flags
+    assert flags[0] == "--trace=cuda,nvtx" and "--cuda-memory-usage=true" in flags
     assert all(flag.split("=")[0] in nsys.help for flag in flags)
     metrics = nsys.flags(gpu_metrics=True, backtraces=True)
+    assert metrics[0] == "--trace=cuda,nvtx,osrt"
     assert "--gpu-metrics-device=all" in metrics and "--cudabacktrace=all" in metrics
 
 
@@ -165,11 +166,12 @@ def test_a_named_profiler_that_does_not_run(monkeypatch, tmp_path):
 
 def test_newer_spellings_are_preferred(monkeypatch, tmp_path):
     body = ('case "$1" in --version) echo "NVIDIA Nsight Systems version 2025.3.1.0";; '
-            'profile) echo " --gpu-metrics-devices= --cuda-graph-trace= --cudabacktrace=";; esac')
+            'profile) echo " --gpu-metrics-devices= --cuda-graph-trace= --cuda-event-trace= --cudabacktrace=";; esac')
     monkeypatch.setenv("NSYS", str(fake(tmp_path, body)))
     found = find()
     assert found.version == "2025.3.1.0"
     assert "--gpu-metrics-devices=all" in found.flags(True, False)
+    assert "--cuda-event-trace=false" in found.flags(False, False)
     assert "--cuda-memory-usage=true" not in found.flags(False, False)
 
 
