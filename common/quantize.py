@@ -25,8 +25,9 @@ from common.images import Images
 from common.models import needs, sha256
 
 METHODS = ("entropy", "minmax")
-QUANTIZED = ["Conv", "Gemm", "Add", "MaxPool"]
-"""Operators that work in INT8. Add, so that a residual's addition can join the convolution before it."""
+QUANTIZED = ["Conv", "Gemm"]
+"""Operators that work in INT8. Their inputs are quantized and not their outputs: Q/DQ between a convolution and the addition
+or activation after it would keep TensorRT from making one kernel of them."""
 WRONG = 0.5
 """Share of the largest logit from which on the outputs are no rounding of the right ones."""
 CHUNK = 8  # images whose activations are in memory at a time
@@ -69,9 +70,20 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
 
 def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
     """What a calibration depends on: the model, the images (N×3×S×S FP32) and the method."""
-    digest = hashlib.sha256(f"{sha256(source)} {method} {QUANTIZED}".encode())
+    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED}".encode())
     digest.update(np.ascontiguousarray(images))
     return digest.hexdigest()
+
+
+def shortcuts(graph: Any) -> list[str]:
+    """The second input of each residual addition of which no input is quantized as a convolution's.
+
+    TensorRT puts such an addition into the convolution that makes the first input, if the second one comes in INT8.
+    """
+    operators = [node for node in graph.node if node.op_type in QUANTIZED]
+    written, read = {name for node in operators for name in node.output}, {node.input[0] for node in operators}
+    return [node.input[1] for node in graph.node
+            if node.op_type == "Add" and written.issuperset(node.input) and read.isdisjoint(node.input)]
 
 
 class Batches:
@@ -108,7 +120,10 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str, c
         model, per_channel=True, reduce_range=False, weight_qType=quantization.QuantType.QInt8,
         activation_qType=quantization.QuantType.QInt8, tensors_range=ranges, nodes_to_quantize=[], nodes_to_exclude=[],
         op_types_to_quantize=QUANTIZED,
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False})
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+                       "OpTypesToExcludeOutputQuantization": QUANTIZED})
+    for name in shortcuts(model.graph):
+        quantizer.quantize_activation_tensor(name)
     quantizer.quantize_model()
     with atomic_path(destination) as temporary:
         quantizer.model.save_model_to_file(str(temporary))

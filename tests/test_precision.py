@@ -61,6 +61,10 @@ def test_what_is_quantized_and_how(quantized):
         assert weights[weight.input[1]].size == weights[weight.input[0]].shape[0], "a scale an output channel"
         assert weights[node.input[2]].dtype == np.float32, "the bias stays as it is"
     for node in graph.node:
+        if node.op_type in ("Relu", "MaxPool"):
+            assert made_by[node.input[0]].op_type != "DequantizeLinear", "nothing between a convolution and its activation"
+        if node.op_type == "Add":  # one addend joins the convolution that makes it, the other comes in INT8
+            assert sorted(made_by[name].op_type for name in node.input) == ["Conv", "DequantizeLinear"]
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             assert not weights[node.input[2]].any(), "symmetric"
 
