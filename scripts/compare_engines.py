@@ -297,10 +297,11 @@ def parse_options() -> argparse.Namespace:
 
 
 def export(task: Task, options: argparse.Namespace) -> None:
-    """The model's ONNX files, INT8 included where there are images to calibrate with; not without PyTorch."""
+    """The model's ONNX files, INT8 included where there are images to calibrate with; not without PyTorch.
+
+    A calibration that is there is used again by 0_build.py, if it is one of this model with these images."""
     more = ["--int8", "--calibration-images", str(options.calibration_images)] if options.calibration_images else []
-    wanted = [task.onnx(precision) for precision in ("fp32", "fp16", *(["int8"] if more else []))]
-    if all(path.exists() for path in wanted):
+    if not more and all(task.onnx(precision).exists() for precision in ("fp32", "fp16")):
         return
     problem = run_build(task, "--export-only", *more)
     if problem:
@@ -340,7 +341,8 @@ def main() -> int:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("comparing", total=len(tasks) * len(chosen_engines(options.engines)))
             for task in tasks:
-                export(task, options)
+                if task.batch == options.batches[0]:
+                    export(task, options)
                 images, names = inputs(task, options.calibration_images)
                 expected = reference(task, images, names, options.out)
                 for engine in chosen_engines(options.engines):
