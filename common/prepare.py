@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from common import backend
+from common import backend, models
 from common.buffers import page_locked, pageable
 from common.cuda import cudart
 from common.engine import Engine, check_sidecar
@@ -59,18 +59,23 @@ def check_memory(engine: Engine, batch: int) -> None:
 
 
 def unusable(plan: Path, shown: Path) -> str | None:
-    """Why a plan cannot be used as it is: it is missing, or its sidecar says that it is not for this machine."""
+    """Why a plan cannot be used as it is: it is missing, or its sidecar says that it is not for this machine, or of an ONNX
+    file that has been exported or calibrated anew since."""
     if not plan.exists():
         return f"no plan {shown} yet"
     try:
-        check_sidecar(plan)
+        facts = check_sidecar(plan)
     except EnvironmentFault as fault:
         return str(fault).split(". Build")[0]
+    source = ROOT / "models" / facts.get("onnx", "")
+    if facts.get("onnx_sha256") != models.read_description(source).get("sha256", facts.get("onnx_sha256")):
+        return f"{shown} was built from an earlier {source.name}"
     return None
 
 
 def default_plan(precision: str, variant: str = "", build_options: Sequence[str] = ()) -> Path:
-    """The plan of the ladder's model in ``precision``, built first if it is not there or not for this machine any more."""
+    """The plan of the ladder's model in ``precision``, built first if it is not there or not this machine's and this model's
+    any more."""
     plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().plan_suffix}"
     shown = Path(os.path.relpath(plan))
     if reason := unusable(plan, shown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -48,6 +49,17 @@ def test_a_default_plan_of_another_tensorrt_is_built_again(plans):
     said = " ".join(done.stderr.split())
     assert "was built by TensorRT" in said and "building it: python 0_build.py" in said
     assert "long.ago" not in sidecar.read_text()
+
+
+def test_a_default_plan_of_an_earlier_onnx_file_is_built_again(plans):
+    """After a new calibration the ladder's plans would otherwise be of different models, and their outputs not the same."""
+    sidecar = plans / "resnet18-fp16.simulated.plan.json"
+    facts = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**facts, "onnx_sha256": "0" * 64}))
+    done = run("4_use_fp16.py", "--backend", "simulated", "--batch", "2", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert "was built from an earlier resnet18-fp16.onnx" in " ".join(done.stderr.split())
+    assert json.loads(sidecar.read_text())["onnx_sha256"] == facts["onnx_sha256"]
 
 
 def test_an_fp32_plan_where_fp16_is_meant(plans):
