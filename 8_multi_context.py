@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from math import prod
 from queue import Queue
 
 from common import options, session
@@ -53,33 +52,31 @@ class Lane:
 
     def __init__(self, run: session.Session, first: int, step: int, resources: ExitStack) -> None:
         self.run, self.indices = run, range(first, len(run.batches), step)
+        self.context = run.engine.create_context()
+        self.context.set_input_shape(run.batch_shape)
+        outputs = [Output(run, resources) for _ in range(OUTPUTS)]
+        self.device_input = resources.enter_context(DeviceBuffer(run.batches[0].nbytes))
+        self.device_output = resources.enter_context(DeviceBuffer(outputs[0].host.nbytes))
+        self.context.bind(self.device_input, self.device_output)
+        self.stream = resources.enter_context(Stream())
         self.free: Queue[Output | None] = Queue()  # outputs to write to; None: stop
         self.submitted: Queue[Output | None] = Queue(OUTPUTS + 1)  # in the order of the batches; None: the lane has ended
-        for _ in range(OUTPUTS):
-            self.free.put(Output(run, resources))
+        for output in outputs:
+            self.free.put(output)
 
     def infer(self) -> None:
         """Stage 4's loop over this lane's batches; the stream keeps them in order, so none waits for the host."""
-        run = self.run
+        run, stream = self.run, self.stream
         try:
-            context = run.engine.create_context()
-            context.set_input_shape(run.batch_shape)
-            output_bytes = 4 * prod(run.output_shape)
-            with DeviceBuffer(run.batches[0].nbytes) as device_input, DeviceBuffer(output_bytes) as device_output, \
-                    Stream() as stream:
-                context.bind(device_input, device_output)
-                for index in self.indices:
-                    if (output := self.free.get()) is None:
-                        break
-                    with run.submit(index):
-                        copy_to_device_async(device_input, run.batches[index], stream)
-                        context.execute_async_v3(stream)
-                        copy_to_host_async(output.host, device_output, stream)
-                        output.returned.record(stream)
-                    self.submitted.put(output)
-                else:
-                    while self.free.get() is not None:
-                        pass  # giving memory back holds up every thread's CUDA calls: not before the others are done
+            for index in self.indices:
+                if (output := self.free.get()) is None:
+                    break
+                with run.submit(index):
+                    copy_to_device_async(self.device_input, run.batches[index], stream)
+                    self.context.execute_async_v3(stream)
+                    copy_to_host_async(output.host, self.device_output, stream)
+                    output.returned.record(stream)
+                self.submitted.put(output)
         finally:
             self.submitted.put(None)
 

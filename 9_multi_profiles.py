@@ -67,17 +67,18 @@ def infer(run: session.Session) -> None:
     """Serve the batches on kernels of their own; then, as controls, on the wide profile, and with a single context."""
     run.engine.require_precision(run.precision)
     serve(run, context_for_each_size(run))
-    compared = {"on its own profile": run}
+    controls = {}
     if run.options.plan is None:  # a named plan may be of another model than the default one
-        compared["on the wide one"] = wide = run.repeat(Engine(default_plan(run.precision)))
+        controls["on the wide one"] = wide = run.repeat(Engine(default_plan(run.precision)))
         serve(wide, context_for_each_size(wide))
-    compared["where one context changes its profile for each batch"] = single = run.repeat(run.engine)
+    controls["where one context changes its profile for each batch"] = single = run.repeat(run.engine)
     context = run.engine.create_context()
     serve(single, {len(batch): context for batch in run.batches})
     if not run.options.no_verify:
-        for control in compared.values():
+        for control in controls.values():
             check(run.outputs, control.outputs)
     run.notes.append("batches of several sizes in turn, serially: to be held against stage 4, not against the pipelines")
+    compared = {"on its own profile": run, **controls}
     for size in sorted({len(batch) for batch in run.batches}):
         times = ", ".join(f"{median(ms_by_size(each)[size]):.3f} ms {where}" for where, each in compared.items())
         run.notes.append(f"batch {run.charged(size)}: {times}")

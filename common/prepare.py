@@ -67,9 +67,9 @@ def unusable(plan: Path, shown: Path) -> str | None:
         facts = check_sidecar(plan)
     except EnvironmentFault as fault:
         return str(fault).split(". Build")[0]
-    source = ROOT / "models" / facts.get("onnx", "")
-    if facts.get("onnx_sha256") != models.read_description(source).get("sha256", facts.get("onnx_sha256")):
-        return f"{shown} was built from an earlier {source.name}"
+    exported = models.read_description(ROOT / "models" / facts.get("onnx", "")).get("sha256")
+    if exported and exported != facts["onnx_sha256"]:
+        return f"{shown} was built from an earlier {facts['onnx']}"
     return None
 
 

@@ -58,7 +58,7 @@ def key(task: Task, engine: Engine) -> str:
 def reference(task: Task, images: np.ndarray, names: Sequence[str], folder: Path) -> np.ndarray:
     """PyTorch's logits in FP32 on the CPU (N×C), kept in ``folder`` for Pythons without PyTorch: once for these weights and
     the images of these names."""
-    of = "\n".join([weights_name(task.weights), str(task.seed), *names])
+    of = "\n".join([weights_hash(task.weights), str(task.seed), *names])
     path = folder / f"reference-{task.tag}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.npy"
     if path.exists():
         return np.load(path)
@@ -72,7 +72,7 @@ def reference(task: Task, images: np.ndarray, names: Sequence[str], folder: Path
     return np.concatenate(parts)
 
 
-def weights_name(weights: str) -> str:
+def weights_hash(weights: str) -> str:
     """The hash of a file of weights; `random` and `imagenet` are names already."""
     return models.sha256(Path(weights)) if Path(weights).is_file() else weights
 
@@ -333,7 +333,7 @@ def main() -> int:
     options = parse_options()
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     file = Path(options.weights)
-    common = {"weights_sha256": weights_name(options.weights), "host": host(),
+    common = {"weights_sha256": weights_hash(options.weights), "host": host(),
               "weights_name": file.name if file.is_file() else f"{options.weights} weights"}
     tasks = [Task(model, options.weights, options.seed, batch, options.transfers == "in") for model in options.models
              for batch in options.batches]

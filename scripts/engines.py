@@ -193,7 +193,9 @@ class OnnxRuntime(Engine):
     def load(self, images: np.ndarray) -> None:
         self.images = images
         if self.provider != "CPU":
-            self.images = page_locked_copy(images)  # kept: the value is a view of it
+            torch = torch_with_gpu()
+            if torch is not None:  # into page-locked memory; from ordinary memory the copies are slower
+                self.images = torch.from_numpy(images).pin_memory().numpy()
             self.binding = self.session.io_binding()
             place = ("cpu", 0) if self.task.transfers else ("cuda", 0)
             self.value = self.ort.OrtValue.ortvalue_from_numpy(self.images, *place)
@@ -216,25 +218,20 @@ class OnnxRuntime(Engine):
     def device(self) -> str:
         if self.provider == "CPU":
             return "CPU"
-        try:
-            import torch
-
-            return torch.cuda.get_device_name()
-        except (ImportError, RuntimeError):
-            return "GPU 0"
+        torch = torch_with_gpu()
+        return torch.cuda.get_device_name() if torch is not None else "GPU 0"
 
     def version(self) -> str:
         return f"ONNX Runtime {self.ort.__version__}"
 
 
-def page_locked_copy(images: np.ndarray) -> np.ndarray:
-    """``images`` in page-locked memory by way of PyTorch; as they are, and then copied more slowly, where it is not there."""
+def torch_with_gpu() -> Any:
+    """PyTorch, where it is installed and sees a GPU; else None."""
     try:
         import torch
-
-        return torch.from_numpy(images).pin_memory().numpy()
-    except (ImportError, RuntimeError):
-        return images
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
 
 
 class TensorRT(Engine):

@@ -27,8 +27,8 @@ class Nsys:
     help: str
 
     def flags(self, gpu_metrics: bool, backtraces: bool) -> list[str]:
-        """What to record: CUDA, NVTX and OS calls, kernels inside graphs one by one, memory; heavier things on request."""
-        found = [f"--trace=cuda,nvtx{',osrt' * backtraces}"]
+        """What to record: CUDA and NVTX, kernels inside graphs one by one, memory; OS calls and heavier things on request."""
+        found = ["--trace=cuda,nvtx,osrt" if backtraces else "--trace=cuda,nvtx"]
         found += self.first("--cuda-graph-trace=node") + self.first("--cuda-memory-usage=true")
         found += self.first("--cuda-event-trace=false")  # timing events on the GPU may make one stream wait for another
         found += self.first("--sample=none") + self.first("--cpuctxsw=none") if not backtraces else []

@@ -56,7 +56,7 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--figures", action="store_true", help="the timelines as SVG and PNG too")
     p.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev too")
     p.add_argument("--gpu-metrics", action="store_true", help="nsys: sample the GPU's hardware counters too")
-    p.add_argument("--backtraces", action="store_true", help="nsys: call stacks of CUDA calls and of Python")
+    p.add_argument("--backtraces", action="store_true", help="nsys: OS calls, call stacks of CUDA calls and of Python")
     options = p.parse_args()
     known = stages()
     by_name = {name: path for path in known for name in (path.stem, path.stem.split("_")[0])}
