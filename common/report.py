@@ -65,6 +65,7 @@ class Result:
             "per_batch_ms": self.per_batch_ms, "images_per_s": self.images_per_s,
             "intervals_ms": [round(interval, 4) for interval in session.intervals_ms[-KEPT:]],
             "submit_ms": median(session.submit_ms[-session.measured:]),
+            "core_us": None if self.backend.simulator else session.core_us,
             "outputs_match": None if difference is None else difference.within_tolerance,
             "max_abs_diff": None if difference is None else difference.largest,
             "top1_agreement": None if difference is None else difference.same_top1,

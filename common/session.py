@@ -17,7 +17,7 @@ from rich.console import Console
 
 from common import backend, ranges
 from common.buffers import page_locked, pageable
-from common.clock import EventClock, undisturbed
+from common.clock import EventClock, core_us, undisturbed
 from common.cuda import cudart
 from common.engine import Engine
 from common.errors import VERIFIED, Fault
@@ -50,6 +50,7 @@ class Session:
         self._finished = 0
         self._clock, self._range = clock, None
         self.window_event_ms: float | None = None
+        self.core_us: list[float] = []  # before the first batch and after the last
         self._memory_before, self.peak_memory = memory_before, 0
 
     @property
@@ -175,7 +176,9 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, size: Size
     with contextlib.ExitStack() as resources:
         session = Session(engine, batches, batch_names(batches, images), options, memory_before, EventClock(resources))
         with undisturbed():
+            session.core_us.append(core_us())
             infer(session)
+            session.core_us.append(core_us())
     result = conclude(session, stage, size, page_lock, options)
     print_result(result, session, out)
     if options.top:

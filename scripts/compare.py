@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from common.files import atomic_path, write_json
-from scripts import drawing, figures, html_report, perfetto, tables
+from scripts import drawing, figures, host, html_report, perfetto, tables
 from scripts.advice import advice, remedy
 from scripts.analysis import Analysis, analyse, limiter
 from scripts.trace_reader import Trace, TraceError, read
@@ -82,6 +82,8 @@ class Comparison:
         for stage in self.rows:
             for note in stage["notes"] or []:
                 console.print(f"{stage['stage']}: {note}", markup=False)
+        for note in tables.quietness(self.rows):
+            console.print(note, markup=False)
         console.print(f"\n{advice(self.rows)}", markup=False)
         self.write()
         written = ["comparison.json", ".csv", ".md", ".html"]
@@ -100,7 +102,7 @@ class Comparison:
         write_json(self.directory / "comparison.json", {**self.contents(), "advice": advice(self.rows)})
         with atomic_path(self.directory / "comparison.csv") as temporary, \
                 temporary.open("w", newline="", encoding="utf-8") as file:
-            columns = [key for key in self.rows[0] if key not in ("notes", "repeats_ms", "clocks")]
+            columns = [key for key in self.rows[0] if key not in ("notes", "repeats_ms", "clocks", "runs")]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
@@ -169,8 +171,16 @@ def row(name: str, record: dict[str, Any], analysis: Analysis | None) -> dict[st
         "clocks": {**record["profiled"], "nvtx_ms": analysis.per_batch_ms} if analysis and "profiled" in record else None,
         "limit_ms": limit_ms, "percent_of_limit": 100 * limit_ms / per_batch_ms if limit_ms is not None else None,
         "limiter": limiter(analysis, per_batch_ms) if analysis else None,
-        "spread": spread(record.get("repeats_ms")), **{key: record.get(key) for key in FROM_RECORD},
+        "spread": spread(record.get("repeats_ms")), "runs": runs(record), **{key: record.get(key) for key in FROM_RECORD},
     }
+
+
+def runs(record: dict[str, Any]) -> dict[str, int] | None:
+    """Of a stage's unprofiled runs on a GPU: how many count, how many of those were slowed down, how many do not count."""
+    if not record.get("quickest_core_us"):
+        return None
+    slowed = sum(max(readings) > host.SLOWED * record["quickest_core_us"] for readings in record["core_us"])
+    return {"counted": len(record["core_us"]), "slowed": slowed, "not_counted": len(record["not_counted"])}
 
 
 def spread(repeats_ms: list[float] | None) -> float | None:

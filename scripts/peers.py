@@ -17,8 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
+from common.errors import EnvironmentFault
 from common.files import atomic_path, write_json
 from scripts.compare import read_json
+from scripts.host import Host, median_of
 from scripts.processes import run_quietly
 from scripts.tables import conditions
 
@@ -40,10 +42,27 @@ def table(run_facts: dict[str, Any], best: dict[str, Any], records: list[dict[st
     return "\n".join([*lines, "", *[f"Not run: {problem}" for problem in problems], *[""] * bool(problems)])
 
 
+def measure(host: Host, path: Path, repeats: int, command: list[str]) -> str | None:
+    """Repeated runs of a pipeline that writes its record to ``path``, which keeps the median one; what went wrong, or None."""
+    def run() -> dict[str, Any]:
+        if problem := run_quietly(command):
+            raise EnvironmentFault(problem)
+        return read_json(path)
+
+    try:
+        write_json(path, median_of(host.repeated(run, repeats)))
+    except EnvironmentFault as fault:
+        path.unlink(missing_ok=True)
+        return str(fault)
+    return None
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="the Python that has PyTorch")
+    p.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each on a GPU that are to count (default: "
+                   "%(default)s)")
     p.add_argument("--table-only", action="store_true", help="make the table again from the records that are there")
     p.add_argument("loops", nargs="*", metavar="NAME", help="only these peers (default: all)")
     options = p.parse_args()
@@ -60,16 +79,18 @@ def main() -> int:
     from scripts.published import PIPELINES
 
     problems: dict[str, str | None] = {}
+    host, repeats = Host(), options.repeats if facts["backend"] == "tensorrt" else 1
     if not options.table_only:
         wanted = set(options.loops or [*PIPELINES, *LOOPS])
         for name in [name for name in PIPELINES if name in wanted]:
-            problems[f"published {name}"] = run_quietly(
-                [sys.executable, "-m", "scripts.published", name, *first["arguments"], *size[2:],
-                 "--json", str(out.resolve() / f"published-{name}.json")])
+            path = out.resolve() / f"published-{name}.json"
+            problems[f"published {name}"] = measure(host, path, repeats, [
+                sys.executable, "-m", "scripts.published", name, *first["arguments"], *size[2:], "--json", str(path)])
         if facts["backend"] == "tensorrt":
             loops = [name for name in LOOPS if name in wanted]
             problems["PyTorch loops"] = run_quietly(
-                [options.torch_python, "-m", "scripts.peers_pytorch", *loops, *size, "--out", str(out.resolve())])
+                [options.torch_python, "-m", "scripts.peers_pytorch", *loops, *size, "--repeats", str(repeats),
+                 "--out", str(out.resolve())])
     names = [*(f"published-{name}" for name in PIPELINES), *LOOPS]
     records = [record for record in (read_json(out / f"{name}.json") for name in names) if record]
     best = min(comparable(comparison["stages"], facts["batch"]), key=lambda stage: stage["per_batch_ms"])

@@ -20,13 +20,14 @@ import numpy as np
 from rich.console import Console
 
 from common import models
-from common.clock import undisturbed
+from common.clock import core_us, undisturbed
 from common.errors import Fault, WrongOutputs
 from common.files import write_json
 from common.images import noise_images
 from common.postprocess import Predictions
 from common.prepare import DISTINCT
 from common.verify import compare
+from scripts.host import Host, median_of
 
 SEED, SIZE = models.SEED, 224
 TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}
@@ -109,7 +110,8 @@ def create(precision: str, mode: str | None, device: str) -> Any:
     return torch.compile(model, mode=mode) if mode else model
 
 
-def run(name: str, options: argparse.Namespace, images: list[np.ndarray], reference: list[np.ndarray]) -> dict[str, Any]:
+def run(name: str, options: argparse.Namespace, images: list[np.ndarray], reference: list[np.ndarray],
+        host: Host) -> dict[str, Any]:
     """One loop's record; raises ``WrongOutputs`` where its outputs are not eager FP32's."""
     import torch
 
@@ -120,24 +122,28 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray], refere
         tensors = [tensor.pin_memory() for tensor in tensors]
     batches = [tensors[index % len(tensors)] for index in range(options.batches)]
     started = time.perf_counter()
-    repeats = []
     with torch.inference_mode():
         loop(model, batches[:4], options.device, lambda index, output: None)  # compiles, and chooses its kernels
         prepared_s = time.perf_counter() - started
-        for _ in range(options.repeats):
+
+        def repeat() -> dict[str, Any]:
             window = Window(options.batches, options.batch, options.measure)
             with undisturbed():
+                before = core_us()
                 loop(model, batches, options.device, window.finish)
-            repeats.append(window.per_batch_ms)
-    difference = compare(window.outputs, [reference[index % len(reference)] for index in range(options.batches)])
+                return {"per_batch_ms": window.per_batch_ms, "core_us": [before, core_us()], "outputs": window.outputs}
+
+        repeats = host.repeated(repeat, options.repeats)
+    difference = compare(repeats[-1]["outputs"], [reference[index % len(reference)] for index in range(options.batches)])
     if not difference.largest <= TOLERANCE[precision] * difference.scale:
         raise WrongOutputs(f"{name}: outputs differ from eager FP32 by {difference.largest:.3g} (largest logit "
                            f"{difference.scale:.3g}). No timing is reported.")
-    per_batch_ms = sorted(repeats)[len(repeats) // 2]
+    typical = median_of(repeats)
     return {"stage": name, "engine": f"PyTorch {torch.__version__}", "precision": precision, "batch": options.batch,
             "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
-            "batches": options.batches, "measured": options.measure, "per_batch_ms": per_batch_ms, "repeats_ms": repeats,
-            "images_per_s": options.batch / per_batch_ms * 1e3, "outputs_match": True,
+            "batches": options.batches, "measured": options.measure, "per_batch_ms": typical["per_batch_ms"],
+            "repeats_ms": typical["repeats_ms"], "core_us": typical["core_us"],
+            "images_per_s": options.batch / typical["per_batch_ms"] * 1e3, "outputs_match": True,
             "fp32_max_abs_diff": difference.largest, "fp32_top1_agreement": difference.same_top1,
             "prepared_s": prepared_s, "time_base": "wall clock", "date": datetime.date.today().isoformat()}
 
@@ -166,10 +172,10 @@ def main() -> int:
     except Fault as fault:
         err.print(f"peers_pytorch: error: {fault}", style="red", markup=False)
         return fault.exit_code
-    failed = 0
+    failed, host = 0, Host()
     for name in options.loops or LOOPS:
         try:
-            record = run(name, options, images, reference)
+            record = run(name, options, images, reference, host)
         except Exception as error:  # compilers fail in ways of their own; the other loops are still worth their time
             err.print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", style="red", markup=False)
             failed = 1

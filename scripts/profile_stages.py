@@ -4,6 +4,9 @@ Each stage runs once (on a GPU: --repeats times) without a profiler, which gives
 Nsight Systems, which gives the breakdown. On the simulated backend the simulator writes the timeline. The table is
 printed and written into --out, beside each stage's result record, trace and log.
 
+The repeats are dealt in rounds of all stages. On a shared host a run whose core something else slowed down does not count,
+and is made up for in a further round (scripts/host.py).
+
 A stage whose results are newer than its script and its plan, and were made with the same options, is not run again.
 
     scripts/profile_all.sh                                 all stages, on the GPU if there is one
@@ -20,14 +23,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from statistics import median_high
 from typing import Any
 
 from rich.console import Console
 
 from common.files import write_json
 from scripts import compare
+from scripts.host import ATTEMPTS, SLOWED, Host, median_of
 from scripts.nsys import Nsys, NsysError, find
 from scripts.trace_reader import TraceError, read
 
@@ -49,8 +54,8 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
     for name in PASSED_ON:
         p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stages, whose --help explains it")
-    p.add_argument("--repeats", type=int, default=3, metavar="N", help="unprofiled runs of a stage on a GPU; the median is "
-                   "reported (default: %(default)s)")
+    p.add_argument("--repeats", type=int, default=3, metavar="N", help="unprofiled runs of a stage on a GPU that are to "
+                   "count; their median is reported (default: %(default)s)")
     p.add_argument("--force", action="store_true", help="run stages again whose results are there")
     p.add_argument("--no-nsys", action="store_true", help="no profiler: times only")
     p.add_argument("--figures", action="store_true", help="the timelines as SVG and PNG too")
@@ -68,86 +73,123 @@ def parse_options() -> argparse.Namespace:
 
 
 class Profiler:
-    """Runs stages one after the other into ``options.out``."""
+    """Runs stages into ``options.out``: in rounds, a run of each stage in every round, and then each once under nsys.
+
+    What a host does besides lasts for seconds. Runs of one stage made one after the other would all meet the same of it.
+    """
 
     def __init__(self, options: argparse.Namespace, backend: str, nsys: Nsys | None) -> None:
-        self.options, self.backend, self.nsys = options, backend, nsys
-        self.out: Path = options.out
+        self.options, self.backend = options, backend
+        self.nsys = nsys if backend != "simulated" else None
+        self.wanted = 1 if backend == "simulated" else options.repeats
+        self.host = Host()
+        self.runs: dict[Path, list[dict[str, Any]]] = {}
+        self.problems: list[str] = []
         self.arguments = ["--backend", backend]
         for name in PASSED_ON:
             if getattr(options, name) is not None:
                 self.arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
 
-    def run(self, script: Path) -> str | None:
-        """Run one stage; what went wrong, or None."""
-        name = script.stem
-        record, trace, log = (self.out / f"{name}{suffix}" for suffix in (".json", ".sqlite", ".log"))
-        if not self.options.force and self.is_current(script, record, trace):
-            console.print(f"  {name:<20} results are there and current (--force runs it again)")
-            return None
-        for stale in (record, trace, log):
-            stale.unlink(missing_ok=True)
-        started = time.perf_counter()
+    def file(self, script: Path, suffix: str) -> Path:
+        return self.options.out / f"{script.stem}{suffix}"
+
+    def run(self, scripts: list[Path]) -> None:
+        """Run the stages whose results are not there; what goes wrong ends a stage, and is kept in ``problems``."""
+        for script in scripts:
+            if not self.options.force and self.is_current(script):
+                console.print(f"  {script.stem:<20} results are there and current (--force runs it again)")
+                continue
+            for stale in (".json", ".sqlite", ".log"):
+                self.file(script, stale).unlink(missing_ok=True)
+            self.runs[script] = []
+        most = 1 if self.backend == "simulated" else ATTEMPTS * self.wanted
+        for number in range(1, most + 1):
+            waiting = [script for script, results in self.runs.items() if self.host.counting(results) < self.wanted]
+            if not waiting:
+                break
+            if most > 1:
+                console.print(f"round {number}, at most {most}; {self.wanted} runs of a stage count")
+            for script in waiting:
+                self.attempt(self.measure, script)
+        if self.nsys is not None and self.runs:
+            console.print(f"under nsys {self.nsys.version}")
+            for script in list(self.runs):
+                self.attempt(self.profile, script)
+
+    def attempt(self, step: Callable[[Path], str], script: Path) -> None:
+        """One step of one stage, with a line of what came of it."""
+        started, name = time.perf_counter(), script.stem
         try:
-            with console.status(f"{name}: running"):
-                self.measure(script, record, trace, log)
-            if self.nsys is not None and self.backend != "simulated":
-                with console.status(f"{name}: under nsys {self.nsys.version}"):
-                    self.profile(script, record, trace, log)
+            with console.status(f"{name}: running"), self.host.quick_cores() if self.backend != "simulated" else nullcontext():
+                done = step(script)
+            console.print(f"  {name:<20} {done}   ({time.perf_counter() - started:.0f} s)")
+            return
         except subprocess.CalledProcessError as error:
+            log = self.file(script, ".log")
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
             console.print(f"  {name:<20} [red]failed[/] (exit code {error.returncode})")
             for line in lines[-5:]:
                 console.print(f"      {line}", markup=False)
-            return f"{name}: exit code {error.returncode}; its output is in {log}"
+            self.problems.append(f"{name}: exit code {error.returncode}; its output is in {log}")
         except (NsysError, TraceError) as error:
-            trace.unlink(missing_ok=True)  # or it would pass for a current one the next time
+            self.file(script, ".sqlite").unlink(missing_ok=True)  # or it would pass for a current one the next time
             console.print(f"  {name:<20} no timeline: {error}", markup=False)
-            return str(error)
-        result = json.loads(record.read_text())
-        right = {True: "outputs right", None: "outputs not verified"}[result["outputs_match"]]
-        seconds = time.perf_counter() - started
-        console.print(f"  {name:<20} {result['per_batch_ms']:9.3f} ms a batch, {right}   ({seconds:.0f} s)")
-        return None
+            self.problems.append(str(error))
+        del self.runs[script]
 
     def command(self, script: Path, *more: object) -> list[str]:
         return [sys.executable, str(script), *self.arguments, *map(str, more)]
 
-    def is_current(self, script: Path, record: Path, trace: Path) -> bool:
+    def is_current(self, script: Path) -> bool:
+        record, trace = self.file(script, ".json"), self.file(script, ".sqlite")
         facts = compare.read_json(record)
         needed = [record] if self.nsys is None and self.backend != "simulated" else [record, trace]
         if facts.get("arguments") != self.arguments or not all(path.exists() for path in needed):
             return False
         plan = ROOT / facts["plan"]
         oldest = min(path.stat().st_mtime for path in needed)
-        return plan.exists() and oldest > max(script.stat().st_mtime, plan.stat().st_mtime)
+        return (len(facts["repeats_ms"]) >= self.wanted and plan.exists()
+                and oldest > max(script.stat().st_mtime, plan.stat().st_mtime))
 
-    def measure(self, script: Path, record: Path, trace: Path, log: Path) -> None:
-        """Unprofiled runs; the record is that of the run with the median time, with all the times in it."""
-        repeats = 1 if self.backend == "simulated" else self.options.repeats
-        tracing = ["--trace", trace] if self.backend == "simulated" else []
-        results = []
-        for repeat in range(repeats):
-            arguments = ["--json", record, *tracing] + (["--no-verify"] if repeat else [])
-            with log.open("a", encoding="utf-8") as file:
-                subprocess.run(self.command(script, *arguments), stdout=file, stderr=file, check=True, cwd=ROOT)
-            results.append(json.loads(record.read_text()))
-        times = [result["per_batch_ms"] for result in results]
-        typical = results[times.index(median_high(times))]
-        timing = {key: typical[key] for key in ("window_ms", "per_batch_ms", "images_per_s", "intervals_ms", "submit_ms")}
-        traced = {"profiled": clocks(results[0])} if self.backend == "simulated" else {}
-        write_json(record, {**results[0], **timing, **traced, "repeats_ms": times, "arguments": self.arguments})
+    def measure(self, script: Path) -> str:
+        """An unprofiled run. The record is that of the run with the median time of those that count, with all their times;
+        it is written after each run, so that what is interrupted can be compared too."""
+        record, results = self.file(script, ".json"), self.runs[script]
+        arguments = ["--no-verify"] if results else []
+        if self.backend == "simulated":
+            arguments += ["--trace", str(self.file(script, ".sqlite"))]
+        with self.file(script, ".log").open("a", encoding="utf-8") as file:
+            subprocess.run(self.command(script, "--json", record, *arguments), stdout=file, stderr=file, check=True, cwd=ROOT)
+        latest = json.loads(record.read_text())
+        results.append(latest)
+        self.host.note(latest)
+        counted = self.host.counted(results, self.wanted)
+        typical = median_of(counted)
+        timing = {key: typical[key] for key in ("window_ms", "per_batch_ms", "images_per_s", "intervals_ms", "submit_ms",
+                                                "repeats_ms")}
+        traced = {"profiled": clocks(results[0])} if self.backend == "simulated" else {
+            "core_us": [result["core_us"] for result in counted], "quickest_core_us": self.host.quickest_us,
+            "not_counted": [{key: result[key] for key in ("per_batch_ms", "core_us")}
+                            for result in results if not any(result is one for one in counted)]}
+        write_json(record, {**results[0], **timing, **traced, "arguments": self.arguments})
+        right = {True: "outputs right", None: "outputs not verified", False: "WRONG"}[results[0]["outputs_match"]]
+        slowed = self.host.slowed(latest)
+        return f"{latest['per_batch_ms']:9.3f} ms a batch, {right}" + (
+            f", the core {slowed:.1f} times as slow as another: not counted" if slowed > SLOWED else "")
 
-    def profile(self, script: Path, record: Path, trace: Path, log: Path) -> None:
+    def profile(self, script: Path) -> str:
         """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
         assert self.nsys is not None
+        record, trace, log = (self.file(script, suffix) for suffix in (".json", ".sqlite", ".log"))
         report, profiled = trace.with_suffix(""), trace.with_suffix(".profiled")
         flags = self.nsys.flags(self.options.gpu_metrics, self.options.backtraces)
         self.nsys.profile(report, self.command(script, "--no-verify", "--json", profiled), flags, log)
         self.nsys.export(report, trace, log)
-        write_json(record, {**json.loads(record.read_text()), "profiled": clocks(json.loads(profiled.read_text()))})
+        facts = json.loads(profiled.read_text())
+        write_json(record, {**json.loads(record.read_text()), "profiled": clocks(facts)})
         profiled.unlink()
         read(trace)
+        return f"{facts['per_batch_ms']:9.3f} ms a batch"
 
 
 def clocks(result: dict[str, Any]) -> dict[str, float]:
@@ -184,11 +226,8 @@ def main() -> int:
         except NsysError as error:
             console.print(f"profiler: {error}", style="yellow", markup=False)
     profiler = Profiler(options, backend, nsys)
-    problems = []
     try:
-        for number, script in enumerate(options.chosen, 1):
-            console.print(f"\\[{number}/{len(options.chosen)}] {script.stem}")
-            problems += filter(None, [profiler.run(script)])
+        profiler.run(options.chosen)
     except KeyboardInterrupt:
         console.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
         return 130
@@ -196,9 +235,9 @@ def main() -> int:
     if found.rows:
         console.print()
         found.report(options.figures, options.perfetto)
-    for problem in dict.fromkeys([*problems, *found.problems]):
+    for problem in dict.fromkeys([*profiler.problems, *found.problems]):
         console.print(f"problem: {problem}", style="yellow", markup=False)
-    return 1 if problems or not found.rows else 0
+    return 1 if profiler.problems or not found.rows else 0
 
 
 if __name__ == "__main__":
