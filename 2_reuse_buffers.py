@@ -13,7 +13,7 @@ When it does not: when the batches differ so much in size that no one buffer ser
 
     python 2_reuse_buffers.py
 
-Measured: 12.42 → 14.10 ms a batch (reports/h200-trt8.6-batch128), and on another host with the same GPU
+Measured: 12.68 → 12.52 ms a batch (reports/h200-trt8.6-batch128), and on another host with the same GPU
 Measured: 17.86 → 16.92 ms a batch (reports/h200-trt8.6-batch128-other-host): copies from pageable memory are so uneven that the
 step is lost in their noise. It stays because stage 5 could not work without it.
 

@@ -8,7 +8,7 @@ Differs from: 5_multi_streams.py
 
 Why it helps: the host no longer stands between two batches. The GPU always has the next batch's work in its streams, so
 the batch costs what its longest part costs. (Submitting ahead without a thread hides the post-processing as well, as
-long as that is shorter than the batch's work on the GPU, as it is here: 0.32 ms against 1.40 ms in the report named below.
+long as that is shorter than the batch's work on the GPU, as it is here: 0.35 ms against 1.39 ms in the report named below.
 With a thread the two need not fit.)
 
 When it does not: in Python, when the post-processing holds the interpreter lock and the submission waits for it. NumPy
@@ -16,7 +16,7 @@ and CUDA calls release the lock; a loop over pixels in pure Python would not.
 
     python 6_multi_threads.py
 
-Measured: 1.79 → 1.40 ms a batch (reports/h200-trt8.6-batch128), the input copy's limit.
+Measured: 1.76 → 1.39 ms a batch (reports/h200-trt8.6-batch128), the input copy's limit.
 
 In the timeline: kernels follow kernels without a gap. `infer` ranges run ahead of the GPU: they time the submission, and
 the main thread's waiting for a free slot lies between them.

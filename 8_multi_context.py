@@ -17,9 +17,9 @@ busy all the time: the contexts then queue for the same engine, each costs memor
 
     python 8_multi_context.py --contexts 3
 
-Measured: 3.26 → 1.42 ms a batch (reports/h200-trt8.6-batch128), where stage 6, with one context and less memory, takes
-1.40; and at batch 1, where kernels of both contexts run at the same time,
-Measured: 0.51 → 0.26 ms a batch (reports/h200-trt8.6-batch1), the fastest of the ladder, though two threads that launch
+Measured: 3.20 → 1.40 ms a batch (reports/h200-trt8.6-batch128), where stage 6, with one context and less memory, takes
+1.39; and at batch 1, where kernels of both contexts run at the same time,
+Measured: 0.39 → 0.19 ms a batch (reports/h200-trt8.6-batch1), the fastest of the ladder, though two threads that launch
 at once hold each other up: with kernels chosen for batch 1 stage 7's graph is faster (reports/h200-trt8.6-batch1-tuned).
 
 In the timeline: copies of one stream under kernels of another, without a single event between the two.

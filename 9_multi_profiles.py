@@ -16,9 +16,9 @@ the sizes alternate: a change of profile or shape makes the next enqueue initial
 
     python 9_multi_profiles.py --sizes 16,128
 
-Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): serially, a batch of 16 takes 0.74 ms on its own profile and 0.79
-on the wide one, where copies and post-processing are most of it; with a single context that changes its profile, 6.2 ms.
-At batch 1 (reports/h200-trt8.6-batch1) it is 0.27 against 0.40 ms.
+Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): serially, a batch of 16 takes 0.77 ms on its own profile and 0.81
+on the wide one, where copies and post-processing are most of it; with a single context that changes its profile, 4.1 ms.
+At batch 1 (reports/h200-trt8.6-batch1) it is 0.27 against 0.39 ms.
 
 In the timeline: two lengths of batch in turn, and after the measured window the same again for each control; in the last
 of them, host work before the kernels of every batch.

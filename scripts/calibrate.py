@@ -6,8 +6,11 @@
 
 Measuring needs TensorRT and the ladder's plans (built when missing); deriving needs the onnx package. Where no Python has
 both, run the two halves one after the other: the raw medians travel in FILE, and stay as the record of what each number
-of the device file was computed from. Everything is measured by itself, through the stages' own helpers (so that
-Python's share is in it); no stage is timed here, and none of a stage's numbers goes into the file.
+of the device file was computed from. Everything is measured through the stages' own helpers (so that Python's share is in
+it), piece by piece; no stage is timed here, and none of a stage's numbers goes into the file.
+
+All of it is measured three times, in rounds, on cores that nothing else slows down (scripts/host.py); what is written are
+the medians of the three.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from common.buffers import (
     page_locked,
     pageable,
 )
+from common.clock import core_us, undisturbed
 from common.cuda import Event, Graph, Stream, cudart
 from common.engine import Context, Engine
 from common.errors import Fault
@@ -47,6 +51,7 @@ from common.images import noise_images
 from common.prepare import DISTINCT, default_plan
 from common.report import versions
 from common.session import Session
+from scripts.host import Host
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = 3 * 224 * 224 * 4
@@ -54,6 +59,8 @@ CLASSES = 1000
 BATCHES = (1, 16, 128)
 SMALL = 4096
 PAIRS = 30  # enqueues in a row by each of two threads: fewer kernels than a stream queues before it holds the host up
+ROUNDS = 3
+TURNS = 200
 OUTPUTS = 66  # outputs of a session, each kept in memory of its own as in a stage
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -70,6 +77,19 @@ def typical_us(call: Callable[[], object], count: int = 200, before: Callable[[]
     return median(times[count // 10:])
 
 
+def in_turn_us(steps: dict[str, Callable[[], object]], count: int = TURNS) -> dict[str, float]:
+    """Median host time in µs of each step where all are made one after the other, over and over: as in a pipeline's loop, a
+    step finds little of its own in the processor's caches."""
+    clock_ns = backend.current().clock_ns
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(count + count // 10):
+        for name, step in steps.items():
+            started = clock_ns()
+            step()
+            times[name].append((clock_ns() - started) / 1e3)
+    return {name: median(each[count // 10:]) for name, each in times.items()}
+
+
 class Bench:
     """A stream, two timing events and buffers for the largest batch; every ``measure_`` method returns raw medians in µs."""
 
@@ -81,11 +101,18 @@ class Bench:
         self.input = resources.enter_context(DeviceBuffer(max(BATCHES) * IMAGE))
         self.output = resources.enter_context(DeviceBuffer(max(BATCHES) * CLASSES * 4))
         self.host = page_locked((max(BATCHES) * IMAGE // 4,))
+        self.filled = resources.enter_context(DeviceBuffer(self.host.nbytes // 2))
 
-    def gpu_us(self, work: Callable[[], object], count: int) -> float:
-        """GPU time of each of ``count`` pieces of work enqueued behind one another, by CUDA events; median of five."""
+    def gpu_us(self, work: Callable[[], object], count: int, ahead: bool = True) -> float:
+        """GPU time of each of ``count`` pieces of work enqueued behind one another, by CUDA events; median of five.
+
+        The host is ``ahead``: it enqueues them behind a long copy and a first piece, so that none waits for its own call.
+        """
         times = []
         for _ in range(6):
+            if ahead:
+                copy_to_device_async(self.filled, self.host[: self.host.size // 2], self.stream)
+                work()
             self.begin.record(self.stream)
             for _ in range(count):
                 work()
@@ -179,10 +206,10 @@ class Bench:
 
     def measure_plan(self, plan: Path) -> dict[str, Any]:
         """Of one plan: compute time by batch (graphs back to back, so that no launch is waited for), from an enqueue on an idle
-        GPU to its end, host time of an enqueue, of one after a change of shape and of a graph launch, and compute time beside
-        a stream of copies."""
+        GPU to its end, host time of an enqueue, of one after a change of shape and of a graph launch, compute with a copy
+        before or behind it on the same stream, and compute time beside a stream of copies."""
         engine = Engine(plan)
-        compute, alone, enqueue, launch = {}, {}, {}, {}
+        compute, alone, enqueue, launch, after_copy, before_copy = {}, {}, {}, {}, {}, {}
         largest = max(batch for batch in BATCHES if engine.profile_for(batch) is not None)
         for batch in (batch for batch in BATCHES if batch <= largest):
             sample = noise_images(range(min(batch, 8)), 224, 1)
@@ -192,15 +219,31 @@ class Bench:
                 cudart.cudaMemcpy(self.input.address + first * IMAGE, self.host.ctypes.data, rows.nbytes,
                                   cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
             context = self.context(engine, batch)
-            alone[str(batch)] = self.gpu_us(lambda c=context: c.execute_async_v3(self.stream), 1)
+            alone[str(batch)] = self.gpu_us(lambda c=context: c.execute_async_v3(self.stream), 1, ahead=False)
             enqueue[str(batch)] = typical_us(lambda c=context: c.execute_async_v3(self.stream), 100, self.stream.synchronize)
             with self.captured(context) as graph:
                 compute[str(batch)] = self.gpu_us(lambda g=graph: g.launch(self.stream), 20)
                 launch[str(batch)] = typical_us(lambda g=graph: g.launch(self.stream), 100, self.stream.synchronize)
+                copied_in, copied_out = self.host[: batch * IMAGE // 4], self.host[: batch * CLASSES]
+
+                def behind_a_copy(g: Graph = graph, images: np.ndarray = copied_in) -> None:
+                    copy_to_device_async(self.input, images, self.stream)
+                    g.launch(self.stream)
+
+                def with_a_copy_behind(g: Graph = graph, logits: np.ndarray = copied_out) -> None:
+                    g.launch(self.stream)
+                    copy_to_host_async(logits, self.output, self.stream)
+
+                after_copy[str(batch)] = self.gpu_us(behind_a_copy, 20)
+                before_copy[str(batch)] = self.gpu_us(with_a_copy_behind, 20)
+                if batch == 1:
+                    steps = {"serial": self.serial_steps(engine, context), "enqueued": self.enqueued_steps(engine, context),
+                             "streamed": self.streamed_steps(engine, context, graph)}
                 if batch == largest:
                     beside_us = self.beside_copies(context)
         opt = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
         found = {"opt": opt, "compute": compute, "enqueue_to_end": alone, "enqueue": enqueue, "graph_launch": launch,
+                 "copy_in_and_compute": after_copy, "compute_and_copy_out": before_copy, "steps": steps,
                  "compute_beside_copies": beside_us, "enqueued_by_two": self.enqueued_by_two(engine),
                  "tensorrt_call": typical_us(lambda: context.bind(self.input, self.output)) / 2}
         if largest > 1:
@@ -213,6 +256,45 @@ class Bench:
 
             found["enqueue_new_shape"] = typical_us(lambda: context.execute_async_v3(self.stream), 20, another_shape)
         return found
+
+    def session(self, engine: Engine, batch: int, count: int) -> Session:
+        """A session to finish ``count`` batches in, each of whose outputs is kept in memory of its own, as in a stage."""
+        images, names = pageable(engine.input_shape(batch)), [f"image-{row}" for row in range(batch)]
+        return Session(engine, [images] * (count + 1), [names] * (count + 1), argparse.Namespace(measure=1))
+
+    def serial_steps(self, engine: Engine, context: Context) -> dict[str, float]:
+        """Host time of each call of a serial loop at batch 1, on the default stream: the last copy waits for the inference."""
+        image, logits, finish = self.one_image(engine)
+        return in_turn_us({
+            "copy in": lambda: copy_to_device(self.input, image), "enqueue": lambda: context.execute_async_v3(None),
+            "copy out": lambda: copy_to_host(logits, self.output), "finish": finish})
+
+    def enqueued_steps(self, engine: Engine, context: Context) -> dict[str, float]:
+        """Likewise on a stream of its own, which the host waits for at the end."""
+        image, logits, finish = self.one_image(engine)
+        return in_turn_us({
+            "bind": lambda: context.bind(self.input, self.output),
+            "copy in": lambda: copy_to_device_async(self.input, image, self.stream),
+            "enqueue": lambda: context.execute_async_v3(self.stream),
+            "copy out": lambda: copy_to_host_async(logits, self.output, self.stream),
+            "synchronize": self.stream.synchronize, "finish": finish})
+
+    def streamed_steps(self, engine: Engine, context: Context, graph: Graph) -> dict[str, float]:
+        """Likewise of a loop on streams with events between them and a graph for the inference."""
+        image, logits, finish = self.one_image(engine)
+        return in_turn_us({
+            "copy in": lambda: copy_to_device_async(self.input, image, self.other),
+            "record": lambda: self.event.record(self.other),
+            "wait": lambda: self.stream.wait(self.event), "bind": lambda: context.bind(self.input, self.output),
+            "launch": lambda: graph.launch(self.stream),
+            "copy out": lambda: copy_to_host_async(logits, self.output, self.stream),
+            "synchronize": self.stream.synchronize, "finish": finish})
+
+    def one_image(self, engine: Engine) -> tuple[np.ndarray, np.ndarray, Callable[[], None]]:
+        """Page-locked memory for an image and its output, and what finishes as many batches as ``in_turn_us`` makes."""
+        count = TURNS + TURNS // 10
+        session, indices, logits = self.session(engine, 1, count), iter(range(count)), page_locked((1, CLASSES))
+        return page_locked((IMAGE // 4,)), logits, lambda: session.finish(next(indices), logits)
 
     def enqueued_by_two(self, engine: Engine) -> float:
         """Host time of a pair of enqueues at batch 1, one in each of two threads that do nothing else, a context and a stream
@@ -248,7 +330,7 @@ class Bench:
             for _ in range(4):
                 for _ in range(40):
                     copy_to_device_async(target, next(sources), self.other)
-                times.append(self.gpu_us(lambda: context.execute_async_v3(self.stream), 4))
+                times.append(self.gpu_us(lambda: context.execute_async_v3(self.stream), 4, ahead=False))
                 self.other.synchronize()
             return median(times)
 
@@ -256,9 +338,7 @@ class Bench:
         """Python's own work: post-processing by batch, an NVTX range, a queue, waking a thread that waits at a queue."""
         post, engine = {}, Engine(default_plan("fp16"))
         for batch in BATCHES:
-            logits, names = page_locked((batch, CLASSES)), [f"image-{row}" for row in range(batch)]
-            images = pageable(engine.input_shape(batch))
-            session = Session(engine, [images] * (OUTPUTS + 1), [names] * (OUTPUTS + 1), argparse.Namespace(measure=1))
+            logits, session = page_locked((batch, CLASSES)), self.session(engine, batch, OUTPUTS)
             indices = iter(range(OUTPUTS))
 
             def returned(host: np.ndarray = logits) -> None:  # as in a stage, the copy engine has just written them
@@ -320,20 +400,38 @@ def measure() -> dict[str, Any]:
         "unit": "microseconds, medians",
     }
     with ExitStack() as resources:
-        bench = Bench(resources)
-        rounds = []
-        for name in ("calls", "allocation", "host"):
-            rounds.append(bench.measure_copies())  # again and again: a host's memory is busy with other things for seconds
-            err.print(f"measuring copies and {name}")
-            raw[name] = getattr(bench, f"measure_{name}")()
-        raw["memory_gb_s"], raw["plans"] = bench.measure_memory_gb_s(), {}
-        for name, plan in plans.items():
-            rounds.append(bench.measure_copies())
-            err.print(f"measuring copies and {plan.name}")
-            raw["plans"][name] = bench.measure_plan(plan)
-        raw["copies"] = {kind: {size: median(each[kind][size] for each in rounds) for size in times}
-                         for kind, times in rounds[0].items()}
+        bench, host = Bench(resources), Host()
+        parts: dict[str, Callable[[], Any]] = {name: getattr(bench, f"measure_{name}") for name in (
+            "copies", "calls", "allocation", "memory_gb_s", "host")}
+        parts.update({f"plans {name}": partial(bench.measure_plan, plan) for name, plan in plans.items()})
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
+        for number in range(ROUNDS):  # a host's memory and cores are busy with other things for seconds on end
+            for name, part in parts.items():
+                err.print(f"round {number + 1} of {ROUNDS}: {name}", markup=False)
+                found[name] += host.repeated(partial(timed, part), 1)
+        raw["plans"] = {}
+        for name, results in found.items():
+            place, key = (raw["plans"], name.split(maxsplit=1)[1]) if name.startswith("plans ") else (raw, name)
+            place[key] = medians([result["found"] for result in results])
+    if here.simulator is None:
+        slowest = max(max(result["core_us"]) for results in found.values() for result in results)
+        raw["core_us"] = {"quickest": host.quickest_us, "slowest": slowest}
     return raw
+
+
+def timed(part: Callable[[], Any]) -> dict[str, Any]:
+    """What a part measures, with the core's speed before and after it."""
+    simulated = backend.current().simulator is not None
+    with undisturbed():
+        before, found = core_us(), part()
+        return {"found": found, "core_us": None if simulated else [before, core_us()]}
+
+
+def medians(found: list[Any]) -> Any:
+    """The median of each number in several results of the same form."""
+    if isinstance(found[0], dict):
+        return {key: medians([each[key] for each in found]) for key in found[0]}
+    return median(found)
 
 
 def shown(path: Path) -> str:

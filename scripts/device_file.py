@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from common.sim import device as devices
@@ -12,6 +13,7 @@ from common.sim.kernels import kernel
 from common.sim.network import Layer, layers
 
 ROOT = Path(__file__).resolve().parent.parent
+IMAGE, CLASSES = 3 * 224 * 224 * 4, 1000
 WAVE_SHARES = [share / 100 for share in range(20, 101, 5)]
 FLOORS_US = [floor / 2 for floor in range(2, 17)]
 
@@ -76,6 +78,36 @@ def latency_us(times: dict[str, float]) -> float:
     return max(0.0, times[str(nbytes)] - nbytes / rate(times) / 1e3)
 
 
+def output_us(copies: dict[str, dict[str, float]], batch: int = 1) -> float:
+    """The copy of a batch's output, a thousand classes an image."""
+    back = copies["d2h_pinned"]
+    return back[min(back, key=int)] + (batch - 1) * CLASSES * 4 / rate(back) / 1e3
+
+
+def handover_us(plans: dict[str, dict[str, Any]], copies: dict[str, dict[str, float]]) -> float:
+    """What passes between work on two engines of which one waits for the other; the median over plans, batches, directions.
+
+    Compute and a copy in turn on one stream, over and over, change engines twice a turn. The largest batch is left out:
+    there compute alone, without a pause, is slower than with the copies' pauses, by more than a handover.
+    """
+    found = []
+    for plan in plans.values():
+        for batch in sorted(plan["compute"], key=int)[:2]:
+            for chain, alone in (("compute_and_copy_out", output_us(copies, int(batch))),
+                                 ("copy_in_and_compute", copies["h2d_pinned"][str(int(batch) * IMAGE)])):
+                found.append((plan[chain][batch] - plan["compute"][batch] - alone) / 2)
+    return max(0.0, median(found))
+
+
+def crowded_launch_us(pair_us: float, before_us: float, launch_us: float, launches: int) -> float:
+    """A launch while another thread launches too, from a pair of enqueues by two threads that do nothing else.
+
+    While one of them is at TensorRT's own work ``before_us`` its first launch, the other launches alone; all other launches
+    alternate.
+    """
+    return (pair_us - 2 * before_us) / 2 / max(1.0, launches - before_us / launch_us)
+
+
 def rate_source(plan: dict[str, Any]) -> str:
     return f"fitted: compute at batch {plan['opt']}, {plan['compute'][str(plan['opt'])] / 1e3:.3f} ms"
 
@@ -85,12 +117,14 @@ def derive(raw: dict[str, Any], source: str) -> str:
     copies, calls, host, plans = raw["copies"], raw["calls"], raw["host"], raw["plans"]
     pinned = copies["h2d_pinned"]
     image_us = pinned[sorted(pinned, key=int)[1]]
-    call = (calls["cudaEventRecord"] + calls["cudaStreamWaitEvent"]) / 2
     wake_up = max(0.0, calls["cudaMemcpyAsync, cudaStreamSynchronize"] - calls["cudaMemcpyAsync"] - image_us)
     malloc, free = raw["allocation"]["cudaMalloc"], raw["allocation"]["cudaFree"]
     least, most = min(malloc, key=int), max(malloc, key=int)
     per_mb = sum(times[most] - times[least] for times in (malloc, free)) / 2 / (int(most) / 1e6)
     fp16 = plans["fp16"]
+    serial, streamed = fp16["steps"]["serial"], fp16["steps"]["streamed"]
+    call = (streamed["record"] + streamed["wait"]) / 2
+    handover = handover_us(plans, copies)
     slows = [max(0.0, 1 - plan["compute"][max(plan["compute"], key=int)] / plan["compute_beside_copies"])
              for plan in plans.values() if plan["opt"] > 1]
     post = host["postprocess"]
@@ -103,13 +137,14 @@ def derive(raw: dict[str, Any], source: str) -> str:
     tera = {name: rate / 1e3 for name, rate in fitted.arithmetic_rates.items() if name in plans}
     tera.setdefault("int8", tera["fp16"])
     launches = len(network("fp16"))
-    to_first = max(0.0, fp16["enqueue_to_end"]["1"] - fp16["compute"]["1"])
-    launch = max(0.5, (fp16["enqueue"]["1"] - to_first) / (launches - 1))
+    to_first = max(0.0, serial["enqueue"] + serial["copy out"] - fp16["compute"]["1"] - handover - output_us(copies) - wake_up)
+    launch = max(0.5, (serial["enqueue"] - to_first) / (launches - 1))
     precisions = ("fp32", "fp16", "int8")
     sections = {"copy": [
         *((f"{name}_gb_s", rate(copies[name]), "measured: between 16 and 128 images") for name in
           ("h2d_pinned", "h2d_pageable", "d2h_pinned", "d2h_pageable")),
         ("latency_us", latency_us(pinned), "measured: a pinned copy of one image beyond its bytes"),
+        ("handover_us", handover, "measured: compute and a copy in turn on one stream, less the two alone; half of that"),
         ("slows_compute", min(slows), "measured: compute beside copies without a pause, least affected plan"),
     ], "compute": [
         ("memory_gb_s", raw["memory_gb_s"], "measured: a device-to-device copy, bytes read and written"),
@@ -120,14 +155,14 @@ def derive(raw: dict[str, Any], source: str) -> str:
            rate_source(plans[precision]) if precision in plans else "not measured: FP16's rate stands in")
           for precision in precisions),
     ], "host": [
-        ("call_us", call, "measured: cudaEventRecord and cudaStreamWaitEvent from Python, mean"),
-        ("tensorrt_call_us", fp16["tensorrt_call"], "measured: set_tensor_address"),
+        ("call_us", call, "measured: cudaEventRecord and cudaStreamWaitEvent from Python, in a loop of all steps, mean"),
+        ("tensorrt_call_us", streamed["bind"] / 2, "measured: set_tensor_address, likewise"),
         ("enqueue_us", max(0.0, to_first - launch),
-         "measured: batch 1, from an enqueue on an idle GPU to its end, less compute and a launch"),
+         "measured: batch 1, a serial loop's enqueue and copy back, less compute, the copy, its waits, and a launch"),
         ("kernel_launch_us", launch,
-         f"measured: the rest of execute_async_v3's {fp16['enqueue']['1']:.0f} µs at batch 1, over the {launches - 1} "
+         f"measured: the rest of execute_async_v3's {serial['enqueue']:.0f} µs in that loop, over the {launches - 1} "
          "other modelled kernels"),
-        ("crowded_launch_us", max(launch, fp16["enqueued_by_two"] / 2 / launches),
+        ("crowded_launch_us", max(launch, crowded_launch_us(fp16["enqueued_by_two"], to_first - launch, launch, launches)),
          f"measured: two threads that enqueue at once, {fp16['enqueued_by_two']:.0f} µs a pair"),
         ("shape_change_us", max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"]),
          "measured: an enqueue after a change of shape, less an ordinary one"),
@@ -136,15 +171,16 @@ def derive(raw: dict[str, Any], source: str) -> str:
         ("thread_wake_up_us", wake_thread, "measured: half a round trip through two queues, less the queue's cost"),
         ("queue_us", host["queue"] / 2, "measured: half a put and a get"),
         ("range_us", host["range"] / 2, "measured: half an NVTX range"),
-        ("postprocess_us", max(0.0, post[first] - host["range"] - int(first) * per_image), "measured: by batch size"),
-        ("postprocess_us_per_image", per_image, "measured: likewise"),
+        ("postprocess_us", max(0.0, serial["finish"] - host["range"] - per_image), "measured: batch 1, in the same loop"),
+        ("postprocess_us_per_image", per_image, "measured: by batch size"),
     ], "host.calls_us": [
         ("cudaMalloc", malloc[least], "measured: 4 KB"),
         ("cudaFree", free[least], "measured: 4 KB, the device idle"),
-        ("cudaMemcpy", max(call, calls["cudaMemcpy"] - image_us - wake_up),
-         "measured: one image, less the copy and the wake-up"),
-        ("cudaMemcpyAsync", calls["cudaMemcpyAsync"], "measured: one image, page-locked"),
-        ("cudaGraphLaunch", fp16["graph_launch"]["1"], "measured: the FP16 plan's graph at batch 1"),
+        ("cudaMemcpy", max(call, serial["copy in"] - image_us - wake_up),
+         "measured: one image, in the same loop, less the copy and the wake-up"),
+        ("cudaMemcpyAsync", (streamed["copy in"] + streamed["copy out"]) / 2,
+         "measured: one image and its output, page-locked, in a loop of all steps"),
+        ("cudaGraphLaunch", streamed["launch"], "measured: the FP16 plan's graph at batch 1, likewise"),
     ]}
     conditions = f"{raw['engine']}, driver CUDA {raw['versions'].get('driver')}, {raw['date']}"
     lines = [f"# {raw['device']}: measured by scripts/calibrate.py with {conditions}.",

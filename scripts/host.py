@@ -1,23 +1,29 @@
 """A host that others use as well: how fast its cores are just now, and which of several runs of the same work count.
 
-On the hosts of the committed reports a core is a hardware thread, and while somebody else's work runs on the other thread of
-the same physical core, Python takes 1.7 times as long, a kernel launch 1.4 times and a pageable copy 1.2 times, for seconds
-on end (reports/README.md). Two runs of a stage then differ by a quarter for no reason of their own. So a run is started on
-the cores that are quick at that moment, reads its core's speed before and after its batches (`core_us` in its record), and
-does not count if either reading is slow. What the run itself took plays no part in that.
+On the hosts of the committed reports a core has two speeds, probably because it is one of two hardware threads of a physical
+core and somebody else's work comes and goes on the other. On a slow core Python takes 1.7 times as long as on a quick one, a
+kernel launch 1.3 times and a pageable copy 1.2 times, for seconds on end (reports/h200-tried/cores.txt), and two runs of a
+stage differ by a quarter for no reason of their own. So a run is started on the cores that are quick at that moment, reads
+its core's speed before and after its batches (`core_us` in its record), and does not count if either reading is slow. What
+the run itself took plays no part in that.
+
+    python -m scripts.host          how fast each core is now
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from statistics import median_high
 from typing import Any
 
+from rich.console import Console
+
 from common.clock import core_us
 
-SLOWED = 1.2
+SLOWED = 1.4
 """A core that takes this many times as long as the quickest one seen is slowed down by something."""
 ATTEMPTS = 3
 """Runs for each that is wanted, at most; if too few of them count by then, the least slowed make up the number."""
@@ -31,18 +37,24 @@ class Host:
     def __init__(self) -> None:
         self.quickest_us = float("inf")
 
+    def read_cores(self) -> dict[int, float]:
+        """How long each core that this thread may run on takes now, in µs; it runs on the last one afterwards (Linux)."""
+        readings = {}
+        for core in sorted(os.sched_getaffinity(0)):
+            os.sched_setaffinity(0, {core})
+            readings[core] = core_us()
+        self.quickest_us = min(self.quickest_us, *readings.values())
+        return readings
+
     @contextlib.contextmanager
     def quick_cores(self) -> Iterator[None]:
         """Keep this thread, and the threads and processes that it starts, to the cores that are quick now (Linux)."""
         if not hasattr(os, "sched_setaffinity"):
             yield
             return
-        allowed, readings = os.sched_getaffinity(0), {}
+        allowed = os.sched_getaffinity(0)
         try:
-            for core in allowed:
-                os.sched_setaffinity(0, {core})
-                readings[core] = core_us()
-            self.quickest_us = min(self.quickest_us, *readings.values())
+            readings = self.read_cores()
             in_order = sorted(allowed, key=readings.__getitem__)
             os.sched_setaffinity(0, {core for number, core in enumerate(in_order)
                                      if number < FEWEST or readings[core] <= SLOWED * self.quickest_us})
@@ -80,3 +92,20 @@ def median_of(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The run with the median time a batch, with all the times in ``repeats_ms``."""
     times = [result["per_batch_ms"] for result in results]
     return {**results[times.index(median_high(times))], "repeats_ms": times}
+
+
+def main() -> int:
+    console = Console(highlight=False)
+    if not hasattr(os, "sched_setaffinity"):
+        console.print("This system does not say on which core a program runs; a reading of the current one: "
+                      f"{core_us():.0f} µs.")
+        return 0
+    host = Host()
+    for core, reading in host.read_cores().items():
+        times = reading / host.quickest_us
+        console.print(f"core {core:3d} {reading:7.0f} µs  {'slow, ' if times > SLOWED else ''}{times:.2f} times the quickest")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -72,23 +72,19 @@ def markdown(run: dict[str, Any], rows: list[dict[str, Any]], columns: list[tupl
     """The conditions, the table, the stages' notes and the advice; ``name`` is how a note names its stage."""
     lines = [conditions(run) + ":", "", *grid(rows, columns)]
     notes = [f"- {name.format(stage['stage'])}: {note}" for stage in rows for note in stage["notes"] or []]
-    notes += [f"- {note}" for note in quietness(rows, name)]
+    notes += [f"- {note}" for note in quietness(rows)]
     return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
 
 
-def quietness(rows: list[dict[str, Any]], name: str = "{}") -> list[str]:
+def quietness(rows: list[dict[str, Any]]) -> list[str]:
     """What the host did to the runs, in a sentence; nothing where it left them alone."""
     known = [stage for stage in rows if stage.get("runs")]
     left_out, slowed = (sum(stage["runs"][key] for stage in known) for key in ("not_counted", "slowed"))
     if not left_out + slowed:
         return []
     every = sum(stage["runs"]["counted"] for stage in known) + left_out
-    found = [f"{left_out} of {every} unprofiled runs do not count: something else slowed their core down (`core_us` in the "
-             "records)"]
-    if slowed:
-        found.append("for want of better, a slowed run is among those of " + ", ".join(
-            name.format(stage["stage"]) for stage in known if stage["runs"]["slowed"]))
-    return found
+    text = f"{left_out} of {every} unprofiled runs do not count: something else slowed their core down (`core_us`)"
+    return [text + (f"; {slowed} of those that do were slowed down less" if slowed else "")]
 
 
 def clocks(rows: list[dict[str, Any]]) -> str:

@@ -295,3 +295,60 @@ def test_threads_take_turns_in_virtual_time():
             thread.join()
         assert [time for time, _ in order] == sorted(time for time, _ in order)
         assert sim.clock.thread().now == 20 * MS
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(durations, durations, durations), min_size=1, max_size=6), st.integers(1, 50))
+def test_an_engine_takes_over_from_another_after_the_handover(batches, handover):
+    """On one stream, three engines in turn change hands between any two operations; events pass it on to other streams."""
+    sim = start()
+    object.__setattr__(sim.device, "handover", handover)
+    one, streams, done = stream(sim), [stream(sim) for _ in range(3)], event(sim)
+    total = sum(map(sum, batches)) + handover * (3 * len(batches) - 1)
+    for parts in batches:
+        for engine, duration in zip(("h2d", "compute", "d2h"), parts):
+            put(sim, one, engine, duration)
+    assert now(sim) == total
+    for parts in batches:
+        for on, engine, duration in zip(streams, ("h2d", "compute", "d2h"), parts):
+            wait_event(sim, on, done)
+            put(sim, on, engine, duration)
+            record(sim, done, on)
+    assert now(sim) == 2 * total
+
+
+def test_the_same_engine_goes_on_at_once():
+    sim = start()
+    object.__setattr__(sim.device, "handover", 7)
+    one, other, done = stream(sim), stream(sim), event(sim)
+    put(sim, one, "compute", 100)
+    record(sim, done, one)
+    wait_event(sim, other, done)
+    put(sim, other, "compute", 100)
+    assert now(sim) == 200
+
+
+@pytest.mark.parametrize("before, expected", [(0, 2 * 10 * 9), (20, 20 + 5 * 4 + 2 * 9 * 5), (40, 40 + 10 * 4)])
+def test_threads_that_launch_at_once_take_turns_at_a_price(before, expected):
+    """Ten launches of 4 ns each by two threads, the second of which comes ``before`` ns late; 9 ns while both are at it."""
+    sim = start()
+    object.__setattr__(sim.device, "kernel_launch", 4)
+    object.__setattr__(sim.device, "crowded_launch", 9)
+    streams = [stream(sim) for _ in range(2)]
+    ends = []
+
+    def launch(on, late):
+        sim.clock.thread().now += late
+        with sim.clock.turn() as thread:
+            sim.gpu.enqueue(on, Work("compute", (Piece("kernel", 1),) * 10), launches=True)
+            ends.append(thread.now)
+
+    threads = [threading.Thread(target=launch, args=(on, late)) for on, late in zip(streams, (0, before))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(ends) == pytest.approx(expected, abs=10)
+    calls = sorted((start, end) for start, end, name, *_ in sim.trace.calls if name == "cudaLaunchKernel")
+    assert len(calls) == 20 and all(one[1] <= other[0] for one, other in zip(calls, calls[1:]))  # one at a time
+    assert len({call[4] for call in sim.trace.calls}) == len(sim.trace.calls)  # each call has a number of its own

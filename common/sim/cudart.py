@@ -421,9 +421,9 @@ def cudaGraphExecDestroy(graphExec: Any) -> None:
 
 
 def launch_kernels(stream: Stream, kernels: tuple[Piece, ...], run: Callable[[], None], reads: tuple[Span, ...],
-                   writes: tuple[Span, ...], launch_ns: int) -> None:
+                   writes: tuple[Span, ...]) -> None:
     """Enqueue kernels that together do ``run``; each costs the host a launch."""
-    simulator().gpu.enqueue(stream, Work("compute", kernels, run, reads, writes), launch_ns)
+    simulator().gpu.enqueue(stream, Work("compute", kernels, run, reads, writes), launches=True)
 
 
 def span_of(address: int, nbytes: int) -> Span:

@@ -19,6 +19,7 @@ class Device:
     memory_bytes: int
     copy_rates: dict[tuple[str, str], float]  # (h2d or d2h, pinned or pageable) → bytes per ns
     copy_latency: int
+    handover: int  # from the end of work on one engine to the start of what waits for it on another
     copy_slows_compute: float  # share of a kernel's speed lost while a copy to the device runs
     memory_rate: float
     arithmetic_rates: dict[str, float]  # fp32, fp16, int8 → operations per ns
@@ -66,6 +67,7 @@ def load(key: str) -> Device:
         copy_rates={(direction, kind): copies[f"{direction}_{kind}_gb_s"]
                     for direction in ("h2d", "d2h") for kind in ("pinned", "pageable")},
         copy_latency=round(copies["latency_us"] * us),
+        handover=round(copies["handover_us"] * us),
         copy_slows_compute=copies["slows_compute"],
         memory_rate=compute["memory_gb_s"],
         arithmetic_rates={name: compute[f"{name}_tflop_s"] * 1000 for name in ("fp32", "fp16", "int8")},

@@ -303,11 +303,10 @@ class IExecutionContext:
                 outputs[name][1][:] = values
 
         first, *rest = self.engine._kernels(self.get_tensor_shape(next(iter(inputs)))[0], self.active_optimization_profile)
-        launch_ns = simulator().gpu.launch_ns()
-        cudart.launch_kernels(stream, (first,), consume, tuple(span for span, _ in inputs.values()), (), launch_ns)
+        cudart.launch_kernels(stream, (first,), consume, tuple(span for span, _ in inputs.values()), ())
         if self._consumed:
             simulator().gpu.record(simulator().lookup(self._consumed, Event), stream)
-        cudart.launch_kernels(stream, tuple(rest), compute, (), tuple(span for span, _ in outputs.values()), launch_ns)
+        cudart.launch_kernels(stream, tuple(rest), compute, (), tuple(span for span, _ in outputs.values()))
 
 
 class EngineInspector:

@@ -64,8 +64,8 @@ class Trace:
     def call(self, name: str, start: int, end: int, thread: int, correlation: int, error: int = 0) -> None:
         self.calls.append((start, end, name, thread, correlation, error))
 
-    def operation(self, work: Work, name: str, start: int, end: int, stream: int) -> None:
-        self.operations.append((start, end, work.engine, name, stream, self.correlation, work.nbytes))
+    def operation(self, work: Work, name: str, start: int, end: int, stream: int, correlation: int) -> None:
+        self.operations.append((start, end, work.engine, name, stream, correlation, work.nbytes))
 
     def wait(self, kind: int, start: int, end: int, stream: int, event: int = 0) -> None:
         """``kind``: 1 event, 2 stream waits for event, 3 stream, 4 device."""

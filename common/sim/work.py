@@ -47,13 +47,22 @@ class Work:
 
 @dataclass(eq=False)
 class Operation:
-    """Work in a stream's order: it comes ``after`` others and occupies its engine from ``start`` to ``end`` (ns)."""
+    """Work in a stream's order: it comes ``after`` others and occupies its engine from ``start`` to ``end`` (ns).
+
+    An ``engine`` takes over from itself at once, from another at ``handed_over``. A marker passes on what it marks.
+    """
 
     work: Work
     after: tuple[Operation, ...]
+    engine: str
     start: int = 0
     end: int = 0
+    handed_over: int = 0
     done: bool = False
+
+    def ready_for(self, engine: str) -> int:
+        """When work of ``engine`` that comes after this one may begin."""
+        return self.end if engine in ("", self.engine) else self.handed_over
 
 
 @dataclass(eq=False)
@@ -121,41 +130,52 @@ class Gpu:
         self.destroyed: list[Stream] = []
         self.captures: list[Capture] = []
         self._launcher = Engine()  # the driver's lock: one thread launches at a time
+        self._launching: set[int] = set()  # indices of the threads that are in the middle of an enqueue
         self._owed = 0.0  # ns by which copies have slowed kernels down and that no kernel has been charged yet
 
     # -- operations
 
-    def enqueue(self, stream: Stream, work: Work, launch_ns: int = 0) -> Operation | None:
-        """Put work on a stream (into its capture, if it is capturing); each piece costs the host ``launch_ns``."""
-        thread = self.clock.thread()
+    def enqueue(self, stream: Stream, work: Work, launches: bool = False) -> Operation | None:
+        """Put work on a stream (into its capture, if it is capturing); the host may have to launch each piece."""
         if stream.capture is not None:
-            thread.now += launch_ns * len(work.pieces)
+            self.clock.thread().now += self.device.kernel_launch * len(work.pieces) * launches
             self._capture(stream, work)
             return None
         self.check_legacy(stream)
-        return self._submit(stream, work, self.pending(stream), launch_ns)
+        return self._submit(stream, work, self.pending(stream), launches)
 
-    def launch_ns(self) -> int:
-        """What a launch costs the calling thread from now on: more while another one is launching."""
-        now = self.clock.thread().now
-        crowded = self._launcher.busy_between(now, now + 1) > 0
-        return self.device.crowded_launch if crowded else self.device.kernel_launch
+    def _launch(self, thread: HostThread) -> tuple[int, int]:
+        """Make a launch's call, in turn; its number and its end.
 
-    def _submit(self, stream: Stream, work: Work, after: Iterable[Operation], launch_ns: int) -> Operation:
+        Threads that launch at once wait for the driver's lock and hand it over at a price: a launch takes longer while
+        another thread is in the middle of its own."""
+        with self.clock.turn():
+            crowded = self._launching - {thread.index} or self._launcher.busy_between(thread.now, thread.now + 1)
+            self._launching.add(thread.index)
+            cost = self.device.crowded_launch if crowded else self.device.kernel_launch
+            called, thread.now = self._launcher.reserve(thread.now, cost)
+            self.trace.correlation += 1
+            self.trace.call("cudaLaunchKernel", called, thread.now, thread.index, self.trace.correlation)
+            return self.trace.correlation, thread.now
+
+    def _submit(self, stream: Stream, work: Work, after: Iterable[Operation], launches: bool = False) -> Operation:
         thread = self.clock.thread()
-        operation = Operation(work, tuple(after))
-        ready = max([earlier.end for earlier in operation.after], default=0)
+        operation = Operation(work, tuple(after), work.engine)
+        ready = max([earlier.ready_for(work.engine) for earlier in operation.after], default=0)
+        called = [self._launch(thread) if launches else (self.trace.correlation, thread.now) for _ in work.pieces]
         starts = []
-        for name, duration, share in work.pieces:
-            if launch_ns:
-                self.trace.correlation += 1
-                called, thread.now = self._launcher.reserve(thread.now, launch_ns)
-                self.trace.call("cudaLaunchKernel", called, thread.now, thread.index, self.trace.correlation)
-            start, ready = self._reserve(work.engine, max(ready, thread.now), duration, share)
-            self.trace.operation(work, name, start, ready, stream.handle)
+        for (name, duration, share), (correlation, launched) in zip(work.pieces, called):
+            start, ready = self._reserve(work.engine, max(ready, launched), duration, share)
+            self.trace.operation(work, name, start, ready, stream.handle, correlation)
             starts.append(start)
+        self._launching.discard(thread.index)
         operation.start = starts[0] if starts else max(ready, thread.now)
-        operation.end = max(ready, operation.start)
+        operation.end = operation.handed_over = max(ready, operation.start)
+        if work.engine:
+            operation.handed_over += self.device.handover
+        elif operation.after:
+            latest = max(operation.after, key=lambda earlier: earlier.handed_over)
+            operation.engine, operation.handed_over = latest.engine, max(operation.end, latest.handed_over)
         stream.tail = operation
         stream.waits.clear()
         return operation
@@ -207,7 +227,7 @@ class Gpu:
             return
         self.check_legacy(stream)
         event.captured = None
-        event.operation = self._submit(stream, Work(""), self.pending(stream), 0)
+        event.operation = self._submit(stream, Work(""), self.pending(stream))
 
     def wait_event(self, stream: Stream, event: Event) -> None:
         """Later work of ``stream`` comes after what the event recorded; nothing happens if it never was recorded."""
@@ -263,8 +283,8 @@ class Gpu:
         roots, operations = self.pending(stream), []
         for work, dependencies in graph.nodes:
             after = [operations[index] for index in dependencies] or roots
-            operations.append(self._submit(stream, work, after, 0))
-        self._submit(stream, Work(""), [*roots, *operations], 0)
+            operations.append(self._submit(stream, work, after))
+        self._submit(stream, Work(""), [*roots, *operations])
 
     def forbid_while_capturing(self, *, anywhere: bool = False) -> None:
         """Refuse a call that is unsafe during capture, and break the captures it would have disturbed."""
