@@ -14,6 +14,7 @@ from common.sim.network import Layer, layers
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE, CLASSES = 3 * 224 * 224 * 4, 1000
+PAIRS = 30  # enqueues by each of two threads, as in calibrate.py
 WAVE_SHARES = [share / 100 for share in range(20, 101, 5)]
 FLOORS_US = [floor / 2 for floor in range(2, 17)]
 
@@ -100,12 +101,28 @@ def handover_us(plans: dict[str, dict[str, Any]], copies: dict[str, dict[str, fl
 
 
 def crowded_launch_us(pair_us: float, before_us: float, launch_us: float, launches: int) -> float:
-    """A launch while another thread launches too, from a pair of enqueues by two threads that do nothing else.
+    """The launch while another thread launches too with which two threads that only enqueue take ``pair_us`` a pair."""
+    low, high = launch_us, max(launch_us, pair_us)
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if enqueued_by_two_us(middle, before_us, launch_us, launches) < pair_us else (low, middle)
+    return low
 
-    While one of them is at TensorRT's own work ``before_us`` its first launch, the other launches alone; all other launches
-    alternate.
-    """
-    return (pair_us - 2 * before_us) / 2 / max(1.0, launches - before_us / launch_us)
+
+def enqueued_by_two_us(crowded_us: float, before_us: float, launch_us: float, launches: int) -> float:
+    """Time of a pair of enqueues, one by each of two threads that do nothing else: each is TensorRT's own work ``before_us``
+    the first launch, then launches, at the driver's lock in turn. The simulator's rule (``Gpu._launch``), for this one case."""
+    now, left, lock_free = [0.0, 0.0], [0, 0], 0.0  # by thread: its clock, and launches left of the enqueue that it is in
+    enqueues = [PAIRS, PAIRS]
+    while any(enqueues) or any(left):
+        one = min((thread for thread in (0, 1) if enqueues[thread] or left[thread]), key=lambda thread: (now[thread], thread))
+        if not left[one]:
+            enqueues[one], left[one], now[one] = enqueues[one] - 1, -launches, now[one] + before_us
+            continue
+        crowded = left[1 - one] > 0 or lock_free > now[one]
+        now[one] = lock_free = max(now[one], lock_free) + (crowded_us if crowded else launch_us)
+        left[one] = abs(left[one]) - 1  # negative: the first launch is still to come
+    return max(now) / PAIRS
 
 
 def rate_source(plan: dict[str, Any]) -> str:
