@@ -10,7 +10,7 @@ from common.files import atomic_path
 from scripts import drawing
 from scripts.advice import advice, remedy
 from scripts.drawing import COLOURS, TITLES, Timeline
-from scripts.tables import COLUMNS, cells, conditions
+from scripts.tables import COLUMNS, cells, conditions, quietness
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --page: #ffffff; --panel: #f3f5f8; --line: #d0d7de; --link: #0550ae }
@@ -38,6 +38,7 @@ def page(run: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str, T
     ms_wide = max((one.length_ms for one in timelines.values()), default=1.0) * 1.02
     legend = "".join(f'<span><i style="background:{COLOURS[name]}"></i>{TITLES[name]}</span>' for name in TITLES if name != "limit")
     links = " · ".join(f'<a href="#{escape(row["stage"])}">{escape(row["stage"])}</a>' for row in rows)
+    neighbours = "".join(f'<p class="soft">{escape(note.replace("`", ""))}.</p>' for note in quietness(rows))
     modelled = ("<p><strong>Times are modelled</strong>: the simulated GPU computes right outputs and models their timing.</p>"
                 if run.get("backend") == "simulated" else "")
     return f"""<!doctype html>
@@ -45,7 +46,7 @@ def page(run: dict[str, Any], rows: list[dict[str, Any]], timelines: dict[str, T
 <title>TensorRT ladder: {escape(str(run.get("device")))}</title><style>{STYLE}</style></head><body>
 <header><h1>What each step bought</h1><p class="soft">{escape(conditions(run))}</p>{modelled}
 <p class="advice">{escape(advice(rows))}</p><nav aria-label="Stages">{links}</nav></header>
-<main><h2 id="table">The stages</h2>{html_table(rows)}
+<main><h2 id="table">The stages</h2>{html_table(rows)}{neighbours}
 <h2 id="timelines">The timelines, to one scale</h2><p class="soft">The measured window of each stage. A number is a batch's;
 batches alternate in shade. <em>Limit</em> is how long the same batches would take if nothing but their longest part counted.</p>
 <p class="legend">{legend}</p>
