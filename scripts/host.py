@@ -48,19 +48,21 @@ class Host:
 
     @contextlib.contextmanager
     def quick_cores(self) -> Iterator[None]:
-        """Keep this thread, and the threads and processes that it starts, to the cores that are quick now (Linux)."""
-        if not hasattr(os, "sched_setaffinity"):
-            yield
-            return
-        allowed = os.sched_getaffinity(0)
+        """Keep this thread, and the threads and processes that it starts, to the cores that are quick now (where the system
+        lets a program choose: on Linux, and not in every sandbox)."""
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         try:
-            readings = self.read_cores()
-            in_order = sorted(allowed, key=readings.__getitem__)
-            os.sched_setaffinity(0, {core for number, core in enumerate(in_order)
-                                     if number < FEWEST or readings[core] <= SLOWED * self.quickest_us})
+            if allowed:
+                with contextlib.suppress(OSError):
+                    readings = self.read_cores()
+                    in_order = sorted(readings, key=readings.__getitem__)
+                    quick = {core for core in in_order if readings[core] <= SLOWED * self.quickest_us}
+                    os.sched_setaffinity(0, quick.union(in_order[:FEWEST]))
             yield
         finally:
-            os.sched_setaffinity(0, allowed)
+            if allowed:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, allowed)
 
     def note(self, result: dict[str, Any]) -> None:
         self.quickest_us = min([self.quickest_us, *(result.get("core_us") or [])])

@@ -79,6 +79,13 @@ def test_a_run_is_kept_to_the_quick_cores(monkeypatch):
     with Host().quick_cores():
         assert now == {3, 0, 1, 2}  # the quickest ones, where too few are quick
 
+    def refuse(pid: int, cores: set[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    with Host().quick_cores():  # a sandbox that does not let a program choose
+        assert now == set(range(8))
+
 
 def profiler(folder: Path, stages: dict[str, list[tuple[float, float]]], monkeypatch: pytest.MonkeyPatch):
     """A profiler of stages whose runs take these (ms a batch, core's µs) in turn; and the order in which they are run."""
