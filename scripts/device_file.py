@@ -33,9 +33,11 @@ def compute_us(device: Device, net: list[Layer], batch: int, opt: int) -> float:
 def fit_rate(device: Device, precision: str, net: list[Layer], batch: int, goal_us: float) -> Device:
     """The device with the rate of ``precision`` at which ``net`` takes ``goal_us`` at ``batch``."""
     for _ in range(12):
+        off = compute_us(device, net, batch, batch) / goal_us
+        if abs(off - 1) < 1e-6:
+            break
         rates = device.arithmetic_rates
-        device = replace(device, arithmetic_rates={
-            **rates, precision: rates[precision] * compute_us(device, net, batch, batch) / goal_us})
+        device = replace(device, arithmetic_rates={**rates, precision: rates[precision] * off})
     return device
 
 
