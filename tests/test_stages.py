@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.sim import device as devices
+from scripts import device_file
 from tests.conftest import ROOT, run, stage_scripts
 
 SIMULATED = ("--backend", "simulated")
@@ -113,7 +115,8 @@ def test_every_stage_of_the_report_was_predicted_within_a_tenth(report):
 def test_a_graph_is_one_launch(plans, tmp_path):
     """At batch 1, on kernels chosen for it, launching them takes longer than they do: the graph pays.
 
-    How much follows from the device file: one by one, a batch takes what the host needs to submit it."""
+    How much follows from the device file: one by one, a batch takes what the host needs to submit it; in a graph, its kernels
+    and the copy of its output in turn."""
     plan, times = tmp_path / "one.plan", {}
     assert run("0_build.py", *SIMULATED, "--fp16", "--profile", "1,1,1", "--output", plan).returncode == 0
     for script in ("6_multi_threads", "7_cuda_graph"):
@@ -124,6 +127,10 @@ def test_a_graph_is_one_launch(plans, tmp_path):
         times[script] = json.loads(path.read_text())
     graph, launches = times["7_cuda_graph"], times["6_multi_threads"]
     assert launches["per_batch_ms"] == pytest.approx(launches["submit_ms"], rel=0.05)
+    device = devices.load("h200")
+    copy_us = device.copy_latency / 1e3 + 4000 / device.copy_rates["d2h", "pinned"] / 1e3
+    in_turn_us = device_file.compute_us(device, device_file.network("fp16"), 1, 1) + copy_us + 2 * device.handover / 1e3
+    assert graph["per_batch_ms"] == pytest.approx(in_turn_us / 1e3, rel=0.01)
     assert graph["per_batch_ms"] < 0.95 * launches["per_batch_ms"]
     assert graph["submit_ms"] < 0.3 * launches["submit_ms"] and graph["submit_ms"] <= 0.040
 
