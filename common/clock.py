@@ -14,8 +14,9 @@ from common.cuda import Event, Stream
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Keep what exists now out of the collections of cyclic garbage that happen meanwhile.
+def undisturbed() -> Iterator[list[float]]:
+    """Keep what exists now out of the collections of cyclic garbage that happen meanwhile; yields a list that holds the
+    core's speed (``core_us``) before, and, once it is over, after.
 
     A full collection looks at every object there is. With the packages of this project imported that took 10 to 14 ms on
     the host of an H200, once in a run, in the middle of a window of 70 ms (reports/README.md). What the loop itself makes
@@ -24,7 +25,9 @@ def undisturbed() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        yield
+        readings = [core_us()]
+        yield readings
+        readings.append(core_us())
     finally:
         gc.unfreeze()
 

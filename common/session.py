@@ -17,7 +17,7 @@ from rich.console import Console
 
 from common import backend, ranges
 from common.buffers import page_locked, pageable
-from common.clock import EventClock, core_us, undisturbed
+from common.clock import EventClock, undisturbed
 from common.cuda import cudart
 from common.engine import Engine
 from common.errors import VERIFIED, Fault
@@ -175,10 +175,8 @@ def measure(plan: Path, infer: Callable[[Session], None], stage: str, size: Size
     batches = prepare(engine, images, sizes, options, page_lock)
     with contextlib.ExitStack() as resources:
         session = Session(engine, batches, batch_names(batches, images), options, memory_before, EventClock(resources))
-        with undisturbed():
-            session.core_us.append(core_us())
+        with undisturbed() as session.core_us:
             infer(session)
-            session.core_us.append(core_us())
     result = conclude(session, stage, size, page_lock, options)
     print_result(result, session, out)
     if options.top:

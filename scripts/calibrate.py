@@ -42,7 +42,7 @@ from common.buffers import (
     page_locked,
     pageable,
 )
-from common.clock import core_us, undisturbed
+from common.clock import undisturbed
 from common.cuda import Event, Graph, Stream, cudart
 from common.engine import Context, Engine
 from common.errors import Fault
@@ -58,23 +58,15 @@ IMAGE = 3 * 224 * 224 * 4
 CLASSES = 1000
 BATCHES = (1, 16, 128)
 SMALL = 4096
-PAIRS = 30  # enqueues by each of two threads, as in device_file.py: fewer kernels than a stream queues before a host waits
+PAIRS = 30  # enqueues in a row by each of two threads: fewer kernels than a stream queues before it holds the host up
 ROUNDS = 3
 TURNS = 200
-OUTPUTS = 66  # outputs of a session, each kept in memory of its own as in a stage
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def typical_us(call: Callable[[], object], count: int = 200, before: Callable[[], object] | None = None) -> float:
-    """Median host time of ``call`` in µs; ``before`` runs untimed ahead of each."""
-    clock_ns, times = backend.current().clock_ns, []
-    for _ in range(count + count // 10):
-        if before is not None:
-            before()
-        started = clock_ns()
-        call()
-        times.append((clock_ns() - started) / 1e3)
-    return median(times[count // 10:])
+    """Median host time of ``call`` in µs; ``before`` runs ahead of each."""
+    return in_turn_us({"call": call} if before is None else {"before": before, "call": call}, count)["call"]
 
 
 def in_turn_us(steps: dict[str, Callable[[], object]], count: int = TURNS) -> dict[str, float]:
@@ -82,12 +74,16 @@ def in_turn_us(steps: dict[str, Callable[[], object]], count: int = TURNS) -> di
     step finds little of its own in the processor's caches."""
     clock_ns = backend.current().clock_ns
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(count + count // 10):
+    for _ in range(with_warm_up(count)):
         for name, step in steps.items():
             started = clock_ns()
             step()
             times[name].append((clock_ns() - started) / 1e3)
-    return {name: median(each[count // 10:]) for name, each in times.items()}
+    return {name: median(each[-count:]) for name, each in times.items()}
+
+
+def with_warm_up(count: int) -> int:
+    return count + count // 10
 
 
 class Bench:
@@ -155,23 +151,10 @@ class Bench:
 
         def copied_and_waited() -> None:
             copied()
-            stream.synchronize()
+            finished()
 
-        def copied_and_event_waited() -> None:
-            copied()
-            self.event.record(stream)
-            self.event.synchronize()
-
-        return {
-            "cudaEventRecord": typical_us(lambda: self.event.record(stream)),
-            "cudaStreamWaitEvent": typical_us(lambda: stream.wait(self.event)),
-            "cudaStreamSynchronize": typical_us(stream.synchronize),
-            "cudaEventSynchronize": typical_us(self.event.synchronize),
-            "cudaMemcpyAsync": typical_us(copied, before=finished),
-            "cudaMemcpy": typical_us(lambda: copy_to_device(self.input, image)),
-            "cudaMemcpyAsync, cudaStreamSynchronize": typical_us(copied_and_waited),
-            "cudaMemcpyAsync, cudaEventRecord, cudaEventSynchronize": typical_us(copied_and_event_waited),
-        }
+        return {"cudaMemcpyAsync": typical_us(copied, before=finished),
+                "cudaMemcpyAsync, cudaStreamSynchronize": typical_us(copied_and_waited)}
 
     def measure_allocation(self) -> dict[str, dict[str, float]]:
         """cudaMalloc and cudaFree by size in bytes, the device idle."""
@@ -205,11 +188,11 @@ class Bench:
         return graph
 
     def measure_plan(self, plan: Path) -> dict[str, Any]:
-        """Of one plan: compute time by batch (graphs back to back, so that no launch is waited for), from an enqueue on an idle
-        GPU to its end, host time of an enqueue, of one after a change of shape and of a graph launch, compute with a copy
-        before or behind it on the same stream, and compute time beside a stream of copies."""
+        """Of one plan: compute time by batch (graphs back to back, so that no launch is waited for), with a copy before or
+        behind it on the same stream, and beside a stream of copies; host time of an enqueue, of one after a change of shape,
+        and of each step of a loop at batch 1."""
         engine = Engine(plan)
-        compute, alone, enqueue, launch, after_copy, before_copy = {}, {}, {}, {}, {}, {}
+        compute, enqueue, after_copy, before_copy = {}, {}, {}, {}
         largest = max(batch for batch in BATCHES if engine.profile_for(batch) is not None)
         for batch in (batch for batch in BATCHES if batch <= largest):
             sample = noise_images(range(min(batch, 8)), 224, 1)
@@ -219,11 +202,9 @@ class Bench:
                 cudart.cudaMemcpy(self.input.address + first * IMAGE, self.host.ctypes.data, rows.nbytes,
                                   cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
             context = self.context(engine, batch)
-            alone[str(batch)] = self.gpu_us(lambda c=context: c.execute_async_v3(self.stream), 1, ahead=False)
             enqueue[str(batch)] = typical_us(lambda c=context: c.execute_async_v3(self.stream), 100, self.stream.synchronize)
             with self.captured(context) as graph:
                 compute[str(batch)] = self.gpu_us(lambda g=graph: g.launch(self.stream), 20)
-                launch[str(batch)] = typical_us(lambda g=graph: g.launch(self.stream), 100, self.stream.synchronize)
                 copied_in, copied_out = self.host[: batch * IMAGE // 4], self.host[: batch * CLASSES]
 
                 def behind_a_copy(g: Graph = graph, images: np.ndarray = copied_in) -> None:
@@ -237,15 +218,14 @@ class Bench:
                 after_copy[str(batch)] = self.gpu_us(behind_a_copy, 20)
                 before_copy[str(batch)] = self.gpu_us(with_a_copy_behind, 20)
                 if batch == 1:
-                    steps = {"serial": self.serial_steps(engine, context), "enqueued": self.enqueued_steps(engine, context),
+                    steps = {"serial": self.serial_steps(engine, context),
                              "streamed": self.streamed_steps(engine, context, graph)}
                 if batch == largest:
                     beside_us = self.beside_copies(context)
         opt = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
-        found = {"opt": opt, "compute": compute, "enqueue_to_end": alone, "enqueue": enqueue, "graph_launch": launch,
-                 "copy_in_and_compute": after_copy, "compute_and_copy_out": before_copy, "steps": steps,
-                 "compute_beside_copies": beside_us, "enqueued_by_two": self.enqueued_by_two(engine),
-                 "tensorrt_call": typical_us(lambda: context.bind(self.input, self.output)) / 2}
+        found = {"opt": opt, "compute": compute, "enqueue": enqueue, "copy_in_and_compute": after_copy,
+                 "compute_and_copy_out": before_copy, "steps": steps, "compute_beside_copies": beside_us,
+                 "enqueued_by_two": self.enqueued_by_two(engine)}
         if largest > 1:
             sizes = [1, 2]
 
@@ -257,31 +237,25 @@ class Bench:
             found["enqueue_new_shape"] = typical_us(lambda: context.execute_async_v3(self.stream), 20, another_shape)
         return found
 
-    def session(self, engine: Engine, batch: int, count: int) -> Session:
-        """A session to finish ``count`` batches in, each of whose outputs is kept in memory of its own, as in a stage."""
+    def finisher(self, engine: Engine, batch: int, count: int) -> tuple[np.ndarray, Callable[[], None]]:
+        """A batch's output, page-locked, and what finishes a batch with it: ``count`` times and for the warm-up, each output
+        kept in memory of its own, as in a stage."""
+        count, logits = with_warm_up(count), page_locked((batch, CLASSES))
         images, names = pageable(engine.input_shape(batch)), [f"image-{row}" for row in range(batch)]
-        return Session(engine, [images] * (count + 1), [names] * (count + 1), argparse.Namespace(measure=1))
+        session = Session(engine, [images] * (count + 1), [names] * (count + 1), argparse.Namespace(measure=1))
+        indices = iter(range(count))
+        return logits, lambda: session.finish(next(indices), logits)
 
     def serial_steps(self, engine: Engine, context: Context) -> dict[str, float]:
         """Host time of each call of a serial loop at batch 1, on the default stream: the last copy waits for the inference."""
-        image, logits, finish = self.one_image(engine)
+        image, (logits, finish) = page_locked((IMAGE // 4,)), self.finisher(engine, 1, TURNS)
         return in_turn_us({
             "copy in": lambda: copy_to_device(self.input, image), "enqueue": lambda: context.execute_async_v3(None),
             "copy out": lambda: copy_to_host(logits, self.output), "finish": finish})
 
-    def enqueued_steps(self, engine: Engine, context: Context) -> dict[str, float]:
-        """Likewise on a stream of its own, which the host waits for at the end."""
-        image, logits, finish = self.one_image(engine)
-        return in_turn_us({
-            "bind": lambda: context.bind(self.input, self.output),
-            "copy in": lambda: copy_to_device_async(self.input, image, self.stream),
-            "enqueue": lambda: context.execute_async_v3(self.stream),
-            "copy out": lambda: copy_to_host_async(logits, self.output, self.stream),
-            "synchronize": self.stream.synchronize, "finish": finish})
-
     def streamed_steps(self, engine: Engine, context: Context, graph: Graph) -> dict[str, float]:
         """Likewise of a loop on streams with events between them and a graph for the inference."""
-        image, logits, finish = self.one_image(engine)
+        image, (logits, finish) = page_locked((IMAGE // 4,)), self.finisher(engine, 1, TURNS)
         return in_turn_us({
             "copy in": lambda: copy_to_device_async(self.input, image, self.other),
             "record": lambda: self.event.record(self.other),
@@ -289,12 +263,6 @@ class Bench:
             "launch": lambda: graph.launch(self.stream),
             "copy out": lambda: copy_to_host_async(logits, self.output, self.stream),
             "synchronize": self.stream.synchronize, "finish": finish})
-
-    def one_image(self, engine: Engine) -> tuple[np.ndarray, np.ndarray, Callable[[], None]]:
-        """Page-locked memory for an image and its output, and what finishes as many batches as ``in_turn_us`` makes."""
-        count = TURNS + TURNS // 10
-        session, indices, logits = self.session(engine, 1, count), iter(range(count)), page_locked((1, CLASSES))
-        return page_locked((IMAGE // 4,)), logits, lambda: session.finish(next(indices), logits)
 
     def enqueued_by_two(self, engine: Engine) -> float:
         """Host time of a pair of enqueues at batch 1, one in each of two threads that do nothing else, a context and a stream
@@ -338,16 +306,12 @@ class Bench:
         """Python's own work: post-processing by batch, an NVTX range, a queue, waking a thread that waits at a queue."""
         post, engine = {}, Engine(default_plan("fp16"))
         for batch in BATCHES:
-            logits, session = page_locked((batch, CLASSES)), self.session(engine, batch, OUTPUTS)
-            indices = iter(range(OUTPUTS))
+            logits, finish = self.finisher(engine, batch, 60)
 
             def returned(host: np.ndarray = logits) -> None:  # as in a stage, the copy engine has just written them
                 copy_to_host(host, self.output)
 
-            def finish(s: Session = session, i: Any = indices, x: np.ndarray = logits) -> None:
-                s.finish(next(i), x)
-
-            post[str(batch)] = typical_us(finish, OUTPUTS * 10 // 11, before=returned)
+            post[str(batch)] = typical_us(finish, 60, before=returned)
 
         def marked() -> None:
             with ranges.pushed(ranges.INFER, 0):
@@ -400,31 +364,30 @@ def measure() -> dict[str, Any]:
         "unit": "microseconds, medians",
     }
     with ExitStack() as resources:
-        bench, host = Bench(resources), Host()
-        parts: dict[str, Callable[[], Any]] = {name: getattr(bench, f"measure_{name}") for name in (
-            "copies", "calls", "allocation", "memory_gb_s", "host")}
-        parts.update({f"plans {name}": partial(bench.measure_plan, plan) for name, plan in plans.items()})
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
-        for number in range(ROUNDS):  # a host's memory and cores are busy with other things for seconds on end
-            for name, part in parts.items():
-                err.print(f"round {number + 1} of {ROUNDS}: {name}", markup=False)
-                found[name] += host.repeated(partial(timed, part), 1)
-        raw["plans"] = {}
-        for name, results in found.items():
-            place, key = (raw["plans"], name.split(maxsplit=1)[1]) if name.startswith("plans ") else (raw, name)
-            place[key] = medians([result["found"] for result in results])
-    if here.simulator is None:
-        slowest = max(max(result["core_us"]) for results in found.values() for result in results)
-        raw["core_us"] = {"quickest": host.quickest_us, "slowest": slowest}
+        bench, host, readings, rounds = Bench(resources), Host(), [], []
+
+        def quietly(name: str, part: Callable[[], Any]) -> Any:
+            err.print(f"round {len(rounds) + 1} of {ROUNDS}: {name}", markup=False)
+            [result] = host.repeated(partial(timed, part), 1)
+            readings.extend(result["core_us"] or [])
+            return result["found"]
+
+        for _ in range(ROUNDS):  # a host's memory and cores are busy with other things for seconds on end
+            rounds.append({
+                **{name: quietly(name, getattr(bench, f"measure_{name}")) for name in
+                   ("copies", "calls", "allocation", "memory_gb_s", "host")},
+                "plans": {name: quietly(plan.name, partial(bench.measure_plan, plan)) for name, plan in plans.items()}})
+        raw.update(medians(rounds))
+    if readings:
+        raw["core_us"] = {"quickest": host.quickest_us, "slowest": max(readings)}
     return raw
 
 
 def timed(part: Callable[[], Any]) -> dict[str, Any]:
     """What a part measures, with the core's speed before and after it."""
-    simulated = backend.current().simulator is not None
-    with undisturbed():
-        before, found = core_us(), part()
-        return {"found": found, "core_us": None if simulated else [before, core_us()]}
+    with undisturbed() as readings:
+        found = part()
+    return {"found": found, "core_us": None if backend.current().simulator else readings}
 
 
 def medians(found: list[Any]) -> Any:

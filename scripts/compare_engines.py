@@ -30,7 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common import models
-from common.clock import core_us, undisturbed
+from common.clock import undisturbed
 from common.errors import Fault
 from common.files import atomic_path, write_json
 from common.images import Images
@@ -82,8 +82,8 @@ def weights_hash(weights: str) -> str:
 # -- speed
 
 
-def time_engine(engine: Engine, seconds: float) -> list[float]:
-    """Milliseconds of single inferences, each synchronized, after a warm-up of a fifth of the time."""
+def time_engine(engine: Engine, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of single inferences, each synchronized, after a warm-up of a fifth of the time; and the core's speed."""
     def once() -> float:
         started = time.perf_counter()
         engine.infer()
@@ -93,17 +93,11 @@ def time_engine(engine: Engine, seconds: float) -> list[float]:
     until = time.perf_counter() + seconds / 5
     while time.perf_counter() < until:
         once()
-    with undisturbed():
+    with undisturbed() as readings:
         times, until = [], time.perf_counter() + seconds
         while len(times) < LEAST or (time.perf_counter() < until and len(times) < MOST):
             times.append(once())
-    return times
-
-
-def time_on_gpu(engine: Engine, seconds: float) -> dict[str, Any]:
-    """Likewise, with the core's speed before and after."""
-    before = core_us()
-    return {"times": time_engine(engine, seconds), "core_us": [before, core_us()]}
+    return {"times_ms": times, "core_us": readings}
 
 
 def summary(times_ms: list[float], batch: int) -> dict[str, Any]:
@@ -138,11 +132,11 @@ def run(task: Task, engine: Engine, images: np.ndarray, expected: np.ndarray, op
             [record] = HOST.repeated(lambda: engine.rate(options.seconds, options.out), 1)
             return {**facts, "median_ms": record["per_batch_ms"], "count": record["measured"], "rate_only": True,
                     "images_per_s": record["images_per_s"], "memory_mb": record["peak_device_memory_mb"]}
-        if engine.device() == "CPU":
-            times = time_engine(engine, options.seconds)
-        else:  # a core serves the GPU here; on a CPU, all of them are the engine's
-            [timed] = HOST.repeated(lambda: time_on_gpu(engine, options.seconds), 1)
-            times = timed["times"]
+        if engine.device() == "CPU":  # all cores are the engine's; a GPU is served by one
+            timed = time_engine(engine, options.seconds)
+        else:
+            [timed] = HOST.repeated(lambda: time_engine(engine, options.seconds), 1)
+        times = timed["times_ms"]
         return {**facts, **summary(times, task.batch), "memory_mb": engine.memory_mb(),
                 "times_ms": [round(each, 4) for each in times]}
     except Missing as missing:

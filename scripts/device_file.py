@@ -11,10 +11,9 @@ from common.sim import device as devices
 from common.sim.device import Device
 from common.sim.kernels import kernel
 from common.sim.network import Layer, layers
+from scripts.calibrate import CLASSES, IMAGE, PAIRS
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGE, CLASSES = 3 * 224 * 224 * 4, 1000
-PAIRS = 30  # enqueues by each of two threads, as in calibrate.py
 WAVE_SHARES = [share / 100 for share in range(20, 101, 5)]
 FLOORS_US = [floor / 2 for floor in range(2, 17)]
 
@@ -114,16 +113,18 @@ def crowded_launch_us(pair_us: float, before_us: float, launch_us: float, launch
 def enqueued_by_two_us(crowded_us: float, before_us: float, launch_us: float, launches: int) -> float:
     """Time of a pair of enqueues, one by each of two threads that do nothing else: each is TensorRT's own work ``before_us``
     the first launch, then launches, at the driver's lock in turn. The simulator's rule (``Gpu._launch``), for this one case."""
-    now, left, lock_free = [0.0, 0.0], [0, 0], 0.0  # by thread: its clock, and launches left of the enqueue that it is in
-    enqueues = [PAIRS, PAIRS]
-    while any(enqueues) or any(left):
-        one = min((thread for thread in (0, 1) if enqueues[thread] or left[thread]), key=lambda thread: (now[thread], thread))
-        if not left[one]:
-            enqueues[one], left[one], now[one] = enqueues[one] - 1, -launches, now[one] + before_us
+    now, prepared, launched, to_do = [0.0, 0.0], [False, False], [0, 0], [PAIRS, PAIRS]  # each by thread
+    lock_free = 0.0
+    while any(to_do):
+        one = min((thread for thread in (0, 1) if to_do[thread]), key=now.__getitem__)
+        if not prepared[one]:
+            now[one], prepared[one] = now[one] + before_us, True
             continue
-        crowded = left[1 - one] > 0 or lock_free > now[one]
+        crowded = launched[1 - one] > 0 or lock_free > now[one]
         now[one] = lock_free = max(now[one], lock_free) + (crowded_us if crowded else launch_us)
-        left[one] = abs(left[one]) - 1  # negative: the first launch is still to come
+        launched[one] += 1
+        if launched[one] == launches:
+            launched[one], prepared[one], to_do[one] = 0, False, to_do[one] - 1
     return max(now) / PAIRS
 
 

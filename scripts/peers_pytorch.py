@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from common import models
-from common.clock import core_us, undisturbed
+from common.clock import undisturbed
 from common.errors import Fault, WrongOutputs
 from common.files import write_json
 from common.images import noise_images
@@ -128,10 +128,9 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray], refere
 
         def repeat() -> dict[str, Any]:
             window = Window(options.batches, options.batch, options.measure)
-            with undisturbed():
-                before = core_us()
+            with undisturbed() as readings:
                 loop(model, batches, options.device, window.finish)
-                return {"per_batch_ms": window.per_batch_ms, "core_us": [before, core_us()], "outputs": window.outputs}
+            return {"per_batch_ms": window.per_batch_ms, "core_us": readings, "outputs": window.outputs}
 
         repeats = host.repeated(repeat, options.repeats)
     difference = compare(repeats[-1]["outputs"], [reference[index % len(reference)] for index in range(options.batches)])
