@@ -22,8 +22,6 @@ In the timeline: no ``cudaMalloc`` or ``cudaFree`` between two batches; the copi
 
 from __future__ import annotations
 
-import sys
-
 from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, pageable
 
@@ -43,9 +41,5 @@ def infer(run: session.Session) -> None:
             run.finish(index, host_output)
 
 
-def main() -> int:
-    return session.run(options.parser(__doc__), infer, precision="fp32", page_lock=False)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    session.main(options.parser(__doc__), infer, precision="fp32", page_lock=False)

@@ -21,8 +21,6 @@ In the timeline: the input copy takes about half as long, or less; the rest is a
 
 from __future__ import annotations
 
-import sys
-
 from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, page_locked
 
@@ -42,9 +40,5 @@ def infer(run: session.Session) -> None:
             run.finish(index, host_output)
 
 
-def main() -> int:
-    return session.run(options.parser(__doc__), infer, precision="fp32", page_lock=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    session.main(options.parser(__doc__), infer, precision="fp32", page_lock=True)

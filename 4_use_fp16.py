@@ -21,15 +21,12 @@ In the timeline: the same picture as before with shorter kernels; the copy engin
 
 from __future__ import annotations
 
-import sys
-
 from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, page_locked
 
 
 def infer(run: session.Session) -> None:
     """Run the batches one after the other through one pair of device buffers."""
-    run.engine.require_precision(run.precision)
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
     host_output = page_locked(run.output_shape)
@@ -43,9 +40,5 @@ def infer(run: session.Session) -> None:
             run.finish(index, host_output)
 
 
-def main() -> int:
-    return session.run(options.parser(__doc__), infer, precision="fp16", page_lock=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    session.main(options.parser(__doc__), infer, precision="fp16", page_lock=True)

@@ -1,12 +1,15 @@
 """5 · Multiple streams: copy the next batch in while this one computes.
 
 What changes: three streams (copy in, compute, copy out) and two slots, each with its own buffers. Within a stream work
-runs in order; between streams only where an event says so. Four events a slot are the whole schedule:
+runs in order; between streams only where an event says so. Three events a slot are the whole schedule:
 
     copied      the input is on the device         the compute stream waits for it
-    consumed    inference has read the input       the copy-in stream waits for it before it refills the slot
     computed    the output is on the device        the copy-out stream waits for it
-    returned    the output is on the host          the host waits for it
+    returned    the output is on the host          the host waits for it, and only then refills the slot
+
+Nothing else is needed: once a batch's output is on the host, its input has been read and its slot is free. (TensorRT can
+record an event as soon as an inference has read its input, ``set_input_consumed_event``. That is for pipelines that refill
+an input before its batch's output is back; this one does not.)
 
 Differs from: 4_use_fp16.py
 
@@ -26,29 +29,17 @@ the host post-processes batch i: it submits the next batch only then. That gap i
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 
 from common import options, session
-from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
-from common.cuda import Event, Stream
+from common.buffers import Slot, copy_to_device_async, copy_to_host_async
+from common.cuda import Stream
 
 SLOTS = 2  # one batch computes while the next is copied in
 
 
-class Slot:
-    """The buffers and events of one batch in flight."""
-
-    def __init__(self, run: session.Session, resources: ExitStack) -> None:
-        self.host_output = page_locked(run.output_shape)
-        self.device_input = resources.enter_context(DeviceBuffer(run.batches[0].nbytes))
-        self.device_output = resources.enter_context(DeviceBuffer(self.host_output.nbytes))
-        self.copied, self.consumed, self.computed, self.returned = (resources.enter_context(Event()) for _ in range(4))
-
-
 def infer(run: session.Session) -> None:
     """Run the batches through two slots; each batch is copied in while the one before it computes."""
-    run.engine.require_precision(run.precision)
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
     with ExitStack() as resources:
@@ -57,7 +48,6 @@ def infer(run: session.Session) -> None:
 
         def enqueue_input(index: int) -> None:
             slot = slots[index % SLOTS]
-            copy_in.wait(slot.consumed)  # or the copy would overwrite an input that inference still reads
             copy_to_device_async(slot.device_input, run.batches[index], copy_in)
             slot.copied.record(copy_in)
 
@@ -68,7 +58,6 @@ def infer(run: session.Session) -> None:
                     enqueue_input(0)
                 compute.wait(slot.copied)
                 context.bind(slot.device_input, slot.device_output)
-                context.set_input_consumed_event(slot.consumed)  # before the enqueue: only later enqueues record it
                 if index + 1 < len(run.batches):
                     enqueue_input(index + 1)  # before this batch's many launches, so that it runs beside all of them
                 context.execute_async_v3(compute)
@@ -80,9 +69,5 @@ def infer(run: session.Session) -> None:
             run.finish(index, slot.host_output)
 
 
-def main() -> int:
-    return session.run(options.parser(__doc__), infer, precision="fp16", page_lock=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    session.main(options.parser(__doc__), infer, precision="fp16", page_lock=True)

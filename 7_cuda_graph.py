@@ -1,14 +1,14 @@
 """7 · CUDA graph: record a batch's launches once, replay them with one call.
 
 What changes: each slot's inference and the copy of its output are captured into a graph before the loop, and the loop
-launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot and
-shape. (The copy in stays outside: its source is another batch each time.) What is inside a graph no other stream can wait
-for, so ``returned`` stands for the events ``consumed`` and ``computed`` as well, and the third stream has gone.
+launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot.
+(The copy in stays outside: its source is another batch each time.) What is inside a graph no other stream can wait for, so
+the event `computed` and the third stream have gone.
 
 Capture fails if it meets the first enqueue for a shape: TensorRT then initialises itself, with calls that are illegal
-during capture. So each context enqueues once, and finishes, before anything is captured. (The published version of this
-step leaves that out, fails with "operation not permitted when stream is capturing" and concludes that the model cannot
-be captured.)
+during capture. So each slot's work is enqueued once before it is captured. (The published version of this step leaves
+that out, fails with "operation not permitted when stream is capturing" and concludes that the model cannot be captured.)
+Where a capture fails for another reason, the work is launched one by one, and the result says why.
 
 Differs from: 6_multi_threads.py
 
@@ -28,29 +28,15 @@ In the timeline: short `infer` ranges, one ``cudaGraphLaunch`` in each, and kern
 
 from __future__ import annotations
 
-import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from queue import Queue
-
-import numpy as np
 
 from common import options, session
-from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
-from common.cuda import CudaError, Event, Graph, Stream, clear_last_error, cudart
-from common.engine import Context, TensorRTError
-from common.worker import Worker
+from common.buffers import Slot, copy_to_device_async, copy_to_host_async
+from common.cuda import CaptureError, Graph, Stream
+from common.engine import Context
 
 SLOTS = 3  # one batch is post-processed, one computes, the next is copied in
-
-
-class Slot:
-    """The buffers and events of one batch in flight."""
-
-    def __init__(self, run: session.Session, resources: ExitStack) -> None:
-        self.host_output = page_locked(run.output_shape)
-        self.device_input = resources.enter_context(DeviceBuffer(run.batches[0].nbytes))
-        self.device_output = resources.enter_context(DeviceBuffer(self.host_output.nbytes))
-        self.copied, self.returned = (resources.enter_context(Event()) for _ in range(2))
 
 
 def enqueue(context: Context, slot: Slot, stream: Stream) -> None:
@@ -60,84 +46,50 @@ def enqueue(context: Context, slot: Slot, stream: Stream) -> None:
     copy_to_host_async(slot.host_output, slot.device_output, stream)
 
 
-def capture(context: Context, slot: Slot, sample: np.ndarray, stream: Stream) -> Graph:
-    """The work of one slot as a graph; raises CudaError or TensorRTError where it cannot be captured."""
-    context.set_input_shape(sample.shape)
-    copy_to_device_async(slot.device_input, sample, stream)
+def capture(context: Context, slot: Slot, stream: Stream) -> Graph:
+    """The slot's work as a graph, which keeps the slot's addresses and the context's shape."""
     enqueue(context, slot, stream)  # TensorRT initialises for this shape here, not inside the capture
-    stream.synchronize()
-    # Thread-local: other threads may go on allocating and synchronizing; only this one must not.
-    cudart.cudaStreamBeginCapture(stream.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-    try:
+    with stream.capture() as graph:
         enqueue(context, slot, stream)
-    except TensorRTError:
-        abandon_capture(stream)
-        raise
-    graph = Graph(cudart.cudaStreamEndCapture(stream.handle))
-    graph.upload(stream)
     return graph
-
-
-def abandon_capture(stream: Stream) -> None:
-    """Take the stream out of a capture that has gone wrong, and clear the error that it left."""
-    try:
-        cudart.cudaGraphDestroy(cudart.cudaStreamEndCapture(stream.handle))
-    except CudaError:
-        pass  # the very error that broke the capture
-    clear_last_error()
 
 
 def infer(run: session.Session) -> None:
     """Submit the batches through three slots, a graph launch each; a worker thread finishes them in the same order."""
-    run.engine.require_precision(run.precision)
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
     with ExitStack() as resources:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
         copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
-        graphs: dict[tuple[Slot, tuple[int, ...]], Graph] = {}
         try:
-            for slot in slots:
-                for shape, sample in {batch.shape: batch for batch in run.batches}.items():
-                    graphs[slot, shape] = resources.enter_context(capture(context, slot, sample, compute))
-        except (CudaError, TensorRTError) as error:
-            run.notes.append(f"capture failed, going on without graphs: {error}")
-            graphs.clear()
-        free: Queue[Slot | None] = Queue()
-        submitted: Queue[tuple[int, Slot] | None] = Queue(SLOTS + 1)  # every slot, and the None that ends the worker
-        for slot in slots:
-            free.put(slot)
+            graphs = [resources.enter_context(capture(context, slot, compute)) for slot in slots]
+        except CaptureError as error:
+            run.notes.append(f"not captured, so launched one by one: {error}")
+            graphs = []
+        worker = resources.enter_context(ThreadPoolExecutor(1))
+        finished: list[Future[None]] = []
 
-        def finish_batches() -> None:
-            try:
-                while (item := submitted.get()) is not None:
-                    index, slot = item
-                    slot.returned.synchronize()
-                    run.finish(index, slot.host_output)
-                    free.put(slot)  # only now may the next batch's output overwrite this one's
-            finally:
-                free.put(None)  # if the worker fails, the main thread must not wait for its slot
+        def finish(index: int, slot: Slot) -> None:
+            slot.returned.synchronize()
+            run.finish(index, slot.host_output)
 
-        with Worker(finish_batches, stop=lambda: submitted.put(None)):
-            for index, host_input in enumerate(run.batches):
-                if (slot := free.get()) is None:
-                    break
-                with run.submit(index):
-                    copy_in.wait(slot.returned)  # or the copy would overwrite an input that inference still reads
-                    copy_to_device_async(slot.device_input, host_input, copy_in)
-                    slot.copied.record(copy_in)
-                    compute.wait(slot.copied)
-                    if graphs:
-                        graphs[slot, host_input.shape].launch(compute)
-                    else:
-                        enqueue(context, slot, compute)
-                    slot.returned.record(compute)
-                submitted.put((index, slot))
-
-
-def main() -> int:
-    return session.run(options.parser(__doc__), infer, precision="fp16", page_lock=True)
+        for index, host_input in enumerate(run.batches):
+            slot = slots[index % SLOTS]
+            if index >= SLOTS:
+                finished[index - SLOTS].result()  # the slot's last batch; only now may this one overwrite it
+            with run.submit(index):
+                copy_to_device_async(slot.device_input, host_input, copy_in)
+                slot.copied.record(copy_in)
+                compute.wait(slot.copied)
+                if graphs:
+                    graphs[index % SLOTS].launch(compute)
+                else:
+                    enqueue(context, slot, compute)
+                slot.returned.record(compute)
+            finished.append(worker.submit(finish, index, slot))
+        for batch in finished[-SLOTS:]:
+            batch.result()  # raises what the worker raised
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    session.main(options.parser(__doc__), infer, precision="fp16", page_lock=True)

@@ -5,8 +5,10 @@ The choice is made once, by ``select``; the rest of ``common/`` asks ``current()
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from common.errors import EnvironmentFault, UsageFault
+from common.trace import Reader, Trace, TraceError
 
 NAMES = ("auto", "tensorrt", "simulated")
 DEFAULT_DEVICE = "v100-sxm2-32gb"
@@ -32,22 +37,31 @@ class Backend:
     tensorrt: ModuleType
     nvtx: ModuleType | None
     device: str
-    engine: str
+    library: str  # the TensorRT that runs the plans, with its version
     time_base: str
     plan_suffix: str
     clock_ns: Callable[[], int]
     scale: float = 1.0  # how many times each byte, operation and image is charged (simulated backend)
     simulator: Any = None
 
-    def write_trace(self, path: Path, **facts: Any) -> None:
-        """Write the timeline as SQLite; a real one is Nsight Systems' business."""
+    def trace(self) -> Trace | None:
+        """The timeline so far of a simulated run; None on a GPU, or before there is a whole window."""
         if self.simulator is None:
-            raise UsageFault("--trace writes the simulator's timeline; on a GPU run the stage under `nsys profile`.")
-        self.simulator.write_trace(path, **facts)
+            return None
+        with contextlib.closing(self.simulator.database()) as connection:
+            try:
+                return Reader(connection, Path("the simulator's trace")).trace()
+            except TraceError:
+                return None
 
-    def activity(self) -> list[tuple[str, int, int, int]]:
-        """(row, start, end, batch) of all simulated work; empty on a GPU."""
-        return [] if self.simulator is None else self.simulator.trace.activity()
+    def versions(self) -> dict[str, str]:
+        """Of Python, NumPy, TensorRT, the CUDA runtime and the driver."""
+        found = {"python": platform.python_version(), "numpy": np.__version__, "tensorrt": self.tensorrt.__version__}
+        for name in ("cudaRuntimeGetVersion", "cudaDriverGetVersion"):
+            error, version = getattr(self.cudart, name)()
+            if int(error) == 0:
+                found[name[4:-10].lower()] = f"{version // 1000}.{version % 1000 // 10}"
+        return found
 
     def leaks(self) -> list[str]:
         """What was not given back (simulated backend), with the line that made it."""
@@ -83,8 +97,7 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0) ->
         _current = _simulated(str(fault).rstrip("."), device, scale)
     else:
         if device is not None:
-            raise UsageFault(f"--device {device} names a GPU to simulate, and this machine has a real one: "
-                             "add --backend simulated.")
+            raise UsageFault(f"--device {device} is a GPU to simulate, and here is a real one: add --backend simulated.")
     return _current
 
 
@@ -108,16 +121,23 @@ def _real() -> Backend:
     except ImportError:
         nvtx = None
     return Backend(
-        name="tensorrt", reason="a GPU and TensorRT answer", cudart=cudart, tensorrt=tensorrt, nvtx=nvtx,
-        device=cudart.cudaGetDeviceProperties(0)[1].name.decode(), engine=f"TensorRT {tensorrt.__version__}",
-        time_base="wall clock", plan_suffix=".plan", clock_ns=time.perf_counter_ns,
+        name="tensorrt",
+        reason="a GPU and TensorRT answer",
+        cudart=cudart,
+        tensorrt=tensorrt,
+        nvtx=nvtx,
+        device=cudart.cudaGetDeviceProperties(0)[1].name.decode(),
+        library=f"TensorRT {tensorrt.__version__}",
+        time_base="wall clock",
+        plan_suffix=".plan",
+        clock_ns=time.perf_counter_ns,
     )
 
 
 def _simulated(reason: str, device: str | None, scale: float) -> Backend:
-    from common.sim import cudart, nvtx, tensorrt
-    from common.sim import device as devices
-    from common.sim.simulator import start
+    from sim import cudart, nvtx, tensorrt
+    from sim import device as devices
+    from sim.simulator import start
 
     key = device or DEFAULT_DEVICE
     if key not in devices.available():
@@ -128,9 +148,16 @@ def _simulated(reason: str, device: str | None, scale: float) -> Backend:
     except ImportError:
         raise EnvironmentFault("the simulated backend computes with ONNX Runtime: pip install onnxruntime.") from None
     return Backend(
-        name="simulated", reason=reason, cudart=cudart, tensorrt=tensorrt, nvtx=nvtx,
+        name="simulated",
+        reason=reason,
+        cudart=cudart,
+        tensorrt=tensorrt,
+        nvtx=nvtx,
         device=f"{simulator.device.name} (modelled)",
-        engine=f"simulated TensorRT (outputs by ONNX Runtime {onnxruntime} on the CPU)",
-        time_base="simulated time", plan_suffix=".simulated.plan", clock_ns=lambda: simulator.clock.thread().now,
-        scale=scale, simulator=simulator,
+        library=f"simulated TensorRT (outputs by ONNX Runtime {onnxruntime} on the CPU)",
+        time_base="simulated time",
+        plan_suffix=".simulated.plan",
+        clock_ns=lambda: simulator.clock.thread().now,
+        scale=scale,
+        simulator=simulator,
     )

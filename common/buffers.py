@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cuda import CudaError, Resource, Stream, cudart
+from common.cuda import CudaError, Event, Resource, Stream, cudart
+
+if TYPE_CHECKING:
+    from common.session import Session
 
 
 class DeviceBuffer(Resource):
@@ -32,7 +36,11 @@ class _PageLocked:
         self._free = cudart.cudaFreeHost
         self._address = int(cudart.cudaMallocHost(nbytes))
         self.__array_interface__ = {
-            "version": 3, "shape": shape, "typestr": np.dtype(dtype).str, "data": (self._address, False)}
+            "version": 3,
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "data": (self._address, False),
+        }
 
     def __del__(self) -> None:
         if getattr(self, "_address", 0):
@@ -59,8 +67,10 @@ def pageable(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 
 def _check(host: np.ndarray, device: DeviceBuffer) -> None:
     if not host.flags.c_contiguous or host.nbytes > device.nbytes:
-        raise ValueError(f"cannot copy between {device.nbytes} bytes on the device and a "
-                         f"{'' if host.flags.c_contiguous else 'non-contiguous '}host array of {host.nbytes}")
+        raise ValueError(
+            f"cannot copy between {device.nbytes} bytes on the device and a "
+            f"{'' if host.flags.c_contiguous else 'non-contiguous '}host array of {host.nbytes}"
+        )
 
 
 def copy_to_device(device: DeviceBuffer, host: np.ndarray) -> None:
@@ -89,3 +99,13 @@ def copy_to_host_async(host: np.ndarray, device: DeviceBuffer, stream: Stream) -
     _check(host, device)
     kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
     cudart.cudaMemcpyAsync(host.ctypes.data, device.address, host.nbytes, kind, stream.handle)
+
+
+class Slot:
+    """The buffers of one batch in flight, and an event for each step of its way (5_multi_streams.py explains them)."""
+
+    def __init__(self, run: Session, resources: ExitStack) -> None:
+        self.host_output = page_locked(run.output_shape)
+        self.device_input = resources.enter_context(DeviceBuffer(run.batches[0].nbytes))
+        self.device_output = resources.enter_context(DeviceBuffer(self.host_output.nbytes))
+        self.copied, self.computed, self.returned = (resources.enter_context(Event()) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Checked CUDA calls, and the three CUDA objects of the ladder as context managers.
+"""Checked CUDA calls, and the CUDA objects of the ladder as context managers: streams, events, graphs.
 
 ``cudart`` has every name of ``cuda.bindings.runtime``. A function called through it raises ``CudaError`` instead of
 returning an error code, and returns its result itself: ``stream = cudart.cudaStreamCreate()``.
@@ -6,6 +6,8 @@ returning an error code, and returns its result itself: ``stream = cudart.cudaSt
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from common import backend
@@ -18,6 +20,10 @@ class CudaError(EnvironmentFault):
     def __init__(self, call: str, code: Any, name: str, text: str) -> None:
         super().__init__(f"{call} failed: {name} ({text}).")
         self.code = code
+
+
+class CaptureError(EnvironmentFault):
+    """Work could not be captured into a graph; it can still be enqueued. The message is the reason."""
 
 
 class CheckedRuntime:
@@ -40,19 +46,15 @@ class CheckedRuntime:
         def checked(*args: Any) -> Any:
             code, *results = function(*args)
             if int(code) != 0:
-                raise CudaError(name, code, runtime.cudaGetErrorName(code)[1].decode(),
-                                runtime.cudaGetErrorString(code)[1].decode())
+                raise CudaError(
+                    name, code, runtime.cudaGetErrorName(code)[1].decode(), runtime.cudaGetErrorString(code)[1].decode()
+                )
             return results[0] if len(results) == 1 else tuple(results) or None
 
         return checked
 
 
 cudart: Any = CheckedRuntime()
-
-
-def clear_last_error() -> None:
-    """Forget the error that a failed call has left behind (the checked runtime would raise it)."""
-    backend.current().cudart.cudaGetLastError()
 
 
 class Resource:
@@ -88,6 +90,40 @@ class Stream(Resource):
     def synchronize(self) -> None:
         cudart.cudaStreamSynchronize(self.handle)
 
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """What is enqueued here inside the block does not run but is recorded into the graph, ready after the block.
+
+        Raises ``CaptureError`` where that fails, by a CUDA or TensorRT error inside the block as well; the stream is as it
+        was before. Other threads may go on allocating and synchronizing; only this one must not.
+        """
+        graph = Graph()
+        try:
+            cudart.cudaStreamBeginCapture(self.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+            yield graph
+            captured = cudart.cudaStreamEndCapture(self.handle)
+            try:
+                graph.handle = int(cudart.cudaGraphInstantiate(captured, 0))
+            finally:
+                cudart.cudaGraphDestroy(captured)  # the executable graph does not need it
+            cudart.cudaGraphUpload(graph.handle, self.handle)  # the first launch's preparation
+        except BaseException as fault:
+            self._leave_capture(graph, fault)
+            if isinstance(fault, EnvironmentFault):
+                raise CaptureError(str(fault)) from fault
+            raise
+
+    def _leave_capture(self, graph: Graph, fault: BaseException) -> None:
+        """End a capture that ``fault`` has broken, forget the error that it left, and drain the stream."""
+        with contextlib.suppress(CudaError):  # it says again what broke the capture, or that none is active
+            cudart.cudaGraphDestroy(cudart.cudaStreamEndCapture(self.handle))
+        backend.current().cudart.cudaGetLastError()
+        try:
+            graph.close()
+            self.synchronize()
+        except CudaError:
+            raise fault from None  # more than the capture is broken
+
     def _destroy(self, handle: int) -> None:
         try:
             cudart.cudaStreamSynchronize(handle)  # drained first: what it uses may be freed right after
@@ -117,17 +153,7 @@ class Event(Resource):
 
 
 class Graph(Resource):
-    """An executable graph, made from a captured one (which is destroyed: the executable does not need it)."""
-
-    def __init__(self, captured: Any) -> None:
-        try:
-            self.handle = int(cudart.cudaGraphInstantiate(captured, 0))
-        finally:
-            cudart.cudaGraphDestroy(captured)
-
-    def upload(self, stream: Stream) -> None:
-        """Do the first launch's preparation now."""
-        cudart.cudaGraphUpload(self.handle, stream.handle)
+    """An executable graph, made by ``Stream.capture``: recorded work that one call launches."""
 
     def launch(self, stream: Stream) -> None:
         cudart.cudaGraphLaunch(self.handle, stream.handle)

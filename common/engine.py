@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import numpy as np
 
 from common import backend
 from common.buffers import DeviceBuffer
-from common.cuda import Event, Stream, cudart
+from common.console import err
+from common.cuda import Stream
 from common.errors import EnvironmentFault
-from common.models import sha256
+from common.plans import check_sidecar, rebuild
 
 _loggers: dict[str, Any] = {}
 
@@ -29,7 +29,7 @@ def logger() -> Any:
     trt = backend.current().tensorrt
     if trt.__name__ not in _loggers:
 
-        class LastError(trt.ILogger):
+        class LastError(trt.ILogger):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
                 self.last = ""
@@ -48,42 +48,6 @@ def require(result: Any, call: str) -> Any:
         said, logger().last = logger().last, ""
         raise TensorRTError(f"{call} failed: {said or 'TensorRT gave no reason'}.")
     return result
-
-
-def sidecar(plan: Path) -> Path:
-    return plan.with_name(plan.name + ".json")
-
-
-def this_machine() -> dict[str, Any]:
-    """What a plan depends on, as its sidecar has it: TensorRT's version, the GPU and its compute capability."""
-    properties = cudart.cudaGetDeviceProperties(0)
-    return {"tensorrt": backend.current().tensorrt.__version__, "gpu": properties.name.decode(),
-            "compute_capability": f"{properties.major}.{properties.minor}"}
-
-
-def check_sidecar(plan: Path) -> dict[str, Any]:
-    """The sidecar's content, or {} without one. Raises ``EnvironmentFault`` where the plan cannot work here."""
-    if not plan.exists():
-        raise EnvironmentFault(f"there is no plan {plan}. Build it: python 0_build.py --output {plan}")
-    try:
-        facts = json.loads(sidecar(plan).read_text())
-    except OSError:
-        return {}
-    except ValueError:
-        raise EnvironmentFault(f"{sidecar(plan)} is not valid JSON. Build the plan again: {rebuild(plan, {})}") from None
-    here, again = this_machine(), f"Build it again: {rebuild(plan, facts)}"
-    if facts.get("plan_sha256") != sha256(plan):
-        raise EnvironmentFault(f"{plan} is not the file that was built: cut short, edited or overwritten. {again}")
-    if facts.get("tensorrt") != here["tensorrt"]:
-        raise EnvironmentFault(f"{plan} was built by TensorRT {facts.get('tensorrt')}, and this is {here['tensorrt']}. {again}")
-    simulated = backend.current().simulator is not None  # a simulated plan runs on every modelled GPU
-    if not simulated and facts.get("compute_capability") != here["compute_capability"]:
-        raise EnvironmentFault(f"{plan} was built for a {facts.get('gpu')}, and this is a {here['gpu']}. {again}")
-    return facts
-
-
-def rebuild(plan: Path, facts: dict[str, Any]) -> str:
-    return " ".join(facts.get("command") or ["python", "0_build.py", "--output", str(plan)])
 
 
 class Context:
@@ -107,17 +71,9 @@ class Context:
         for name, buffer in ((self._engine.input_name, device_input), (self._engine.output_name, device_output)):
             require(self.trt_context.set_tensor_address(name, buffer.address), f"set_tensor_address({name!r})")
 
-    def set_input_consumed_event(self, event: Event) -> None:
-        """``event`` is recorded by each later enqueue once it has read its inputs."""
-        require(self.trt_context.set_input_consumed_event(event.handle), "set_input_consumed_event")
-
     def set_optimization_profile_async(self, profile: int, stream: Stream) -> None:
-        require(self.trt_context.set_optimization_profile_async(profile, stream.handle),
-                f"set_optimization_profile_async({profile})")
-
-    @property
-    def active_optimization_profile(self) -> int:
-        return self.trt_context.active_optimization_profile
+        call = f"set_optimization_profile_async({profile})"
+        require(self.trt_context.set_optimization_profile_async(profile, stream.handle), call)
 
     def execute_async_v3(self, stream: Stream | None) -> None:
         """Enqueue inference on ``stream``; None is the default stream."""
@@ -134,8 +90,8 @@ class Engine:
         self._runtime = runtime  # an engine does not outlive its runtime
         if self.trt_engine is None:
             said, logger().last = logger().last, ""
-            raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({said}). "
-                                   f"Build it: {rebuild(plan, self.facts)}")
+            mend = f"Build it: {rebuild(plan, self.facts)}"
+            raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({said}). {mend}")
         modes = backend.current().tensorrt.TensorIOMode
         names = [self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)]
         inputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == modes.INPUT]
@@ -155,11 +111,11 @@ class Engine:
         return (batch, *tuple(self.trt_engine.get_tensor_shape(self.output_name))[1:])
 
     @property
-    def batch_ranges(self) -> list[tuple[int, int]]:
-        """(smallest, largest) batch of each optimization profile."""
-        profiles = range(self.trt_engine.num_optimization_profiles)
-        shapes = [self.trt_engine.get_tensor_profile_shape(self.input_name, profile) for profile in profiles]
-        return [(low[0], high[0]) for low, _, high in shapes]
+    def profiles(self) -> list[tuple[int, int, int]]:
+        """(smallest, most common, largest) batch of each optimization profile."""
+        indices = range(self.trt_engine.num_optimization_profiles)
+        shapes = [self.trt_engine.get_tensor_profile_shape(self.input_name, index) for index in indices]
+        return [(low[0], opt[0], high[0]) for low, opt, high in shapes]
 
     def profile_for(self, batch: int) -> int | None:
         """The profile with the smallest largest batch that takes ``batch``; None where none does.
@@ -167,10 +123,13 @@ class Engine:
         A simulated batch needs the profile of the batch that it is charged as.
         """
         batch = round(batch * backend.current().scale)
-        fitting = [(high, index) for index, (low, high) in enumerate(self.batch_ranges) if low <= batch <= high]
+        fitting = [(high, index) for index, (low, _, high) in enumerate(self.profiles) if low <= batch <= high]
         return min(fitting)[1] if fitting else None
 
-    def create_context(self, profile: int = 0) -> Context:
+    def create_context(self, profile: int | None = 0) -> Context:
+        """A context for one of the profiles; None is what ``profile_for`` answers where no profile fits."""
+        if profile is None:
+            raise EnvironmentFault(f"{self.plan} has no profile for these batches: they are for {self.profiles}.")
         return Context(self, profile)
 
     @property
@@ -193,7 +152,7 @@ class Engine:
         inspector = self.trt_engine.create_engine_inspector()
         try:  # of an engine with dynamic shapes, more is told for a context's shapes
             context = self.create_context()
-            context.set_input_shape(self.input_shape(self.batch_ranges[0][0]))
+            context.set_input_shape(self.input_shape(self.profiles[0][0]))
             inspector.execution_context = context.trt_context
         except TensorRTError:
             pass  # a plan too large for this GPU's memory can still be inspected
@@ -208,12 +167,11 @@ class Engine:
         """
         found = self.precisions()
         if not found:
-            print(f"{self.plan}: the engine inspector does not say in which precision its layers work, so {precision} is not "
-                  "confirmed", file=sys.stderr)
+            err.print(f"{self.plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
         elif found.most_common(1)[0][0] != precision:
             counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
-            raise EnvironmentFault(f"{self.plan} is not a {precision} engine: its layers work in {counts}. Build one: "
-                                   f"python 0_build.py --{precision}")
+            mend = f"Build one: python 0_build.py --{precision}"
+            raise EnvironmentFault(f"{self.plan} is not a {precision} engine: its layers work in {counts}. {mend}")
 
 
 TACTIC_NAMES = {"f32f32": "FP32", "f16f16": "FP16", "h1688": "FP16", "h884": "FP16", "i8i8": "INT8", "bf16bf16": "BF16"}

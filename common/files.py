@@ -1,12 +1,14 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what is written into them: JSON, tables in Markdown."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,63 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write ``content`` as JSON, whole or not at all."""
+def check_writable(*paths: Path | None) -> None:
+    """Find out before the run that a result could not be written after it."""
+    for path in filter(None, paths):
+        folder = path.parent if str(path.parent) else Path(".")
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+            raise EnvironmentFault(f"cannot write {path}: {folder} is not a folder that can be written to.")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    """The file's hash; read once in a process, and again when the file has changed."""
+    state = path.stat()
+    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path: Path, *state: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+Column = tuple[str, str, str]
+"""Of a table: title, key of the row, format."""
+
+
+def cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
+    """A row as text, in the order of ``columns``; what it does not have is a dash."""
+    return [form.format(row[key]) if row.get(key) is not None else "–" for _, key, form in columns]
+
+
+def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], words: int = 1) -> list[str]:
+    """The lines of a Markdown table whose first ``words`` columns are words and the others numbers."""
+    lines = [[title for title, *_ in columns], *(cells(row, columns) for row in rows)]
+    drawn = ["| " + " | ".join(line) + " |" for line in lines]
+    return [drawn[0], "|" + "---|" * words + "---:|" * (len(columns) - words), *drawn[1:]]

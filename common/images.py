@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from rich.progress import track
 
+from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's ImageNet normalisation, RGB
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+DISTINCT = 8
+"""Different batches of synthetic images; longer runs repeat them. More than any pipeline's slots, so that a stale or
+swapped batch always shows, and few enough to stay page-locked."""
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
@@ -100,3 +106,39 @@ class Images:
                 row[:] = self._photographs[index % len(self.files)]
         else:
             destination[:] = noise_images(indices, self.size, self.seed)
+
+
+def prepare(
+    images: Images,
+    shapes: Sequence[tuple[int, ...]],
+    allocate: Callable[[tuple[int, ...]], np.ndarray],
+    options: argparse.Namespace,
+) -> list[np.ndarray]:
+    """All batches, of ``shapes`` in turn, before the clock starts: reading images is not the subject."""
+    needed = -(-len(images) * len(shapes) // sum(shape[0] for shape in shapes))
+    count = options.batches or max(10, needed)
+    if options.measure >= count:
+        raise UsageFault(
+            f"--measure {options.measure} leaves no batch to warm up with: --batches must be at least {options.measure + 1}."
+        )
+    distinct = min(count, needed if len(images) else DISTINCT)
+    distinct = min(count, -(-distinct // len(shapes)) * len(shapes))  # whole turns of the sizes
+    batches, first = [], 0
+    for index in track(range(distinct), "preparing batches", console=err, transient=True, disable=not err.is_terminal):
+        batches.append(allocate(shapes[index % len(shapes)]))
+        images.fill(batches[-1], first)
+        first += len(batches[-1])
+    if len(images) > first:
+        err.print(f"{first} of {len(images)} images fit into {count} batches; --batches {needed} takes them all")
+    return [batches[index % distinct] for index in range(count)]
+
+
+def batch_names(batches: Sequence[np.ndarray], images: Images) -> list[list[str]]:
+    """The image names of each batch. Batches that are the same array have the same images."""
+    known: dict[int, list[str]] = {}
+    first = 0
+    for batch in batches:
+        if id(batch) not in known:
+            known[id(batch)] = [images.name(first + row) for row in range(len(batch))]
+            first += len(batch)
+    return [known[id(batch)] for batch in batches]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import backend
 from common.errors import UsageFault
@@ -12,34 +13,56 @@ from common.errors import UsageFault
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The stage's manual is its docstring; the options are the same for every stage."""
-    lines = (doc or "").strip()
-    p = argparse.ArgumentParser(description=lines, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run = p.add_argument_group("what to run")
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
+    number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")
     run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of the default plan (default: the stage's own)")
-    run.add_argument("--batch", type=positive, metavar="N",
-                     help=f"images a batch (default: {backend.PUBLISHED_BATCH}; simulated: {backend.SIMULATED_BATCH})")
-    run.add_argument("--batches", type=positive, metavar="N", help="batches to run, warm-up included (default: 10, or as "
-                     "many as --images fills)")
-    run.add_argument("--measure", type=positive, default=3, metavar="N", help="how many of the last batches are measured "
-                     "(default: %(default)s)")
+    sizes = f"{backend.PUBLISHED_BATCH}; simulated: {backend.SIMULATED_BATCH}"
+    run.add_argument("--batch", **number, help=f"images a batch (default: {sizes})")
+    run.add_argument("--batches", **number, help="to run, warm-up included (default: 10, or as many as --images fills)")
+    run.add_argument("--measure", **number, default=3, help="how many of the last ones are measured (default: %(default)s)")
     run.add_argument("--seed", type=int, default=10088, help="seed of the synthetic images (default: %(default)s)")
-    run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them (JPEG, PNG) "
-                     "instead of synthetic images")
-    out = p.add_argument_group("what to write")
-    out.add_argument("--predictions", type=Path, metavar="CSV", help="image, class, probability: a row an image")
-    out.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
-    out.add_argument("--json", type=Path, metavar="PATH", help="the result record")
-    out.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run (the result is "
-                     "then marked as not verified)")
-    where = p.add_argument_group("where to run")
-    where.add_argument("--backend", choices=backend.NAMES, default="auto", help="tensorrt: a real GPU; simulated: a modelled "
-                       "one, outputs computed on the CPU; auto (default): tensorrt if it works here")
+    run.add_argument(
+        "--images", type=Path, metavar="DIR", help="a photograph, or a folder of them, instead of synthetic images"
+    )
+    write.add_argument("--predictions", type=Path, metavar="CSV", help="image, class, probability: a row an image")
+    write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
+    write.add_argument("--json", type=Path, metavar="PATH", help="the result record")
+    write.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run's, and say so")
+    backends = (
+        "tensorrt: a real GPU; simulated: a modelled one, outputs computed on the CPU; auto (default): the first that works"
+    )
+    where.add_argument("--backend", choices=backend.NAMES, default="auto", help=backends)
     where.add_argument("--device", metavar="NAME", help=f"simulated: the GPU to model (default: {backend.DEFAULT_DEVICE})")
-    where.add_argument("--charge-batch", type=positive, metavar="N", help="simulated: compute --batch images but charge the "
-                       f"time of N (default: {backend.PUBLISHED_BATCH} when --batch is not given, else --batch)")
+    charge = f"simulated: charge the time of N images a batch (default: --batch; without it {backend.PUBLISHED_BATCH})"
+    where.add_argument("--charge-batch", **number, help=charge)
     where.add_argument("--trace", type=Path, metavar="PATH", help="simulated: write the timeline as Nsight Systems' SQLite")
     return p
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """Of ``0_build.py``: what the plan is to be."""
+    plan = parser.add_argument_group("the plan")
+    shapes = "an optimization profile, as batch sizes; repeatable (default: 1,128,256)"
+    plan.add_argument("--profile", type=profile, action="append", metavar="MIN,OPT,MAX", help=shapes)
+    plan.add_argument("--aux-streams", type=int, metavar="N", help="streams TensorRT may add within one inference")
+    sharing = "several contexts on one profile: on by default in TensorRT 8.6, always on since 10"
+    plan.add_argument("--share-profile", action=argparse.BooleanOptionalAction, help=sharing)
+    timings = "kernel timings of earlier builds (default: plans/timing.cache)"
+    plan.add_argument("--timing-cache", type=Path, metavar="FILE", help=timings)
+    plan.add_argument("--output", type=Path, metavar="PLAN", help="default: plans/MODEL-PRECISION.plan")
+    plan.add_argument("--backend", choices=backend.NAMES, default="auto", help="simulated: for the simulated TensorRT")
+
+
+def profile(text: str) -> tuple[int, int, int]:
+    try:
+        low, best, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIN,OPT,MAX") from None
+    if not 1 <= low <= best <= high:
+        raise argparse.ArgumentTypeError(f"{text!r}: 1 ≤ MIN ≤ OPT ≤ MAX must hold")
+    return low, best, high
 
 
 def positive(text: str) -> int:
@@ -47,6 +70,10 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
+
+
+def positives(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
 
 
 @dataclass(frozen=True)
@@ -66,13 +93,14 @@ class Size:
 
 def select_backend(options: argparse.Namespace) -> tuple[backend.Backend, Size]:
     """Select the backend and settle the batch size, whose default depends on it."""
-    charged = options.charge_batch or (options.batch or backend.PUBLISHED_BATCH)
-    size = Size(options.batch or backend.SIMULATED_BATCH, charged)
-    chosen = backend.select(options.backend, options.device, size.scale)
-    if chosen.scale != size.scale:  # a real GPU computes what it is charged for
-        if options.charge_batch is not None:
-            raise UsageFault("--charge-batch is for the simulated backend: add --backend simulated.")
-        size = Size(options.batch or backend.PUBLISHED_BATCH, options.batch or backend.PUBLISHED_BATCH)
-    if options.trace is not None and chosen.simulator is None:
+    computed = options.batch or backend.SIMULATED_BATCH
+    charged = options.charge_batch or options.batch or backend.PUBLISHED_BATCH
+    chosen = backend.select(options.backend, options.device, charged / computed)
+    if chosen.simulator is not None:
+        return chosen, Size(computed, charged)
+    if options.charge_batch is not None:
+        raise UsageFault("--charge-batch is for the simulated backend: add --backend simulated.")
+    if options.trace is not None:
         raise UsageFault("--trace writes the simulator's timeline; on a GPU run the stage under `nsys profile`.")
-    return chosen, size
+    batch = options.batch or backend.PUBLISHED_BATCH
+    return chosen, Size(batch, batch)

@@ -45,7 +45,7 @@ class Predictions:
 
     def rows(self) -> list[tuple[str, str, float]]:
         """(image, class, probability), once for each image, in the order in which they were first seen."""
-        named = {}
+        named: dict[str, tuple[str, str, float]] = {}
         for name, number, probability in self._rows:
             named.setdefault(name, (name, self.label(number), probability))
         return list(named.values())

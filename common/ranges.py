@@ -1,8 +1,8 @@
 """The NVTX ranges that the reports are made from, all in our own domain. Without the nvtx package they do nothing.
 
-    measured batches   start/end   the measured window
-    infer              push/pop    the host's work to submit one batch; payload: the batch's number
-    postprocess        push/pop    softmax, top-1 and the predictions of one batch; payload: its number of images
+measured batches   start/end   the measured window
+infer              push/pop    the host's work to submit one batch; payload: the batch's number
+postprocess        push/pop    softmax, top-1 and the predictions of one batch; payload: its number of images
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from common import backend
+from common.trace import INFER, MEASURED, POSTPROCESS
 
 DOMAIN = "trt_ladder"
-MEASURED, INFER, POSTPROCESS = "measured batches", "infer", "postprocess"
 COLOURS = {MEASURED: "white", INFER: "blue", POSTPROCESS: "green"}
 
 

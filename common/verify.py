@@ -10,13 +10,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
+from common.console import err
 from common.cuda import Event, Stream
 from common.engine import Context, Engine
 from common.errors import WrongOutputs
+from common.plans import default_plan
+from common.record import Record
+
+if TYPE_CHECKING:
+    from common.session import Session
 
 TOLERANCE = 1e-2
 """Share of the largest logit. Kernels chosen for another profile round differently (TF32 and FP16 have 11 bits of
@@ -51,15 +58,16 @@ class Difference:
         return self.largest <= TOLERANCE * self.scale
 
 
-def run_serially(engine: Engine, batches: Sequence[np.ndarray], allocate: Callable[[tuple[int, ...]], np.ndarray] = page_locked,
-                 ) -> tuple[list[np.ndarray], list[tuple[float, ...]]]:
+def run_serially(
+    engine: Engine, batches: Sequence[np.ndarray], allocate: Callable[[tuple[int, ...]], np.ndarray] = page_locked
+) -> tuple[list[np.ndarray], list[tuple[float, ...]]]:
     """Outputs of each batch, and its (H2D, compute, D2H) milliseconds by CUDA events.
 
     The first batch of each shape runs twice, so that no initialisation is timed. ``allocate`` makes the host outputs.
     """
     outputs, times = [], []
     largest = max(len(batch) for batch in batches)
-    contexts: dict[int, Context] = {}
+    contexts: dict[int | None, Context] = {}
     with ExitStack() as resources:
         stream = resources.enter_context(Stream())
         events = [resources.enter_context(Event(timing=True)) for _ in range(4)]
@@ -104,10 +112,37 @@ def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Dif
         if not difference.within_tolerance:
             raise WrongOutputs(
                 f"wrong outputs: batch {index} differs from the serial run of the same plan by {difference.largest:.3g} "
-                f"(largest logit {difference.scale:.3g}), top-1 the same on {difference.same_top1:.0%}. No timing is reported.")
+                f"(largest logit {difference.scale:.3g}), top-1 the same on {difference.same_top1:.0%}. No timing is reported."
+            )
     return compare(outputs, reference)
 
 
-def parts(times: Sequence[tuple[float, ...]], postprocess_ms: Sequence[float]) -> Parts:
-    h2d, compute, d2h = (median(column) for column in zip(*times))
-    return Parts(h2d, compute, d2h, median(postprocess_ms))
+@dataclass(frozen=True)
+class Verified:
+    """A run whose outputs are right: how near they are, what a batch's parts take, how far a default plan is from FP32's."""
+
+    difference: Difference
+    parts: Parts
+    from_fp32: Difference | None
+
+    def write_into(self, record: Record) -> None:
+        record.outputs_match = self.difference.within_tolerance
+        record.max_abs_diff, record.top1_agreement = self.difference.largest, self.difference.same_top1
+        if self.from_fp32 is not None:
+            record.fp32_max_abs_diff, record.fp32_top1_agreement = self.from_fp32.largest, self.from_fp32.same_top1
+
+
+def verify(session: Session, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> Verified:
+    """Hold a run's outputs to the same plan run serially; raises ``WrongOutputs``. ``allocate`` makes the host outputs."""
+    distinct = list({id(batch): batch for batch in session.batches}.values())
+    index_of = {id(batch): index for index, batch in enumerate(distinct)}
+    with err.status("verifying against the same plan, run serially"):
+        expected, times = run_serially(session.engine, distinct, allocate)
+        difference = check(session.outputs, [expected[index_of[id(batch)]] for batch in session.batches])
+        h2d, compute, d2h = (median(column) for column in zip(*times))
+        parts, from_fp32 = Parts(h2d, compute, d2h, median(session.postprocess_ms)), None
+        if session.precision != "fp32" and session.options.plan is None:
+            engine = Engine(default_plan("fp32"))
+            if None not in [engine.profile_for(len(batch)) for batch in distinct]:
+                from_fp32 = compare(expected, run_serially(engine, distinct)[0])
+    return Verified(difference, parts, from_fp32)

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
-exec "${PYTHON:-.venv/bin/python}" -m scripts.profile_stages "$@"
+exec "${PYTHON:-.venv/bin/python}" -m harness.profile "$@"

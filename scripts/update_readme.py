@@ -1,77 +1,8 @@
-"""Rewrite the tables in README.md and reports/ from the committed reports.
+"""See harness/readme.py."""
 
-    python scripts/update_readme.py            rewrite
-    python scripts/update_readme.py --check    exit 1 where a table is not what its report says
-
-Between a mark and `<!-- end -->` stands
-
-    <!-- table: reports/NAME/comparison.json -->      the whole table of a report
-    <!-- step: reports/NAME/comparison.json A B -->   two of its stages, before and after
-    <!-- file: reports/NAME/peers.md -->              a Markdown file, whole
-"""
-
-from __future__ import annotations
-
-import json
-import re
+import runpy
 import sys
 from pathlib import Path
 
-from scripts import tables
-
-ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- (table|step|file): (\S+)((?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-COLUMNS = [
-    ("stage", "stage", "`{}`"), ("ms a batch", "per_batch_ms", "{:.2f}"), ("images/s", "images_per_s", "{:,.0f}"),
-    ("× before", "speedup_vs_previous", "{:.2f}"), ("× baseline", "speedup_vs_baseline", "{:.2f}"),
-    ("limit, ms", "limit_ms", "{:.2f}"), ("% of limit", "percent_of_limit", "{:.0f}"), ("limited by", "limiter", "{}"),
-    ("copy hidden", "overlap", "{:.0%}"), ("outputs", "outputs_match", "{}"),
-]
-
-
-def table(report: Path) -> str:
-    """A report's table in Markdown, with its conditions above and its advice below."""
-    content = json.loads(report.read_text(encoding="utf-8"))
-    return tables.markdown(content["run"], content["stages"], COLUMNS, name="`{}`")
-
-
-STEP = [
-    ("stage", "stage", "`{}`"), ("ms a batch", "per_batch_ms", "{:.3f}"), ("spread", "spread", "{:.1%}"),
-    ("H2D", "h2d_ms", "{:.3f}"), ("compute", "compute_ms", "{:.3f}"), ("post", "postprocess_ms", "{:.3f}"),
-    ("submit", "submit_ms", "{:.3f}"), ("overlap", "overlap", "{:.0%}"), ("GPU idle", "gpu_idle", "{:.0%}"),
-    ("limit", "limit_ms", "{:.3f}"), ("% of limit", "percent_of_limit", "{:.0f}"),
-    ("memory MB", "peak_device_memory_mb", "{:,.0f}"),
-]
-
-
-def step(report: Path, names: list[str]) -> str:
-    """Some stages of a report, as rows."""
-    rows = {row["stage"]: row for row in json.loads(report.read_text(encoding="utf-8"))["stages"]}
-    return "\n".join([*tables.grid([rows[name] for name in names], STEP), ""])
-
-
-def filled(match: re.Match[str]) -> str:
-    kind, path = match[2], ROOT / match[3]
-    made = table(path) if kind == "table" else step(path, match[4].split()) if kind == "step" else path.read_text()
-    return f"{match[1]}{made}{match[5]}"
-
-
-def rewritten(text: str) -> str:
-    return MARKED.sub(filled, text)
-
-
-def main() -> int:
-    stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "reports").glob("*.md"))]:
-        before = path.read_text(encoding="utf-8")
-        after = rewritten(before)
-        if after != before:
-            stale.append(path.name)
-            if "--check" not in sys.argv:
-                path.write_text(after, encoding="utf-8")
-    print(f"{'stale' if '--check' in sys.argv else 'rewritten'}: {', '.join(stale) or 'nothing'}")
-    return 1 if stale and "--check" in sys.argv else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the rooms, where the package is not installed
+runpy.run_module("harness.readme", run_name="__main__", alter_sys=True)

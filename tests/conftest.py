@@ -1,44 +1,114 @@
-"""Fixtures shared by the tests. The repository's own plans and models are built once, by whichever test needs them."""
+"""Fixtures shared by the tests. Scripts are run in a copy of the tree, so that nobody's plans and models are touched."""
 
 from __future__ import annotations
 
+import gzip
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a Python script of the repository as a user would, from its root."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False,
-                          timeout=timeout, **options)  # type: ignore[call-overload]
+CODE = ("0_build.py", "common", "export", "sim", "harness", "peers", "scripts", "README.md")
+CHEAP = ("--batch", "2", "--charge-batch", "128", "--batches", "6")
+SIMULATED = ("--backend", "simulated")
 
 
 def stage_scripts() -> list[str]:
     return sorted(path.name for path in ROOT.glob("[1-9]*_*.py"))
 
 
-@pytest.fixture(scope="session")
-def plans() -> Path:
-    """The folder of the ladder's simulated plans, FP32 and FP16 built."""
-    for options in ([], ["--fp16"]):
-        name = f"resnet18-{'fp16' if options else 'fp32'}.simulated.plan"
-        if not (ROOT / "plans" / name).exists():
-            done = run("0_build.py", "--backend", "simulated", *options, timeout=600)
+class Checkout:
+    """A copy of the tree, with the simulated plans of the ladder and of a tiny model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.plans, self.models = folder, folder / "plans", folder / "models"
+        self.tiny = self.plans / "tiny.plan"
+
+    def run(self, *arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
+        """Run a Python script as a user would, in the copy's root."""
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=timeout, **options)  # type: ignore[call-overload]
+
+    def make(self) -> None:
+        for name in (*CODE, *stage_scripts()):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, self.folder / name)
+        write_tiny_model(self.folder / "tiny.onnx")
+        tiny = ("--onnx-file", "tiny.onnx", "--profile", "1,2048,2048", "--output", "plans/tiny.plan")
+        for options in ((), ("--fp16",), ("--fp16", *tiny)):
+            done = self.run("0_build.py", *SIMULATED, *options)
             assert done.returncode == 0, done.stderr
-    return ROOT / "plans"
+
+
+def write_tiny_model(path: Path) -> None:
+    """Two convolutions and a classifier with seeded weights: images N×3×32×32 → logits N×10, both FP32."""
+    from onnx import TensorProto, checker, helper, numpy_helper, save
+
+    draw = np.random.default_rng(0)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3), "w3": (10, 16)}
+    weights = {name: draw.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["images", "w1"], ["a"], "conv1", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], "relu1"),
+        helper.make_node("Conv", ["b", "w2"], ["c"], "conv2", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["d"], "relu2"),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"], "pool"),
+        helper.make_node("Flatten", ["e"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w3"], ["logits"], "classifier", transB=1),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+        for name, shape in (("images", [3, 32, 32]), ("logits", [10]))
+    ]
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "tiny", [ends[0]], [ends[1]], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model, full_check=True)
+    save(model, str(path))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Checkout:
+    """Made once for all of pytest's processes."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if base.name.startswith("popen-") else base  # a worker's own folder lies in the shared one
+    made = Checkout(base / "checkout")
+    with FileLock(base / "checkout.lock"):
+        if not (base / "checkout.made").exists():
+            made.folder.mkdir()
+            made.make()
+            (base / "checkout.made").touch()
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(checkout):
+    return checkout.run
 
 
 @pytest.fixture
 def simulator():
     """A fresh simulated process with the default device."""
-    from common.sim import simulator as module
+    from sim import simulator as module
 
     yield module.start()
     module.start().close()
+
+
+@pytest.fixture(scope="session")
+def real_traces(tmp_path_factory) -> dict[str, Path]:
+    """Two traces of a hand-made pipeline on an H200 with TensorRT 8.6, exported by nsys 2025.3: serial and streams."""
+    folder = tmp_path_factory.mktemp("traces")
+    for packed in sorted((Path(__file__).parent / "traces").glob("*.gz")):
+        path = folder / f"{packed.name.split('.')[-3].split('_')[-1]}.sqlite"
+        with gzip.open(packed) as source, path.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    return {path.stem: path for path in folder.glob("*.sqlite")}
 
 
 def real_runtime():

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import sqlite3
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import advice, compare
-from scripts.analysis import analyse, limiter
-from scripts.intervals import clip, overlap, total, union
-from scripts.trace_reader import TraceError, read
-from tests.conftest import ROOT, run
+from common.trace import TraceError, read
+from harness import advice, compare
+from harness.analysis import analyse, limiter
+from harness.intervals import clip, overlap, total, union
+from harness.rows import Row, read_rows
+from tests.conftest import CHEAP, ROOT, SIMULATED
 
 interval = st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 sets = st.lists(interval, max_size=12).map(lambda rows: np.array(rows, np.int64).reshape(-1, 2))
@@ -45,20 +44,12 @@ def test_clip_cuts_at_the_window(intervals, start, end):
     assert ticks(clip(intervals, start, end)) == ticks(intervals) & set(range(start, end))
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory) -> dict[str, Path]:
-    """The two traces of a hand-made pipeline on an H200 with TensorRT 8.6, exported by nsys 2025.3."""
-    folder = tmp_path_factory.mktemp("traces")
-    for packed in sorted((Path(__file__).parent / "traces").glob("*.gz")):
-        with gzip.open(packed) as source, (folder / packed.name[:-3].split("_")[-1]).with_suffix(".sqlite").open("wb") as file:
-            shutil.copyfileobj(source, file)
-    return {path.stem: path for path in folder.glob("*.sqlite")}
-
-
-@pytest.mark.parametrize("name, per_batch, h2d, compute, d2h, hidden, idle", [
-    ("serial", 3.341, 1.390, 1.300, 0.011, 0.0, 0.191), ("streams", 1.842, 1.39, 1.300, None, 0.646, 0.114)])
-def test_real_traces_give_the_known_figures(real, name, per_batch, h2d, compute, d2h, hidden, idle):
-    found = analyse(read(real[name]))
+@pytest.mark.parametrize(
+    "name, per_batch, h2d, compute, d2h, hidden, idle",
+    [("serial", 3.341, 1.390, 1.300, 0.011, 0.0, 0.191), ("streams", 1.842, 1.39, 1.300, None, 0.646, 0.114)],
+)
+def test_real_traces_give_the_known_figures(real_traces, name, per_batch, h2d, compute, d2h, hidden, idle):
+    found = analyse(read(real_traces[name]))
     assert found.per_batch_ms == pytest.approx(per_batch, abs=0.0006)
     assert found.h2d_ms == pytest.approx(h2d, abs=0.002)
     assert found.compute_ms == pytest.approx(compute, abs=0.003)
@@ -71,15 +62,15 @@ def test_real_traces_give_the_known_figures(real, name, per_batch, h2d, compute,
     assert limiter(found, found.per_batch_ms) == "serialized"
 
 
-def test_the_real_device_is_named(real):
-    assert read(real["serial"]).device == "NVIDIA H200"
+def test_the_real_device_is_named(real_traces):
+    assert read(real_traces["serial"]).device == "NVIDIA H200"
 
 
 @pytest.mark.parametrize("script", ["4_use_fp16", "5_multi_streams", "6_multi_threads", "8_multi_context"])
-def test_a_trace_and_the_stage_s_own_clock_agree(plans, tmp_path, script):
+def test_a_trace_and_the_stage_s_own_clock_agree(checkout, tmp_path, script):
     """The NVTX window of the trace is the window of the result record; the parts are the device's."""
     paths = [tmp_path / f"{script}{suffix}" for suffix in (".json", ".sqlite")]
-    done = run(f"{script}.py", "--backend", "simulated", "--json", paths[0], "--trace", paths[1])
+    done = checkout.run(f"{script}.py", *SIMULATED, *CHEAP, "--json", paths[0], "--trace", paths[1])
     assert done.returncode == 0, done.stderr
     record, found = json.loads(paths[0].read_text()), analyse(read(paths[1]))
     assert found.per_batch_ms == pytest.approx(record["per_batch_ms"], abs=1e-6)
@@ -109,9 +100,9 @@ def test_a_trace_without_our_ranges_says_why(tmp_path):
         read(tmp_path / "none.sqlite")
 
 
-def test_a_trace_without_gpu_work_says_why(real, tmp_path):
+def test_a_trace_without_gpu_work_says_why(real_traces, tmp_path):
     path = tmp_path / "nogpu.sqlite"
-    shutil.copy(real["serial"], path)
+    shutil.copy(real_traces["serial"], path)
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL")
     with pytest.raises(TraceError, match="too old for the CUDA driver"):
@@ -123,43 +114,53 @@ def test_ladder_order_is_by_number():
     assert sorted(names, key=compare.ladder_order) == ["1_a", "2_b", "10_later", "peer_pytorch"]
 
 
-def stage(**facts) -> dict:
-    usual = {"stage": "x", "limiter": "serialized", "percent_of_limit": 50.0, "overlap": 0.0, "precision": "fp16",
-             "allocations": 0, "library_allocations": 0, "launches": 25, "h2d_gb_s": 50.0, "per_batch_ms": 1.0,
-             "speedup_vs_baseline": 1.0}
-    return {**usual, **facts}
+def stage(**facts) -> Row:
+    usual = {"limiter": "serialized", "percent_of_limit": 50.0, "overlap": 0.0, "precision": "fp16", "launches": 25}
+    return Row("x", **{**usual, "allocations": 0, "library_allocations": 0, "h2d_gb_s": 50.0, "per_batch_ms": 1.0, **facts})
 
 
-@pytest.mark.parametrize("facts, words", [
-    ({}, "stage 5"), ({"precision": "fp32"}, "stage 4"), ({"allocations": 4.0}, "stage 2"), ({"h2d_gb_s": 9.0}, "stage 3"),
-     ({"overlap": 0.95}, "stage 6"), ({"limiter": "launch"}, "stage 7"),
-    ({"limiter": "compute", "percent_of_limit": 99.0}, "compute-bound at 99 %"),
-    ({"limiter": "compute", "percent_of_limit": 92.0}, "stage 7"), ({"library_allocations": 7.0}, "context for each"),
-    ({"limiter": "compute", "precision": "fp32"}, "stage 4"), ({"limiter": "h2d"}, "fewer bytes"),
-    ({"limiter": "h2d", "h2d_gb_s": 10.0}, "stage 3"), ({"limiter": "postprocess"}, "host's post-processing"),
-    ({"limiter": "d2h"}, "output copy"),
-])
+@pytest.mark.parametrize(
+    "facts, words",
+    [
+        ({}, "stage 5"),
+        ({"precision": "fp32"}, "stage 4"),
+        ({"allocations": 4.0}, "stage 2"),
+        ({"h2d_gb_s": 9.0}, "stage 3"),
+        ({"overlap": 0.95}, "stage 6"),
+        ({"limiter": "launch"}, "stage 7"),
+        ({"limiter": "compute", "percent_of_limit": 99.0}, "compute-bound at 99 %"),
+        ({"limiter": "compute", "percent_of_limit": 92.0}, "stage 7"),
+        ({"library_allocations": 7.0}, "context for each"),
+        ({"limiter": "compute", "precision": "fp32"}, "stage 4"),
+        ({"limiter": "h2d"}, "fewer bytes"),
+        ({"limiter": "h2d", "h2d_gb_s": 10.0}, "stage 3"),
+        ({"limiter": "postprocess"}, "host's post-processing"),
+        ({"limiter": "d2h"}, "output copy"),
+    ],
+)
 def test_advice_names_what_attacks_the_limiter(facts, words):
     rows = [stage(**facts), stage(h2d_gb_s=55.0)]
     assert words in advice.remedy(rows[0], rows)
 
 
-@pytest.fixture(scope="module", params=["v100-sxm2-32gb", "h200"])
-def modelled(request, plans, tmp_path_factory) -> tuple[str, list[dict]]:
+PROFILE = ("-m", "harness.profile", *SIMULATED, "--batch", "2", "--charge-batch")
+
+
+@pytest.fixture(scope="module", params=["v100-sxm2-32gb", pytest.param("h200", marks=pytest.mark.slow)])
+def modelled(request, checkout, tmp_path_factory) -> tuple[str, list[Row]]:
     """The device and the rows of the whole ladder on a modelled GPU."""
     folder = tmp_path_factory.mktemp(request.param)
-    done = run("-m", "scripts.profile_stages", "--backend", "simulated", "--device", request.param, "--batch", "2",
-               "--charge-batch", "128", "--out", folder)
+    done = checkout.run(*PROFILE, "128", "--device", request.param, "--out", folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return request.param, json.loads((folder / "comparison.json").read_text())["stages"]
+    return request.param, read_rows(folder / "comparison.json")[1]
 
 
-def report(name: str) -> list[dict]:
-    return json.loads((ROOT / "reports" / name / "comparison.json").read_text())["stages"]
+def report(name: str) -> list[Row]:
+    return read_rows(ROOT / "reports" / name / "comparison.json")[1]
 
 
-def remedies(rows: list[dict]) -> dict[str, str]:
-    return {row["stage"][0]: advice.remedy(row, rows) for row in rows}
+def remedies(rows: list[Row]) -> dict[str, str]:
+    return {row.stage[0]: advice.remedy(row, rows) for row in rows}
 
 
 def test_each_modelled_stage_is_sent_to_the_step_that_helps(modelled):
@@ -175,8 +176,8 @@ def test_each_modelled_stage_is_sent_to_the_step_that_helps(modelled):
 def test_each_measured_stage_is_sent_to_the_step_that_helps():
     """The same on real traces: the committed report of the H200."""
     found = remedies(report("h200-trt8.6-batch128"))
-    for number, words in (("1", "stage 2"), ("2", "stage 3"), ("3", "stage 4"), ("4", "stage 5"), ("5", "stage 6"),
-                          ("6", "fewer bytes"), ("7", "fewer bytes"), ("8", "fewer bytes"), ("9", "stage 5")):
+    steps = ("stage 2", "stage 3", "stage 4", "stage 5", "stage 6", *["fewer bytes"] * 3, "stage 5")
+    for number, words in zip("123456789", steps):
         assert words in found[number], (number, found[number])
     found = remedies(report("h200-trt8.6-batch1"))
     assert "stage 7" in found["6"] and "compute-bound at 97 %" in found["7"]
@@ -187,15 +188,15 @@ def test_each_measured_stage_is_sent_to_the_step_that_helps():
 
 def test_every_step_s_advice_is_followed_by_a_gain_in_the_report():
     """Where the advice names the next stage, that stage is faster (but for reuse, which is lost in noise on the H200)."""
-    rows = {row["stage"][0]: row for row in report("h200-trt8.6-batch128")}
+    rows = {row.stage[0]: row for row in report("h200-trt8.6-batch128")}
     for before, after in (("2", "3"), ("3", "4"), ("4", "5"), ("5", "6")):
-        assert rows[after]["per_batch_ms"] < rows[before]["per_batch_ms"]
+        assert rows[after].per_batch_ms < rows[before].per_batch_ms
 
 
-def test_compare_writes_one_table_from_traces_and_records(real, tmp_path):
-    for name, path in real.items():
+def test_compare_writes_one_table_from_traces_and_records(checkout, real_traces, tmp_path):
+    for name, path in real_traces.items():
         shutil.copy(path, tmp_path / f"{len(name)}_{name}.sqlite")
-    done = run("-m", "scripts.compare", tmp_path)
+    done = checkout.run("-m", "scripts.compare", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["stage"] for row in content["stages"]] == ["6_serial", "7_streams"]
@@ -206,33 +207,33 @@ def test_compare_writes_one_table_from_traces_and_records(real, tmp_path):
     assert "Next:" in done.stdout
 
 
-def test_the_comparison_has_the_contract_s_keys(real, tmp_path):
-    shutil.copy(real["serial"], tmp_path / "1_serial.sqlite")
-    run("-m", "scripts.compare", tmp_path)
+def test_the_comparison_has_the_contract_s_keys(checkout, real_traces, tmp_path):
+    shutil.copy(real_traces["serial"], tmp_path / "1_serial.sqlite")
+    checkout.run("-m", "scripts.compare", tmp_path)
     row = json.loads((tmp_path / "comparison.json").read_text())["stages"][0]
-    assert {"stage", "per_batch_ms", "images_per_s", "speedup_vs_previous", "speedup_vs_baseline", "h2d_ms", "compute_ms",
-            "d2h_ms", "postprocess_ms", "overlap", "gpu_idle", "launches", "limit_ms", "percent_of_limit", "limiter",
-            "outputs_match", "peak_device_memory_mb"} <= set(row)
+    contract = (
+        "stage per_batch_ms images_per_s speedup_vs_previous speedup_vs_baseline h2d_ms compute_ms d2h_ms postprocess_ms "
+        "overlap gpu_idle launches limit_ms percent_of_limit limiter outputs_match peak_device_memory_mb"
+    )
+    assert set(contract.split()) <= set(row)
 
 
-def test_profile_all_resumes(plans, tmp_path):
-    command = ["-m", "scripts.profile_stages", "--backend", "simulated", "--batch", "2", "--charge-batch", "128", "--out",
-               tmp_path, "4_use_fp16", "5"]
-    first, second = run(*command), run(*command)
+def test_profile_all_resumes(checkout, tmp_path):
+    command = [*PROFILE, "128", "--out", tmp_path, "4_use_fp16", "5"]
+    first, second = checkout.run(*command), checkout.run(*command)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.count("outputs right") == 2 and second.stdout.count("are there and current") == 2
     assert (tmp_path / "comparison.json").exists()
-    assert run(*command[:-2], "5", "--seed", "4").stdout.count("outputs right") == 1  # other options: run again
+    assert checkout.run(*command[:-2], "5", "--seed", "4").stdout.count("outputs right") == 1  # other options: run again
 
 
-def test_profile_all_goes_on_after_a_failure(plans, tmp_path):
-    done = run("-m", "scripts.profile_stages", "--backend", "simulated", "--batch", "2", "--charge-batch", "300", "--out",
-               tmp_path, "4", "5")
+def test_profile_all_goes_on_after_a_failure(checkout, tmp_path):
+    done = checkout.run(*PROFILE, "300", "--out", tmp_path, "4", "5")
     assert done.returncode == 1
     assert done.stdout.count("failed") == 2 and "300 does not fit" in " ".join(done.stdout.split())
 
 
 def test_stages_are_found_by_their_names():
-    from scripts.profile_stages import stages
+    from harness.profile import stages
 
     assert [path.name for path in stages()] == sorted(path.name for path in ROOT.glob("[1-9]_*.py"))

@@ -1,13 +1,15 @@
-"""``python -m common.sim`` runs a script that knows nothing of this project."""
+"""``python -m sim`` runs a script that knows nothing of this project."""
 
 from __future__ import annotations
 
 import sqlite3
 import textwrap
 
-from tests.conftest import run
+import numpy as np
 
-SCRIPT = '''
+from export import models
+
+SCRIPT = """
     import sys
     import numpy as np
     import tensorrt as trt
@@ -29,21 +31,18 @@ SCRIPT = '''
     cudart.cudaStreamSynchronize(stream)
     print("sum", float(host[1].sum()))
     cudart.cudaFree(device[0])
-'''
+"""
 
 
-def test_a_foreign_script_runs_and_its_leaks_are_named(plans, tmp_path):
+def test_a_foreign_script_runs_and_its_leaks_are_named(checkout, tmp_path):
     script = tmp_path / "foreign.py"
     script.write_text(textwrap.dedent(SCRIPT))
     trace = tmp_path / "foreign.sqlite"
-    done = run("-m", "common.sim", "--device", "h200", "--trace", trace, script, plans / "resnet18-fp16.simulated.plan")
+    done = checkout.run(
+        "-m", "sim", "--device", "h200", "--trace", trace, script, checkout.plans / "resnet18-fp16.simulated.plan"
+    )
     assert done.returncode == 0, done.stderr
-    import numpy as np
-
-    from common import models
-    from tests.conftest import ROOT
-
-    expected = models.run_onnx(ROOT / "models" / "resnet18-fp16.onnx", np.ones((2, 3, 224, 224), np.float32)).sum()
+    expected = models.run_onnx(checkout.models / "resnet18-fp16.onnx", np.ones((2, 3, 224, 224), np.float32)).sum()
     assert abs(float(done.stdout.split()[1]) - expected) < 1e-2
     assert "not given back: 8,000 bytes of device memory, foreign.py:13" in done.stderr
     assert "not given back: stream, foreign.py:16" in done.stderr
@@ -52,8 +51,8 @@ def test_a_foreign_script_runs_and_its_leaks_are_named(plans, tmp_path):
         assert connection.execute("SELECT COUNT(*) FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()[0] == 25
 
 
-def test_the_exit_code_is_the_script_s(tmp_path):
+def test_the_exit_code_is_the_script_s(checkout, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import sys; sys.exit(7)")
-    assert run("-m", "common.sim", script).returncode == 7
-    assert run("-m", "common.sim", tmp_path / "none.py").returncode == 2
+    assert checkout.run("-m", "sim", script).returncode == 7
+    assert checkout.run("-m", "sim", tmp_path / "none.py").returncode == 2

@@ -7,22 +7,31 @@ import json
 import numpy as np
 import pytest
 
-from common import backend
-from common.sim import device as devices
-from common.sim import engine
-from scripts import calibrate, device_file
+from common import backend, plans
+from sim import calibrate, device_file, runtime, simulator
+from sim import device as devices
 from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def models(checkout, monkeypatch):
+    """Plans and ONNX files are the copy's."""
+    monkeypatch.setattr(plans, "ROOT", checkout.folder)
+    monkeypatch.setattr(device_file, "ROOT", checkout.folder)
+    yield
+    simulator.start().close()
+
 
 RAW = ROOT / "reports" / "h200.calibration.json"
 
 
-def test_the_h200_s_file_is_what_its_raw_medians_give(plans):
+def test_the_h200_s_file_is_what_its_raw_medians_give(checkout):
     raw = json.loads(RAW.read_text(encoding="utf-8"))
     derived = device_file.derive(raw, "reports/h200.calibration.json")
-    assert derived == (ROOT / "common" / "sim" / "devices" / "h200.toml").read_text(encoding="utf-8")
+    assert derived == (ROOT / "sim" / "devices" / "h200.toml").read_text(encoding="utf-8")
 
 
-def test_the_modelled_kernels_are_within_a_tenth_of_every_measured_compute_time(plans):
+def test_the_modelled_kernels_are_within_a_tenth_of_every_measured_compute_time(checkout):
     """Rates are fitted at one batch size of each plan; the other sizes, and the plan for batch 1, are predictions."""
     device, raw = devices.load("h200"), json.loads(RAW.read_text(encoding="utf-8"))
     checked = 0
@@ -34,25 +43,40 @@ def test_the_modelled_kernels_are_within_a_tenth_of_every_measured_compute_time(
     assert checked == 7
 
 
-def test_calibrating_a_simulated_gpu_gives_back_its_figures(plans, tmp_path, monkeypatch):
+def test_calibrating_a_simulated_gpu_gives_back_its_figures(checkout, tmp_path, monkeypatch):
     """The whole script, on a GPU whose figures are known. (Its outputs are not looked at; computing them would take long.)"""
-    monkeypatch.setattr(engine.ICudaEngine, "_run", lambda self, inputs: {
-        name: np.zeros((len(next(iter(inputs.values()))), 1000), np.float32) for name in self._tensors if name not in inputs})
+
+    def outputs(self, inputs):
+        batch = len(next(iter(inputs.values())))
+        return {name: np.zeros((batch, 1000), np.float32) for name in self._tensors if name not in inputs}
+
+    monkeypatch.setattr(runtime.ICudaEngine, "_run", outputs)
     monkeypatch.setattr(calibrate, "ROUNDS", 1)
-    monkeypatch.setattr("sys.argv", ["calibrate", "copy", "--backend", "simulated", "--device", "h200", "--raw",
-                                     str(tmp_path / "raw.json"), "--output", str(tmp_path / "copy.toml")])
+    files = ["--raw", str(tmp_path / "raw.json"), "--output", str(tmp_path / "copy.toml")]
+    monkeypatch.setattr("sys.argv", ["calibrate", "copy", "--backend", "simulated", "--device", "h200", *files])
     monkeypatch.setattr(backend, "_current", None)
     assert calibrate.main() == 0
-    true = devices.parse_toml((ROOT / "common" / "sim" / "devices" / "h200.toml").read_text(encoding="utf-8"))
+    true = devices.parse_toml((ROOT / "sim" / "devices" / "h200.toml").read_text(encoding="utf-8"))
     found = devices.parse_toml((tmp_path / "copy.toml").read_text(encoding="utf-8"))
     for section, key, tolerance in [
-        ("copy", "h2d_pinned_gb_s", 0.01), ("copy", "h2d_pageable_gb_s", 0.01), ("copy", "d2h_pinned_gb_s", 0.01),
-        ("copy", "latency_us", 0.2), ("copy", "handover_us", 0.02), ("compute", "memory_gb_s", 0.05),
+        ("copy", "h2d_pinned_gb_s", 0.01),
+        ("copy", "h2d_pageable_gb_s", 0.01),
+        ("copy", "d2h_pinned_gb_s", 0.01),
+        ("copy", "latency_us", 0.2),
+        ("copy", "handover_us", 0.02),
+        ("compute", "memory_gb_s", 0.05),
         ("compute", "fp32_tflop_s", 0.05),
-        ("compute", "fp16_tflop_s", 0.05), ("host", "call_us", 0.01), ("host", "kernel_launch_us", 0.05),
-        ("host", "enqueue_us", 0.1), ("host", "shape_change_us", 0.05), ("host", "allocate_us_per_mb", 0.02),
-        ("host", "queue_us", 0.01), ("host", "range_us", 0.01), ("host", "postprocess_us_per_image", 0.02),
-        ("host", "postprocess_us", 0.05), ("host", "tensorrt_call_us", 0.02),
+        ("compute", "fp16_tflop_s", 0.05),
+        ("host", "call_us", 0.01),
+        ("host", "kernel_launch_us", 0.05),
+        ("host", "enqueue_us", 0.1),
+        ("host", "shape_change_us", 0.05),
+        ("host", "allocate_us_per_mb", 0.02),
+        ("host", "queue_us", 0.01),
+        ("host", "range_us", 0.01),
+        ("host", "postprocess_us_per_image", 0.02),
+        ("host", "postprocess_us", 0.05),
+        ("host", "tensorrt_call_us", 0.02),
         ("host", "crowded_launch_us", 0.1),
     ]:
         assert found[section][key] == pytest.approx(true[section][key], rel=tolerance), key

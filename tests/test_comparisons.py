@@ -10,41 +10,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.sim import device as devices
-from common.sim.clock import Engine
-from common.sim.kernels import kernel
-from common.sim.network import Layer
-from scripts import compare_engines, draw_model, peers
-from scripts.published import PIPELINES
-from tests.conftest import ROOT, run
-
-CHEAP = ("--batch", "2", "--charge-batch", "128", "--batches", "6")
+from common.record import Record
+from export import draw_model
+from peers import compare_engines, measure
+from sim import device as devices
+from sim.clock import Timetable
+from sim.kernels import kernel
+from sim.network import Layer
 
 # -- engines
 
 
 @pytest.fixture(scope="module")
-def engines(plans, tmp_path_factory):
+def engines(checkout, tmp_path_factory):
     """A comparison of what a CPU has, with a labelled folder; run twice."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("engines")
-    from common import train
+    from export import train
 
     train.write_folders("digits", folder / "digits")
     few = folder / "few"
     for path in [path for digit in "01" for path in sorted((folder / "digits" / "test" / digit).iterdir())[:2]]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         path.rename(few / path.parent.name / path.name)
-    command = ("-m", "scripts.compare_engines", "--batches", "1,2", "--seconds", "0.1", "--labelled", few, "--engines",
-               "eager,runtime,tensorrt", "--out", folder / "out")
-    first = run(*command)
+    what = ("--batches", "1,2", "--seconds", "0.1", "--engines", "eager,runtime,tensorrt")
+    command = ("-m", "scripts.compare_engines", *what, "--labelled", few, "--out", folder / "out")
+    first = checkout.run(*command)
     assert first.returncode == 0, first.stdout + first.stderr
     times = {path: path.stat().st_mtime_ns for path in (folder / "out" / "rows").iterdir() if "needs" not in path.read_text()}
-    second = run(*command)
+    second = checkout.run(*command)
     assert second.returncode == 0, second.stdout + second.stderr
     return folder / "out", first, times
 
 
+@pytest.mark.slow
 def test_present_engines_are_run_and_absent_ones_say_what_they_need(engines):
     out, first, _ = engines
     rows = json.loads((out / "engines.json").read_text())["rows"]
@@ -59,6 +58,7 @@ def test_present_engines_are_run_and_absent_ones_say_what_they_need(engines):
         assert "TensorRT and an NVIDIA GPU" in absent["TensorRT"] and "not run: TensorRT fp32, TensorRT fp16" in first.stdout
 
 
+@pytest.mark.slow
 def test_accuracy_is_beside_speed(engines):
     rows = json.loads((engines[0] / "engines.json").read_text())["rows"]
     exact = {(row["engine"], row["precision"]): row for row in rows if "top1" in row}
@@ -67,11 +67,13 @@ def test_accuracy_is_beside_speed(engines):
     assert 0 <= onnx_row["top1"] <= onnx_row["top5"] <= 1 and onnx_row["cosine"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_finished_rows_are_not_run_again(engines):
     _, _, times = engines
     assert times and all(path.stat().st_mtime_ns == before for path, before in times.items())
 
 
+@pytest.mark.slow
 def test_the_comparison_leaves_a_table_in_three_forms_and_pictures(engines):
     out = engines[0]
     with (out / "engines.csv").open() as file:
@@ -82,10 +84,13 @@ def test_the_comparison_leaves_a_table_in_three_forms_and_pictures(engines):
         assert (out / f"{name}.svg").stat().st_size and (out / f"{name}.png").stat().st_size
 
 
-def test_an_engine_with_wrong_outputs_has_no_time(plans, tmp_path, monkeypatch):
+def test_an_engine_with_wrong_outputs_has_no_time(checkout, tmp_path, monkeypatch):
     import numpy as np
 
-    from scripts.engines import OnnxRuntime, Task
+    from peers import contenders
+    from peers.contenders import OnnxRuntime, Task
+
+    monkeypatch.setattr(contenders, "ROOT", checkout.folder)
 
     class Wrong(OnnxRuntime):
         def output(self):
@@ -99,32 +104,23 @@ def test_an_engine_with_wrong_outputs_has_no_time(plans, tmp_path, monkeypatch):
     reference.infer()
     options = type("Options", (), {"seconds": 0.1, "out": tmp_path})
     row = compare_engines.run(task, Wrong("fp32", "CPU"), images, reference.output(), options)
-    assert "wrong outputs" in row["problem"] and "median_ms" not in row
+    assert "wrong outputs" in row.problem and row.median_ms is None
 
 
-# -- pipelines
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_a_published_pipeline_is_right_when_written_without_its_mistakes(plans, tmp_path, name):
-    path = tmp_path / "record.json"
-    done = run("-m", "scripts.published", name, "--backend", "simulated", *CHEAP, "--json", path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads(path.read_text())
-    assert record["stage"] == f"published: {name}" and record["outputs_match"] is True
+# -- loops
 
 
 def test_peers_are_ratios_to_the_fastest_stage():
-    run_facts = {"device": "GPU", "engine": "engine", "batch": 1, "computed_batch": 1, "backend": "tensorrt", "versions": {}}
-    best = {"stage": "7_cuda_graph", "per_batch_ms": 0.5, "precision": "fp16"}
-    record = {"stage": "eager", "per_batch_ms": 1.25, "engine": "PyTorch", "precision": "fp32", "measured": 50}
-    assert "| eager | 1.250 | 2.50 | PyTorch | fp32 |" in peers.table(run_facts, best, [record], [])
+    best = Record(stage="7_cuda_graph", per_batch_ms=0.5, engine="TensorRT 8.6.0", precision="fp16", batch=1, measured=50)
+    peer = Record(stage="eager", per_batch_ms=1.25, engine="PyTorch", precision="fp32")
+    assert "| eager | 1.250 | 2.50 | PyTorch | fp32 |" in measure.table(best, [peer], None)
 
 
-def test_a_pytorch_loop_is_verified_and_timed(tmp_path):
+@pytest.mark.slow
+def test_a_pytorch_loop_is_verified_and_timed(checkout, tmp_path):
     pytest.importorskip("torch")
-    done = run("-m", "scripts.peers_pytorch", "eager-fp32", "--device", "cpu", "--batch", "1", "--batches", "4",
-               "--measure", "2", "--repeats", "1", "--out", tmp_path)
+    few = ("--device", "cpu", "--batch", "1", "--batches", "4", "--measure", "2", "--repeats", "1")
+    done = checkout.run("-m", "peers.pytorch", "eager-fp32", *few, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "eager-fp32.json").read_text())["per_batch_ms"] > 0
 
@@ -132,12 +128,9 @@ def test_a_pytorch_loop_is_verified_and_timed(tmp_path):
 # -- predictions
 
 
-def test_a_prediction_is_made_beside_a_report(plans, tmp_path):
-    (tmp_path / "4_use_fp16.json").write_text(json.dumps({"stage": "4_use_fp16", "batch": 128, "batches": 6, "measured": 3}))
-    facts = {"backend": "tensorrt", "device": "NVIDIA H200", "engine": "TensorRT 8.6.0", "batch": 128}
-    row = {"stage": "4_use_fp16", "per_batch_ms": 3.0, "spread": 0.01}
-    (tmp_path / "comparison.json").write_text(json.dumps({"run": facts, "stages": [row]}))
-    done = run("-m", "scripts.predict", "h200", tmp_path)
+def test_a_prediction_is_made_beside_a_report(checkout, tmp_path):
+    Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, batches=6, measured=3).write(tmp_path / "4_use_fp16.json")
+    done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "prediction.json").read_text())["stages"][0]
     assert made["off"] == pytest.approx(made["predicted_ms"] / 3.0 - 1)
@@ -167,28 +160,31 @@ def test_small_kernels_leave_room_for_others_and_large_ones_do_not():
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12), st.sampled_from([0.2, 0.4, 0.5, 0.7, 1.0])), min_size=1,
-                max_size=25))
-def test_an_engine_is_never_more_than_fully_booked(requests):
-    engine, booked = Engine(), []
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(1, 12), st.sampled_from([0.2, 0.4, 0.5, 0.7, 1.0])), min_size=1, max_size=25
+    )
+)
+def test_a_timetable_is_never_more_than_fully_booked(requests):
+    timetable, booked = Timetable(), []
     for ready, duration, share in requests:
-        start, end = engine.reserve(ready, duration, share)
+        start, end = timetable.reserve(ready, duration, share)
         assert start >= ready and end - start == duration
         booked.append((start, end, share))
     for moment in range(max(end for _, end, _ in booked)):
         assert sum(share for start, end, share in booked if start <= moment < end) <= 1 + 1e-9
     busy = sum(any(start <= moment < end for start, end, _ in booked) for moment in range(max(end for _, end, _ in booked)))
-    assert engine.busy_between(0, max(end for _, end, _ in booked)) == busy
+    assert timetable.busy_between(0, max(end for _, end, _ in booked)) == busy
 
 
 # -- pictures of models
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_node_is_drawn_once_in_the_layer_that_holds_it(plans, tmp_path, precision):
+def test_every_node_is_drawn_once_in_the_layer_that_holds_it(checkout, tmp_path, precision):
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load(str(ROOT / "models" / f"resnet18-{precision}.onnx")).graph
-    plan = plans / f"resnet18-{precision}.simulated.plan"
+    graph = onnx.load(str(checkout.models / f"resnet18-{precision}.onnx")).graph
+    plan = checkout.plans / f"resnet18-{precision}.simulated.plan"
     layers = json.loads(plan.with_name(plan.name + ".json").read_text())["layers"]
     ordered = draw_model.groups(graph, layers)
     drawn = [node.name for group in ordered for node in group.nodes]
@@ -197,15 +193,20 @@ def test_every_node_is_drawn_once_in_the_layer_that_holds_it(plans, tmp_path, pr
     assert [node.op_type for node in conv.nodes] == ["Conv", "Relu"] and conv.layer in layers
     alone = draw_model.groups(graph, [])
     assert len(alone) == len(graph.node) and not any(group.layer for group in alone)
-    said = draw_model.draw(ROOT / "models" / f"resnet18-{precision}.onnx", plan, tmp_path / "model.svg")
+    said = draw_model.draw(checkout.models / f"resnet18-{precision}.onnx", plan, tmp_path / "model.svg")
     assert re.search(r"nodes in \d+ of \d+ layers", said) and "</svg>" in (tmp_path / "model.svg").read_text()
 
 
-@pytest.mark.parametrize("name, nodes", [
-    ("/conv1/Conv + /relu/Relu", ["/conv1/Conv", "/relu/Relu"]),
-    ("PWN(/act/Sigmoid, /act/Mul)", ["/act/Sigmoid", "/act/Mul"]),
-    ("/layer1.0/conv2/Conv + /layer1.0/Add + /layer1.0/relu_1/Relu",
-     ["/layer1.0/conv2/Conv", "/layer1.0/Add", "/layer1.0/relu_1/Relu"]),
-])
+@pytest.mark.parametrize(
+    "name, nodes",
+    [
+        ("/conv1/Conv + /relu/Relu", ["/conv1/Conv", "/relu/Relu"]),
+        ("PWN(/act/Sigmoid, /act/Mul)", ["/act/Sigmoid", "/act/Mul"]),
+        (
+            "/layer1.0/conv2/Conv + /layer1.0/Add + /layer1.0/relu_1/Relu",
+            ["/layer1.0/conv2/Conv", "/layer1.0/Add", "/layer1.0/relu_1/Relu"],
+        ),
+    ],
+)
 def test_a_fused_layer_s_name_names_its_nodes(name, nodes):
     assert draw_model.named(name) == nodes

@@ -23,7 +23,7 @@ def cuda(request):
         runtime.cudaDeviceSynchronize()
         runtime.cudaGetLastError()
         return
-    from common.sim import cudart, simulator
+    from sim import cudart, simulator
 
     simulator.start()
     yield cudart
@@ -306,9 +306,10 @@ def test_a_forked_stream_must_be_joined(cuda, memory, streams):
     ok(cuda.cudaEventDestroy(forked))
 
 
-@pytest.mark.parametrize("call, error", [
-    ("cudaStreamSynchronize", "cudaErrorStreamCaptureUnsupported"), ("cudaStreamQuery", "cudaErrorStreamCaptureUnsupported"),
-])
+@pytest.mark.parametrize(
+    "call, error",
+    [("cudaStreamSynchronize", "cudaErrorStreamCaptureUnsupported"), ("cudaStreamQuery", "cudaErrorStreamCaptureUnsupported")],
+)
 def test_a_capturing_stream_cannot_be_waited_for(cuda, streams, call, error):
     begin(cuda, streams[0])
     assert name(getattr(cuda, call)(streams[0])) == error

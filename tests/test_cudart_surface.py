@@ -6,11 +6,14 @@ import inspect
 
 import pytest
 
-from common.sim import cudart, enums
+from sim import cudart, enums
 
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-FUNCTIONS = sorted(name for name, value in vars(cudart).items()
-                   if name.startswith("cuda") and name != "cuda_call" and inspect.isfunction(value))
+FUNCTIONS = sorted(
+    name
+    for name, value in vars(cudart).items()
+    if name.startswith("cuda") and name != "cuda_call" and inspect.isfunction(value)
+)
 ENUMS = ["cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaStreamCaptureStatus"]
 
 
@@ -57,7 +60,9 @@ def test_what_is_not_given_back_is_listed_with_its_line(simulator):
     cudart.cudaMalloc(1024)
     cudart.cudaEventCreate()
     assert [line.rsplit(":", 1)[0] for line in simulator.leaks()] == [
-        "1,024 bytes of device memory, test_cudart_surface.py", "event, test_cudart_surface.py"]
+        "1,024 bytes of device memory, test_cudart_surface.py",
+        "event, test_cudart_surface.py",
+    ]
 
 
 def test_fresh_and_freed_memory_is_never_what_was_hoped_for(simulator):
@@ -68,12 +73,25 @@ def test_fresh_and_freed_memory_is_never_what_was_hoped_for(simulator):
     assert (host == 0xCD).all()
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("cudaStreamSynchronize", (5,)), ("cudaStreamWaitEvent", (5, 6, 0)), ("cudaStreamDestroy", (5,)),
-    ("cudaStreamEndCapture", (5,)), ("cudaEventRecord", (5, 6)), ("cudaEventSynchronize", (5,)), ("cudaEventDestroy", (5,)),
-    ("cudaEventElapsedTime", (5, 6)), ("cudaGraphLaunch", (5, 6)), ("cudaGraphUpload", (5, 6)), ("cudaGraphExecDestroy", (5,)),
-    ("cudaFree", (4096,)), ("cudaFreeHost", (4096,)), ("cudaMemcpyAsync", (4096, 8192, 16, 1, 5)),
-])
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("cudaStreamSynchronize", (5,)),
+        ("cudaStreamWaitEvent", (5, 6, 0)),
+        ("cudaStreamDestroy", (5,)),
+        ("cudaStreamEndCapture", (5,)),
+        ("cudaEventRecord", (5, 6)),
+        ("cudaEventSynchronize", (5,)),
+        ("cudaEventDestroy", (5,)),
+        ("cudaEventElapsedTime", (5, 6)),
+        ("cudaGraphLaunch", (5, 6)),
+        ("cudaGraphUpload", (5, 6)),
+        ("cudaGraphExecDestroy", (5,)),
+        ("cudaFree", (4096,)),
+        ("cudaFreeHost", (4096,)),
+        ("cudaMemcpyAsync", (4096, 8192, 16, 1, 5)),
+    ],
+)
 def test_the_real_runtime_takes_integers_for_handles(name, arguments):
     """As common/ passes them. Without a GPU every call gets as far as the missing driver; with one these would crash."""
     from tests.conftest import real_runtime

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,36 +20,45 @@ import pytest
 from tests.conftest import ROOT, real_runtime
 
 STAGE = "6_multi_threads.py"
+PYTHON = os.environ.get("PYTHON", sys.executable)
+
+
+@dataclass
+class Machine:
+    """Where stages are run: in the copy of the tree on the simulated GPU, in the tree itself on a real one."""
+
+    backend: str
+    folder: Path
+    plan: Path
+
+    def start(self, *command: object) -> subprocess.Popen[str]:
+        words = [PYTHON, *map(str, command), "--backend", self.backend]
+        return subprocess.Popen(words, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def stage(self, *arguments: object, script: object = STAGE) -> subprocess.CompletedProcess[str]:
+        process = self.start(script, "--plan", self.plan, "--batch", 4, *arguments)
+        stdout, stderr = process.communicate(timeout=120)
+        return subprocess.CompletedProcess("", process.returncode, stdout, stderr)
+
+    def broken(self, old: str, new: str) -> Path:
+        """Stage 6 with one line changed, beside what it needs."""
+        text = (self.folder / STAGE).read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path = self.folder / "broken_stage.py"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        return path
 
 
 @pytest.fixture(params=["simulated", pytest.param("tensorrt", marks=pytest.mark.gpu)])
-def backend(request, plans):
-    if request.param == "tensorrt":
-        if real_runtime() is None:
-            pytest.skip("no GPU answers")
-        if not (ROOT / "plans" / "resnet18-fp16.plan").exists():
-            pytest.skip("no plan for this GPU: python 0_build.py --fp16")
-    return request.param
-
-
-@pytest.fixture
-def plan(backend) -> Path:
-    return ROOT / "plans" / f"resnet18-fp16{'.simulated' if backend == 'simulated' else ''}.plan"
-
-
-def python() -> str:
-    return os.environ.get("PYTHON", sys.executable)
-
-
-AS_A_SCRIPT = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); del sys.argv[0]; " \
-              "runpy.run_path(sys.argv[0], run_name='__main__')"
-"""Runs a script from anywhere as if it lay in the repository."""
-
-
-def stage(backend: str, *arguments: object, script: object = STAGE, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([python(), "-c", AS_A_SCRIPT, str(script), "--backend", backend, "--batch", "4",
-                           *map(str, arguments)], cwd=ROOT, text=True, capture_output=True, check=False,
-                          timeout=timeout)
+def machine(request, checkout):
+    if request.param == "simulated":
+        yield Machine("simulated", checkout.folder, checkout.tiny)
+        return
+    plan = ROOT / "plans" / "resnet18-fp16.plan"
+    if real_runtime() is None or not plan.exists():
+        pytest.skip("no GPU answers, or no plan for it: python 0_build.py --fp16")
+    yield Machine("tensorrt", ROOT, plan)
+    (ROOT / "broken_stage.py").unlink(missing_ok=True)
 
 
 def ends_with_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -61,93 +71,81 @@ def ends_with_one_line(done: subprocess.CompletedProcess[str], code: int, *words
     assert "per batch" not in done.stdout
 
 
-def broken(tmp_path: Path, old: str, new: str) -> Path:
-    """Stage 6 with one line changed."""
-    text = (ROOT / STAGE).read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    (tmp_path / STAGE).write_text(text.replace(old, new), encoding="utf-8")
-    return tmp_path / STAGE
+def test_a_cuda_call_that_fails_in_the_worker(machine):
+    line = "            slot.returned.synchronize()\n"
+    closed = f"            if index == 4:\n                slot.returned.close()\n{line}"
+    done = machine.stage(script=machine.broken(line, closed))
+    ends_with_one_line(done, 3, "cudaEventSynchronize", "cudaErrorInvalidResourceHandle")
 
 
-def test_a_cuda_call_that_fails_in_the_worker(backend, tmp_path):
-    script = broken(tmp_path, "                    slot.returned.synchronize()\n",
-                    "                    slot.returned.close() if index == 4 else slot.returned.synchronize()\n"
-                    "                    index == 4 and slot.returned.synchronize()\n")
-    ends_with_one_line(stage(backend, script=script), 3, "cudaEventSynchronize", "cudaErrorInvalidResourceHandle")
-
-
-def test_a_mistake_in_the_worker_ends_the_run(backend, tmp_path):
-    script = broken(tmp_path, "                    slot.returned.synchronize()\n",
-                    "                    slot.returned.synchronize()\n                    {}[index]\n")
-    done = stage(backend, script=script)
-    assert done.returncode == 1 and "KeyError: 0" in done.stderr and "per batch" not in done.stdout
-
-
-def test_no_memory_left_on_the_device(backend, tmp_path):
+def test_no_memory_left_on_the_device(machine):
     """Another process (here: the same one, first) holds the memory that the contexts would need."""
-    hold = {"tensorrt": "held = cudart.cudaMalloc(cudart.cudaMemGetInfo()[0] - (64 << 20))",
-            "simulated": "backend.current().simulator.space.charge(cudart.cudaMemGetInfo()[0] - (64 << 20))"}[backend]
-    script = broken(tmp_path, '    run.engine.require_precision(run.precision)\n',
-                    f"    from common import backend\n    from common.cuda import cudart\n    {hold}\n")
-    ends_with_one_line(stage(backend, script=script), 3, "memory")
+    hold = {
+        "tensorrt": "held = cudart.cudaMalloc(cudart.cudaMemGetInfo()[0] - (64 << 20))",
+        "simulated": "backend.current().simulator.space.charge(cudart.cudaMemGetInfo()[0])",
+    }[machine.backend]
+    line = "    context = run.engine.create_context()\n"
+    imports = "    from common import backend\n    from common.cuda import cudart\n"
+    ends_with_one_line(machine.stage(script=machine.broken(line, f"{imports}    {hold}\n{line}")), 3, "memory")
 
 
-def test_an_impossible_batch(backend):
-    ends_with_one_line(stage(backend, "--batch", 300 if backend == "tensorrt" else 8,
-                             *(["--charge-batch", 300] if backend == "simulated" else [])), 2, "batch of 300", "0_build.py")
+def test_an_impossible_batch(machine):
+    ends_with_one_line(machine.stage("--batch", 3000), 2, "batch of 3000", "0_build.py")
 
 
-def test_a_plan_of_another_tensorrt(backend, plan, tmp_path):
-    shutil.copy(plan, tmp_path / "other.plan")
-    facts = json.loads(plan.with_name(plan.name + ".json").read_text())
+def test_a_plan_of_another_tensorrt(machine, tmp_path):
+    shutil.copy(machine.plan, tmp_path / "other.plan")
+    facts = json.loads(machine.plan.with_name(machine.plan.name + ".json").read_text())
     (tmp_path / "other.plan.json").write_text(json.dumps({**facts, "tensorrt": "9.9.9"}))
-    ends_with_one_line(stage(backend, "--plan", tmp_path / "other.plan"), 3, "built by TensorRT 9.9.9", "0_build.py")
+    done = machine.stage("--plan", tmp_path / "other.plan")
+    ends_with_one_line(done, 3, "built by TensorRT 9.9.9", "0_build.py")
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_a_cut_plan(backend, plan, tmp_path, checked):
+def test_a_cut_plan(machine, tmp_path, checked):
     """With its sidecar it is found out before TensorRT sees it; without, TensorRT refuses it."""
     cut = tmp_path / "cut.plan"
-    cut.write_bytes(plan.read_bytes()[: plan.stat().st_size // 2])
+    cut.write_bytes(machine.plan.read_bytes()[: machine.plan.stat().st_size // 2])
     if checked:
-        shutil.copy(plan.with_name(plan.name + ".json"), tmp_path / "cut.plan.json")
+        shutil.copy(machine.plan.with_name(machine.plan.name + ".json"), tmp_path / "cut.plan.json")
     words = ["cut short"] if checked else ["not a plan that this TensorRT can load"]
-    ends_with_one_line(stage(backend, "--plan", cut), 3, *words)
+    ends_with_one_line(machine.stage("--plan", cut), 3, *words)
 
 
-def interrupted(command: list[object], wait: float) -> subprocess.CompletedProcess[str]:
-    """Run a command and press Ctrl-C after ``wait`` seconds."""
-    process = subprocess.Popen([python(), *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
-    time.sleep(wait)
+def interrupted(process: subprocess.Popen[str], wait_s: float) -> tuple[int, str]:
+    """Press Ctrl-C a while after the process has said what it runs on; its exit code and the rest of what it said."""
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(wait_s)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
 
 
-def test_ctrl_c_in_a_stage(backend, tmp_path):
+def test_ctrl_c_in_a_stage(machine, tmp_path):
     record = tmp_path / "record.json"
-    done = interrupted([STAGE, "--backend", backend, "--batch", 4, "--batches", 1_000_000, "--json", record], 12)
-    assert done.returncode == 130, done.stdout + done.stderr
-    assert done.stderr.strip().splitlines()[-1].endswith("interrupted") and "Traceback" not in done.stderr
+    process = machine.start(STAGE, "--plan", machine.plan, "--batch", 4, "--batches", 1_000_000, "--json", record)
+    code, said = interrupted(process, 3 if machine.backend == "tensorrt" else 1)
+    assert code == 130, said
+    assert said.strip().splitlines()[-1].endswith("interrupted") and "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.gpu
-def test_ctrl_c_in_a_build(tmp_path):
-    if real_runtime() is None:
-        pytest.skip("no GPU answers")
-    done = interrupted(["0_build.py", "--backend", "tensorrt", "--fp16", "--profile", "1,7,9", "--timing-cache",
-                        tmp_path / "cache", "--output", tmp_path / "new.plan"], 12)
-    assert done.returncode == 130, done.stdout + done.stderr
-    assert "interrupted; nothing was written" in done.stderr.strip().splitlines()[-1]
+def test_ctrl_c_in_a_build(machine, tmp_path):
+    if machine.backend == "simulated":
+        pytest.skip("a simulated build takes no time")
+    files = ("--timing-cache", tmp_path / "cache", "--output", tmp_path / "new.plan")
+    code, said = interrupted(machine.start("0_build.py", "--fp16", "--profile", "1,7,9", *files), 5)
+    assert code == 130, said
+    assert "interrupted; nothing was written" in said.strip().splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_record_that_cannot_be_written_is_found_before_the_run(backend):
-    ends_with_one_line(stage(backend, "--json", "/nowhere/record.json"), 3, "/nowhere")
+def test_a_record_that_cannot_be_written_is_found_before_the_run(machine):
+    ends_with_one_line(machine.stage("--json", "/nowhere/record.json"), 3, "/nowhere")
 
 
-def test_the_machine_is_well_after_all_that(backend):
-    done = stage(backend)
+def test_the_machine_is_well_after_all_that(machine):
+    done = machine.stage()
     assert done.returncode == 0 and "right" in done.stdout, done.stdout + done.stderr

@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common import models
 from common.images import noise_images
-from common.sim import cudart, simulator
-from common.sim import tensorrt as trt
-
-torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("torchvision", reason="torchvision is not installed")
+from export import models
+from export.networks import create_model
+from sim import cudart, simulator
+from sim import tensorrt as trt
 
 # Operations of one image in units of 10⁹ multiply-adds, as torchvision publishes them for these models.
 GIGA_MACS = {"resnet18": 1.814, "resnet50": 4.089, "mobilenet_v2": 0.301, "efficientnet_v2_s": 8.366}
+
+
+@pytest.fixture(autouse=True)
+def finished():
+    yield
+    simulator.start().close()
 
 
 class Errors(trt.ILogger):
@@ -52,41 +56,33 @@ def infer(engine, images: np.ndarray) -> np.ndarray:
     return output
 
 
-@pytest.fixture(scope="module", params=list(models.MODELS))
-def exported(request, tmp_path_factory):
-    """(name, PyTorch module, FP32 file, FP16 file) of a model with seeded weights."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model, _ = models.create_model(request.param, "random", 7)
-    paths = folder / "fp32.onnx", folder / "fp16.onnx"
-    models.export_onnx(model, models.MODELS[request.param], paths[0])
-    models.convert_to_fp16(*paths)
-    return request.param, model, *paths
-
-
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("fp16", 3e-2)])
-def test_outputs_are_pytorch_s(exported, precision, tolerance):
-    name, model, fp32, fp16 = exported
-    simulator.start()
-    images = noise_images(range(3), models.MODELS[name], 5)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
+def test_outputs_and_operations_are_pytorch_s(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
+    size, images = models.MODELS[name], noise_images(range(3), models.MODELS[name], 5)
+    model, _ = create_model(name, "random", 7)
+    paths = {"fp32": tmp_path / "fp32.onnx", "fp16": tmp_path / "fp16.onnx"}
+    models.export_onnx(model, size, paths["fp32"])
+    models.convert_to_fp16(paths["fp32"], paths["fp16"])
     with torch.no_grad():
         reference = model(torch.from_numpy(images)).numpy()
-    outputs = infer(build(fp32 if precision == "fp32" else fp16, models.MODELS[name]), images)
-    assert models.largest_difference(outputs, reference) < tolerance
+    for precision, tolerance in (("fp32", 1e-4), ("fp16", 3e-2)):
+        simulator.start()
+        engine = build(paths[precision], size)
+        assert models.largest_difference(infer(engine, images), reference) < tolerance
+        counted = sum(layer.operations for layer in engine._layers if layer.kind in ("Conv", "Gemm")) / 2e9
+        assert counted == pytest.approx(GIGA_MACS[name], rel=0.02)
 
 
-def test_operations_are_the_published_ones(exported):
-    name, _, fp32, _ = exported
-    simulator.start()
-    engine = build(fp32, models.MODELS[name])
-    counted = sum(layer.operations for layer in engine._layers if layer.kind in ("Conv", "Gemm")) / 2e9
-    assert counted == pytest.approx(GIGA_MACS[name], rel=0.02)
-
-
-@pytest.mark.parametrize("device, precision, published_ms", [
-    ("v100-sxm2-32gb", "fp32", 27.230), ("v100-sxm2-32gb", "fp16", 7.957), ("h200", "fp32", 3.052), ("h200", "fp16", 1.343)])
-def test_the_device_files_give_the_compute_times_that_they_are_derived_from(plans, device, precision, published_ms):
+@pytest.mark.parametrize(
+    "device, precision, published_ms",
+    [("v100-sxm2-32gb", "fp32", 27.230), ("v100-sxm2-32gb", "fp16", 7.957), ("h200", "fp32", 3.052), ("h200", "fp16", 1.343)],
+)
+def test_the_device_files_give_the_compute_times_that_they_are_derived_from(checkout, device, precision, published_ms):
     sim = simulator.start(device)
-    plan = (plans / f"resnet18-{precision}.simulated.plan").read_bytes()
+    plan = (checkout.plans / f"resnet18-{precision}.simulated.plan").read_bytes()
     engine = trt.Runtime(Errors()).deserialize_cuda_engine(plan)
     assert sum(piece.duration for piece in engine._kernels(128, 0)) / 1e6 == pytest.approx(published_ms, rel=1e-3)
     assert len(engine._kernels(128, 0)) == 25  # as many launches a batch as published
@@ -97,9 +93,9 @@ def test_the_device_files_give_the_compute_times_that_they_are_derived_from(plan
 
 
 @pytest.fixture
-def engine(plans):
+def engine(checkout):
     simulator.start()
-    return trt.Runtime(Errors()).deserialize_cuda_engine((plans / "resnet18-fp16.simulated.plan").read_bytes())
+    return trt.Runtime(Errors()).deserialize_cuda_engine((checkout.plans / "resnet18-fp16.simulated.plan").read_bytes())
 
 
 def said(engine) -> str:
@@ -134,10 +130,10 @@ def test_an_enqueue_with_a_freed_address_is_refused(engine):
     assert context.execute_async_v3(0) is False and "illegal memory access" in said(engine)
 
 
-def test_a_cut_plan_gives_no_engine(plans):
+def test_a_cut_plan_gives_no_engine(checkout):
     simulator.start()
     logger = Errors()
-    plan = (plans / "resnet18-fp16.simulated.plan").read_bytes()
+    plan = (checkout.plans / "resnet18-fp16.simulated.plan").read_bytes()
     assert trt.Runtime(logger).deserialize_cuda_engine(plan[:-1]) is None
     assert trt.Runtime(logger).deserialize_cuda_engine(b"something else") is None
     assert len(logger.messages) == 2
@@ -185,7 +181,7 @@ def test_a_context_on_two_streams_at_once_mixes_its_activations_up(engine):
         context.set_tensor_address(models.OUTPUT, buffers[index][1])
         assert context.execute_async_v3(streams[index])
     work = [simulator.simulator().lookup(stream, simulator.Stream).tail for stream in streams]
-    from common.sim.work import execute
+    from sim.work import execute
 
     for first in (work[0].after[0], work[1].after[0], work[0], work[1]):  # both read their input before either computes
         execute(first)

@@ -10,35 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from scripts.nsys import Nsys, NsysError, find
-from scripts.trace_reader import PUSH_POP, START_END, Reader, TraceError, read
-from tests.conftest import ROOT, run
-from tests.debian_nsys import Unavailable, install
-
-CACHE = ROOT / "tests" / ".cache"
-
-
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def nsys(request) -> Nsys:
-    """Debian's nsys of two ages: 2022.4 (bookworm) and 2023.4 (trixie)."""
-    try:
-        path = install(CACHE / f"nsys-{request.param}", request.param)
-    except Unavailable as reason:
-        pytest.skip(f"no Nsight Systems here: {reason}")
-    os.environ["NSYS"] = str(path)
-    yield find()
-    del os.environ["NSYS"]
+from common.trace import PUSH_POP, START_END, Reader, TraceError, read
+from harness.nsys import Nsys, NsysError, find
+from tests.conftest import ROOT, SIMULATED
 
 
 @pytest.fixture(scope="module")
-def old_nvtx() -> Path:
+def nsys() -> Nsys:
+    """This machine's, or the one that NSYS names."""
+    try:
+        return find()
+    except NsysError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def old_nvtx(tmp_path_factory) -> Path:
     """nvtx 0.2.11, whose ranges old profilers record."""
-    folder = CACHE / f"nvtx-0.2.11-py{sys.version_info[0]}{sys.version_info[1]}"
-    if not (folder / "nvtx").exists():
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "nvtx==0.2.11"],
-                              capture_output=True, check=False)
-        if done.returncode != 0:
-            pytest.skip("nvtx 0.2.11 cannot be installed for this Python")
+    folder = tmp_path_factory.mktemp("nvtx")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "nvtx==0.2.11"]
+    if subprocess.run(pip, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nvtx 0.2.11 cannot be installed for this Python")
     return folder
 
 
@@ -47,7 +39,7 @@ def profile(nsys: Nsys, folder: Path, script: Path, arguments: list[str], nvtx: 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, [nvtx, ROOT])))
     try:
-        nsys.profile(report, [sys.executable, str(script), *arguments], nsys.flags(False, False), log)
+        nsys.profile(report, [sys.executable, str(script), *arguments], log)
         nsys.export(report, sqlite, log)
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
@@ -96,7 +88,7 @@ def test_our_ranges_are_recorded(nsys, old_nvtx, tmp_path):
 DOUBLED = """
 import runpy, sys
 import nvtx
-from common.sim import nvtx as simulated
+from sim import nvtx as simulated
 
 def double(name):  # the simulated ranges lie in virtual time; the profiler sees the same ones in its own
     ours, theirs = getattr(simulated, name), getattr(nvtx, name)
@@ -113,7 +105,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.nsys
-def test_a_stage_under_the_profiler(nsys, old_nvtx, plans, tmp_path):
+def test_a_stage_under_the_profiler(nsys, old_nvtx, checkout, tmp_path):
     """A whole stage, its ranges doubled into real NVTX."""
     script = tmp_path / "stage.py"
     script.write_text(DOUBLED)
@@ -140,12 +132,8 @@ def test_a_new_nvtx_under_an_old_profiler_is_explained(nsys, tmp_path):
 
 @pytest.mark.nsys
 def test_only_flags_that_this_version_has_are_used(nsys):
-    flags = nsys.flags(gpu_metrics=False, backtraces=False)
-    assert flags[0] == "--trace=cuda,nvtx" and "--cuda-memory-usage=true" in flags
-    assert all(flag.split("=")[0] in nsys.help for flag in flags)
-    metrics = nsys.flags(gpu_metrics=True, backtraces=True)
-    assert metrics[0] == "--trace=cuda,nvtx,osrt"
-    assert "--gpu-metrics-device=all" in metrics and "--cudabacktrace=all" in metrics
+    flags = nsys.flags()
+    assert flags[0] == "--trace=cuda,nvtx" and all(flag.split("=")[0] in nsys.help for flag in flags)
 
 
 # -- without a profiler, and with one that misbehaves
@@ -164,30 +152,18 @@ def test_a_named_profiler_that_does_not_run(monkeypatch, tmp_path):
         find()
 
 
-def test_newer_spellings_are_preferred(monkeypatch, tmp_path):
-    body = ('case "$1" in --version) echo "NVIDIA Nsight Systems version 2025.3.1.0";; '
-            'profile) echo " --gpu-metrics-devices= --cuda-graph-trace= --cuda-event-trace= --cudabacktrace=";; esac')
+def test_flags_that_a_version_does_not_have_are_left_out(monkeypatch, tmp_path):
+    body = 'case "$1" in --version) echo "version 2025.3.1.0";; profile) echo " --cuda-graph-trace= --cuda-event-trace=";; esac'
     monkeypatch.setenv("NSYS", str(fake(tmp_path, body)))
     found = find()
     assert found.version == "2025.3.1.0"
-    assert "--gpu-metrics-devices=all" in found.flags(True, False)
-    assert "--cuda-event-trace=false" in found.flags(False, False)
-    assert "--cuda-memory-usage=true" not in found.flags(False, False)
-
-
-def test_missing_permission_for_metrics_is_one_sentence(monkeypatch, tmp_path):
-    body = ('case "$1" in --version) echo "version 2025.3.1";; profile) if [ "$2" = --help ]; then '
-            'echo "--gpu-metrics-devices="; else echo "ERR_NVGPUCTRPERM"; exit 1; fi;; esac')
-    monkeypatch.setenv("NSYS", str(fake(tmp_path, body)))
-    found = find()
-    with pytest.raises(NsysError, match="no permission to sample GPU metrics"):
-        found.profile(tmp_path / "report", ["true"], found.flags(True, False), tmp_path / "log")
+    assert found.flags() == ["--trace=cuda,nvtx", "--cuda-graph-trace=node", "--cuda-event-trace=false"]
 
 
 def test_a_profiler_that_writes_nothing_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("NSYS", str(fake(tmp_path, 'echo "version 2025.3.1"')))
     found = find()
-    found.profile(tmp_path / "report", ["true"], [], tmp_path / "log")
+    found.profile(tmp_path / "report", ["true"], tmp_path / "log")
     with pytest.raises(NsysError, match="wrote no report"):
         found.export(tmp_path / "report", tmp_path / "x.sqlite", tmp_path / "log")
 
@@ -195,38 +171,51 @@ def test_a_profiler_that_writes_nothing_is_one_sentence(monkeypatch, tmp_path):
 # -- the page
 
 
-def test_the_page_is_whole_and_needs_no_network(plans, tmp_path):
-    done = run("-m", "scripts.profile_stages", "--backend", "simulated", "--batch", "2", "--charge-batch", "128",
-               "--out", tmp_path, "--perfetto", "--figures", "4", "5")
+@pytest.fixture(scope="module")
+def compared(checkout, tmp_path_factory) -> Path:
+    """The results of two stages, and all that is made of them."""
+    folder = tmp_path_factory.mktemp("compared")
+    size = ("--batch", "2", "--charge-batch", "128")
+    done = checkout.run("-m", "harness.profile", *SIMULATED, *size, "--out", folder, "--perfetto", "--figures", "4", "5")
     assert done.returncode == 0, done.stdout + done.stderr
-    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    return folder
+
+
+def test_the_page_is_whole_and_needs_no_network(compared):
+    page = (compared / "comparison.html").read_text(encoding="utf-8")
+    assert "http" not in page and "<script" not in page
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page and 'tabindex="0"' in page
     assert page.count("<svg") == 4 and "4_use_fp16 → 5_multi_streams" in page  # two timelines, and the pair again
-    trace = json.loads((tmp_path / "5_multi_streams.perfetto.json").read_text())["traceEvents"]
+    trace = json.loads((compared / "5_multi_streams.perfetto.json").read_text())["traceEvents"]
     assert {event["ph"] for event in trace} == {"X", "M"}
     assert {event["args"]["name"] for event in trace if event["name"] == "thread_name"} >= {"H2D copy", "compute", "D2H copy"}
     assert sum(event["name"] == "infer" for event in trace) == 10
-    for name in ("timelines", "timeline_5_multi_streams"):
-        for suffix in (".svg", ".png"):
-            assert (tmp_path / f"{name}{suffix}").stat().st_size > 1000
 
 
-def test_the_page_renders_in_a_browser(plans, tmp_path):
+def test_pictures_are_whole_svg_of_their_own(compared):
+    """Each bar of the timeline stands in it, with the batch that it works for and its length."""
+    from xml.etree import ElementTree
+
+    svg = "{http://www.w3.org/2000/svg}"
+    for name, count in (("timelines", 2), ("timeline_5_multi_streams", 2), ("timeline_4_use_fp16", 1)):
+        root = ElementTree.parse(compared / f"{name}.svg").getroot()
+        drawn = root.findall(f"{svg}svg")
+        assert len(drawn) == count and drawn[-1].get("aria-label").startswith("Timeline of ")
+        titles = [title.text for title in drawn[-1].iter(f"{svg}title")]
+        assert sum(title.startswith("compute, batch") for title in titles) >= 3
+        assert sum(title.startswith("limit: ") for title in titles) == 3
+
+
+def test_the_page_renders_in_a_browser(compared, tmp_path):
     import shutil
 
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium")
-    run("-m", "scripts.profile_stages", "--backend", "simulated", "--batch", "2", "--charge-batch", "128",
-        "--out", tmp_path, "5")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-               "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
     for width in (390, 1250):
         shot = tmp_path / f"{width}.png"
-        subprocess.run([browser, *options, f"--window-size={width},1200", f"--screenshot={shot}",
-                        f"file://{tmp_path}/comparison.html"], check=True, capture_output=True, timeout=120)
+        page = [f"--window-size={width},1200", f"--screenshot={shot}", f"file://{compared}/comparison.html"]
+        subprocess.run([browser, *options, *page], check=True, capture_output=True, timeout=120)
         assert shot.stat().st_size > 20_000
-    page = subprocess.run([browser, *options, "--dump-dom", f"file://{tmp_path}/comparison.html"], check=True,
-                          capture_output=True, text=True, timeout=120).stdout
-    assert "5_multi_streams" in page and "<svg" in page

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from common import models, postprocess, quantize, train
+from common import postprocess
 from common.errors import UsageFault
 from common.images import Images
-from tests.conftest import ROOT, run
-
-QUIET = Console(quiet=True)
-SIMULATED = ("--backend", "simulated")
-CHEAP = ("--batch", "2", "--charge-batch", "128", "--batches", "6")
+from export import models, quantize, train
+from export.networks import create_model
+from tests.conftest import CHEAP, SIMULATED
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +24,20 @@ def photographs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantized(plans, photographs, tmp_path_factory) -> Path:
+def quantized(checkout, photographs, tmp_path_factory) -> Path:
     """An INT8 file, its FP32 source beside it."""
     folder = tmp_path_factory.mktemp("quantized")
     source = folder / "resnet18-fp32.onnx"
-    shutil.copy(ROOT / "models" / source.name, source)
-    return quantize.calibrated(source, photographs, 128, "entropy", 1, QUIET)
+    shutil.copy(checkout.models / source.name, source)
+    return quantize.calibrated(source, photographs, 128, "entropy", 1)
 
 
-def test_int8_without_images_is_refused_with_the_reason(plans, tmp_path):
+def test_int8_without_images_is_refused_with_the_reason(checkout, tmp_path):
     source = tmp_path / "resnet18-fp32.onnx"
-    shutil.copy(ROOT / "models" / source.name, source)
+    shutil.copy(checkout.models / source.name, source)
     with pytest.raises(UsageFault, match="Random noise has other ranges"):
-        quantize.calibrated(source, None, 128, "entropy", 1, QUIET)
-    done = run("0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--output", tmp_path / "x.plan")
+        quantize.calibrated(source, None, 128, "entropy", 1)
+    done = checkout.run("0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--output", tmp_path / "x.plan")
     assert done.returncode == 2 and "--calibration-images" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -81,40 +78,47 @@ def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quanti
 def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, photographs):
     source, before = quantized.with_name("resnet18-fp32.onnx"), quantized.stat().st_mtime_ns
     for directory in (photographs, None):
-        assert quantize.calibrated(source, directory, 128, "entropy", 1, QUIET) == quantized
+        assert quantize.calibrated(source, directory, 128, "entropy", 1) == quantized
         assert quantized.stat().st_mtime_ns == before
     pixels = np.zeros((1, 3, 8, 8), np.float32)
-    prints = {quantize.fingerprint(source, pixels, "entropy"), quantize.fingerprint(source, pixels, "minmax"),
-              quantize.fingerprint(source, pixels + 1, "entropy"), quantize.fingerprint(quantized, pixels, "entropy")}
+    prints = {
+        quantize.fingerprint(source, pixels, "entropy"),
+        quantize.fingerprint(source, pixels, "minmax"),
+        quantize.fingerprint(source, pixels + 1, "entropy"),
+        quantize.fingerprint(quantized, pixels, "entropy"),
+    }
     assert len(prints) == 4
-    assert quantize.calibrated(source, photographs, 1, "minmax", 1, QUIET).stat().st_mtime_ns > before
+    assert quantize.calibrated(source, photographs, 1, "minmax", 1).stat().st_mtime_ns > before
 
 
 @pytest.fixture(scope="module")
-def int8_plan(plans, photographs, tmp_path_factory) -> Path:
+def int8_plan(checkout, photographs, tmp_path_factory) -> Path:
     source = tmp_path_factory.mktemp("int8") / "photographed-fp32.onnx"
-    shutil.copy(ROOT / "models" / "resnet18-fp32.onnx", source)
+    shutil.copy(checkout.models / "resnet18-fp32.onnx", source)
     plan = source.with_name("photographed.plan")
-    done = run("0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--calibration-images", photographs, "--output", plan)
+    done = checkout.run(
+        "0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--calibration-images", photographs, "--output", plan
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(plan.with_name("photographed.plan.json").read_text())["precision"] == "int8"
     return plan
 
 
-@pytest.mark.parametrize("script", ["4_use_fp16.py", "5_multi_streams.py", "6_multi_threads.py", "7_cuda_graph.py",
-                                    "8_multi_context.py"])
-def test_the_int8_plan_runs_in_the_ladder(int8_plan, tmp_path, script):
+@pytest.mark.parametrize(
+    "script", ["4_use_fp16.py", "5_multi_streams.py", "6_multi_threads.py", "7_cuda_graph.py", "8_multi_context.py"]
+)
+def test_the_int8_plan_runs_in_the_ladder(checkout, int8_plan, tmp_path, script):
     path = tmp_path / "record.json"
-    done = run(script, *SIMULATED, *CHEAP, "--plan", int8_plan, "--precision", "int8", "--json", path)
+    done = checkout.run(script, *SIMULATED, *CHEAP, "--plan", int8_plan, "--precision", "int8", "--json", path)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(path.read_text())
     assert record["precision"] == "int8" and record["outputs_match"] is True
 
 
-def test_another_precision_than_asked_for_is_refused(int8_plan):
-    done = run("5_multi_streams.py", *SIMULATED, *CHEAP, "--plan", int8_plan)
+def test_another_precision_than_asked_for_is_refused(checkout, int8_plan):
+    done = checkout.run("5_multi_streams.py", *SIMULATED, *CHEAP, "--plan", int8_plan)
     assert done.returncode == 3 and "is not a fp16 engine" in done.stderr
-    done = run("5_multi_streams.py", *SIMULATED, *CHEAP, "--precision", "fp32", "--no-verify")
+    done = checkout.run("5_multi_streams.py", *SIMULATED, *CHEAP, "--precision", "fp32", "--no-verify")
     assert done.returncode == 0, "stage 5 with the FP32 plan: the control row of what streams alone bring"
 
 
@@ -131,15 +135,16 @@ def test_the_digits_are_split_once_and_for_all(tmp_path):
     assert train.load(files[:3], 32).shape == (3, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_trained_model_keeps_its_class_names_through_export(tmp_path, monkeypatch):
     """A few steps only: that training works shows in the loss's fall from chance, how well in the committed report."""
     pytest.importorskip("torch")
     monkeypatch.setattr(train, "SCHEDULES", {"cpu": ((32, 0.6),), "cuda": ((32, 0.6),)})
     weights = tmp_path / "resnet18-digits.pt"
     monkeypatch.setattr(train, "evaluate", evaluated)
-    accuracy = train.fine_tune("resnet18", "digits", tmp_path / "digits", weights, 7, QUIET)
+    accuracy = train.fine_tune("resnet18", "digits", tmp_path / "digits", weights, 7)
     assert accuracy > 0.2, "chance is 0.1"
-    model, labels = models.create_model("resnet18", str(weights), 7)
+    model, labels = create_model("resnet18", str(weights), 7)
     assert labels == [str(digit) for digit in range(10)]
     assert model.fc.out_features == 10
     assert models.tag("resnet18", str(weights), models.SEED) == "resnet18-digits"
@@ -158,17 +163,20 @@ def evaluated(model, folder, names, device) -> float:
 # -- the likeliest classes
 
 
-def test_top_prints_the_likeliest_classes_once_an_image(plans, photographs):
-    done = run("4_use_fp16.py", *SIMULATED, *CHEAP, "--images", photographs, "--top", "3", "--no-verify")
+def test_top_prints_the_likeliest_classes_once_an_image(checkout, photographs):
+    done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--images", photographs, "--top", "3", "--no-verify")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout[done.stdout.index("china.jpg"):].splitlines()
+    lines = done.stdout[done.stdout.index("china.jpg") :].splitlines()
     assert [line for line in lines if line.endswith(".jpg")] == ["china.jpg", "flower.jpg"]
     shares = [float(line.split("%")[0]) for line in lines if "%" in line]
     assert len(shares) == 6 and shares[:3] == sorted(shares[:3], reverse=True)
 
 
-def test_top_is_softmax(plans):
+def test_top_is_softmax(checkout):
     logits = np.array([1.0, 4.0, 2.0, 4.0], np.float32)
     expected = np.exp(logits) / np.exp(logits).sum()
-    assert postprocess.top(logits, 3) == [(1, pytest.approx(expected[1])), (3, pytest.approx(expected[3])),
-                                          (2, pytest.approx(expected[2]))]
+    assert postprocess.top(logits, 3) == [
+        (1, pytest.approx(expected[1])),
+        (3, pytest.approx(expected[3])),
+        (2, pytest.approx(expected[2])),
+    ]

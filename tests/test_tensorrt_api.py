@@ -18,23 +18,33 @@ from pathlib import Path
 
 import pytest
 
-from common.sim import tensorrt as simulated
+from sim import tensorrt as simulated
 from tests.conftest import ROOT
 
 RECEIVERS = {  # what our code calls its TensorRT objects
-    "builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition", "parser": "OnnxParser",
-    "profile": "IOptimizationProfile", "inspector": "EngineInspector", "runtime": "Runtime", "trt_engine": "ICudaEngine",
-    "trt_context": "IExecutionContext", "tensor": "ITensor",
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "profile": "IOptimizationProfile",
+    "inspector": "EngineInspector",
+    "runtime": "Runtime",
+    "trt_engine": "ICudaEngine",
+    "trt_context": "IExecutionContext",
+    "tensor": "ITensor",
 }
 FEATURE_TESTED = {  # used only where hasattr or getattr says that it is there
-    ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"), ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
-    ("PreviewFeature", "PROFILE_SHARING_0806"), ("IBuilderConfig", "progress_monitor"), ("", "IProgressMonitor"),
+    ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+    ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
+    ("PreviewFeature", "PROFILE_SHARING_0806"),
+    ("IBuilderConfig", "progress_monitor"),
+    ("", "IProgressMonitor"),
 }
-ARGPARSE = ("add_argument", "parse_args", "set_defaults")  # other things are called parser as well
+ARGPARSE = ("add_argument", "add_argument_group", "parse_args", "set_defaults")  # other things are called parser as well
 STUBS = {
     "libnvinfer": "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
-                  "getBuilderPluginRegistry getPluginRegistry getInferLibVersion getInferLibBuildVersion "
-                  "getInferLibMajorVersion getInferLibMinorVersion getInferLibPatchVersion",
+    "getBuilderPluginRegistry getPluginRegistry getInferLibVersion getInferLibBuildVersion "
+    "getInferLibMajorVersion getInferLibMinorVersion getInferLibPatchVersion",
     "libnvinfer_plugin": "initLibNvInferPlugins",
     "libnvonnxparser": "createNvOnnxParser_INTERNAL createNvOnnxParserRefitter_INTERNAL getNvOnnxParserVersion",
 }
@@ -59,8 +69,12 @@ def installed(version: str) -> dict:
         if shutil.which("gcc") is None:
             pytest.skip("no gcc to make stub libraries with")
         package = f"tensorrt-cu13-bindings=={version}"
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, package],
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, package],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             pytest.skip(f"{package} cannot be installed here")
         for name, functions in STUBS.items():
@@ -69,8 +83,9 @@ def installed(version: str) -> dict:
             source.write_text("\n".join(f"void* {function}() {{ return 0; }}" for function in functions.split()))
             subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", folder / soname, source], check=True)
         paths = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder)}
-        done = subprocess.run([sys.executable, "-c", DUMP], capture_output=True, text=True, check=True,
-                              env={**os.environ, **paths})
+        done = subprocess.run(
+            [sys.executable, "-c", DUMP], capture_output=True, text=True, check=True, env={**os.environ, **paths}
+        )
         listing.write_text(done.stdout)
     return json.loads(listing.read_text())
 
@@ -114,8 +129,11 @@ def used() -> list[tuple[str, str, int | None]]:
             if not isinstance(node, ast.Attribute):
                 continue
             call = calls.get(id(node))
-            arguments = len(call.args) + len(call.keywords) if call and not any(
-                isinstance(argument, ast.Starred) for argument in call.args) else None
+            arguments = (
+                len(call.args) + len(call.keywords)
+                if call and not any(isinstance(argument, ast.Starred) for argument in call.args)
+                else None
+            )
             value = node.value
             receiver = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else None
             if receiver in ("trt", "tensorrt") and node.attr not in ("nptype",):
@@ -155,9 +173,15 @@ def test_every_constant_of_ours_exists(api, enumeration, member):
 def test_our_code_is_looked_at():
     """The checks above are only as good as what they find."""
     found = {(owner, member) for owner, member, _ in used()}
-    assert {("IExecutionContext", "execute_async_v3"), ("IExecutionContext", "set_input_consumed_event"),
-            ("ICudaEngine", "get_tensor_profile_shape"), ("IBuilderConfig", "add_optimization_profile"),
-            ("OnnxParser", "parse_from_file"), ("", "IProgressMonitor"), ("ProfilingVerbosity", "DETAILED")} <= found
+    assert {
+        ("IExecutionContext", "execute_async_v3"),
+        ("IExecutionContext", "set_input_shape"),
+        ("ICudaEngine", "get_tensor_profile_shape"),
+        ("IBuilderConfig", "add_optimization_profile"),
+        ("OnnxParser", "parse_from_file"),
+        ("", "IProgressMonitor"),
+        ("ProfilingVerbosity", "DETAILED"),
+    } <= found
 
 
 # -- the simulated TensorRT's own surface, which is TensorRT 11's

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.sim import cudart, simulator
-from common.sim.clock import Engine
-from common.sim.work import Piece, Work
+from sim import cudart, simulator
+from sim.clock import Timetable
+from sim.work import Piece, Work
 
 MS = 1_000_000
 durations = st.integers(1, 20).map(lambda ms: ms * MS)
@@ -113,7 +113,7 @@ def test_two_slots_refilled_when_consumed_overlap_copy_and_compute(h2d, compute,
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 10)), min_size=1, max_size=20))
 def test_an_engine_does_one_thing_at_a_time(requests):
-    engine = Engine()
+    engine = Timetable()
     booked = sorted(engine.reserve(ready, duration) for ready, duration in requests)
     assert all(start >= 0 and end > start for start, end in booked)
     assert all(first[1] <= second[0] for first, second in zip(booked, booked[1:]))

@@ -1,0 +1,65 @@
+"""Running a build on a thread of its own, so that the terminal shows its progress and Ctrl-C is heard."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from common.console import err
+
+
+class Building:
+    """TensorRT 10 and later report progress and can be told to stop; 8.6 does neither: it gets the elapsed time, and is
+    stopped with the process."""
+
+    def __init__(self, trt: Any, config: Any) -> None:
+        self.cancelled = False
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        self.progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self.can_cancel = hasattr(config, "progress_monitor")
+        if self.can_cancel:
+            config.progress_monitor = self._monitor = self._create_monitor(trt)
+
+    def _create_monitor(self, trt: Any) -> Any:
+        building = self
+
+        class Monitor(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+                self.tasks: dict[str, Any] = {}
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                indent = "  " if parent_phase else ""
+                self.tasks[phase_name] = building.progress.add_task(indent + phase_name, total=num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                building.progress.update(self.tasks[phase_name], completed=step + 1)
+                return not building.cancelled
+
+            def phase_finish(self, phase_name: str) -> None:
+                building.progress.remove_task(self.tasks.pop(phase_name))
+
+        return Monitor()
+
+    def wait(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns, None where it raised; ``KeyboardInterrupt`` where it was stopped."""
+        results: list[Any] = []
+        thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+        with self.progress:
+            self.progress.add_task("building", total=None)
+            thread.start()
+            try:
+                while thread.is_alive():
+                    thread.join(0.1)
+            except KeyboardInterrupt:
+                self.cancelled = True
+                if not self.can_cancel:
+                    err.print("0_build: interrupted; nothing was written", style="red")
+                    os._exit(130)
+                thread.join()
+                raise
+        return results[0] if results else None

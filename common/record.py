@@ -1,0 +1,114 @@
+"""The result record: what one run of one pipeline came to, as ``--json`` writes it and every table reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, median_high
+from typing import Any, TypeVar
+
+from common.files import read_json, write_json
+
+T = TypeVar("T")
+
+
+def from_json(cls: type[T], content: dict[str, Any]) -> T:
+    """A dataclass from a JSON object. What an older or newer version has written besides is left out."""
+    names = [each.name for each in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: content[name] for name in names if content.get(name) is not None})
+
+
+@dataclass
+class Conditions:
+    """What ran where: the line beside every table. ``batch`` is the batch that the times are of; a simulated run may compute
+    a smaller one, ``computed_batch``. ``engine`` is the library that ran the plan, with its version."""
+
+    backend: str = "tensorrt"
+    device: str | None = None
+    engine: str | None = None
+    batch: int | None = None
+    computed_batch: int | None = None
+    measured: int | None = None
+    date: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        batch = f"batch {self.batch}"
+        if self.computed_batch not in (None, self.batch):
+            batch += f" (computed at {self.computed_batch})"
+        parts = [str(self.device or "unknown GPU"), str(self.engine or "TensorRT"), batch]
+        if self.backend == "simulated":
+            return ", ".join(parts) + "; times are modelled, outputs are computed"
+        parts += [f"CUDA {self.versions['runtime']}"] if "runtime" in self.versions else []
+        parts += [self.date] if isinstance(self.date, str) else []  # a list: made on several days
+        return ", ".join(parts)
+
+
+@dataclass
+class Record(Conditions):
+    """Milliseconds, images a second, megabytes. None is what the run did not find out.
+
+    ``per_batch_ms`` is ``window_ms`` over ``measured`` batches. ``fp32_…`` compare with the FP32 plan, the other differences
+    with a serial run of the same plan. The last block is what the harness adds from further runs of the stage.
+    """
+
+    stage: str = ""
+    per_batch_ms: float = 0.0
+    images_per_s: float | None = None
+    precision: str | None = None
+    batches: int | None = None
+    window_ms: float | None = None
+    window_event_ms: float | None = None
+    intervals_ms: list[float] = field(default_factory=list)
+    submit_ms: float | None = None
+    core_us: list[Any] | None = None
+    outputs_match: bool | None = None
+    max_abs_diff: float | None = None
+    top1_agreement: float | None = None
+    fp32_max_abs_diff: float | None = None
+    fp32_top1_agreement: float | None = None
+    races: int | None = None  # nobody looks for them yet
+    peak_device_memory_mb: float | None = None
+    plan: str | None = None
+    time_base: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    arguments: list[str] | None = None
+    repeats_ms: list[float] = field(default_factory=list)
+    profiled: dict[str, float] | None = None  # the profiled run's window by the host's clock and by CUDA events
+
+    def write(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """The record in a file; None where there is none."""
+        content = read_json(path)
+        return from_json(cls, content) if {"stage", "per_batch_ms"} <= content.keys() else None
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[Record]:
+        """All records of a folder in ladder order. A stage's name is its file's."""
+        paths = sorted(folder.glob("*.json"), key=lambda path: ladder_order(path.stem))
+        found = [(path.stem, cls.read(path)) for path in paths]
+        return [dataclasses.replace(record, stage=name) for name, record in found if record is not None]
+
+    @classmethod
+    def typical(cls, runs: list[Record]) -> Record:
+        """Of several runs of one stage the one with the median time, with the times of all in ``repeats_ms``."""
+        times = [run.per_batch_ms for run in runs]
+        return dataclasses.replace(runs[times.index(median_high(times))], repeats_ms=times)
+
+    @property
+    def spread(self) -> float | None:
+        """How far apart the repeated runs are, as a share of their median; None without a repeat."""
+        times = self.repeats_ms
+        return (max(times) - min(times)) / median(times) if len(times) > 1 else None
+
+
+def ladder_order(name: str) -> tuple[int, str]:
+    """Stages by their number; anything else after them, by name."""
+    number = name.split("_")[0]
+    return (int(number) if number.isdigit() else sys.maxsize, name)

@@ -1,0 +1,113 @@
+"""torchvision model → ONNX file at FP32 or FP16 (INT8: ``quantize``), checked against PyTorch before anyone builds from it.
+
+With random weights, the FP32 file is made without PyTorch (``random_weights``), and a PyTorch model gets its weights from it.
+
+torch, torchvision, onnx and onnxruntime are imported inside the functions: a stage never loads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import EnvironmentFault
+from common.files import atomic_path, read_json, sha256, write_json
+
+MODELS = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_v2_s": 384}
+"""The models of the ladder and the side of their square input in pixels."""
+
+SEED = 10088
+INPUT, OUTPUT = "images", "logits"
+OPSET = 17  # TensorRT 8.6 parses it; the newer exporter's opset 20 graph is refused by 8.6
+
+
+def needs(package: str, purpose: str) -> Any:
+    """Import ``package``, or say in one sentence what it is needed for."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{purpose} needs {package}, which this Python does not have ({error}): pip install '.[export]', or run "
+            "`python 0_build.py --export-only` with a Python that has it."
+        ) from None
+
+
+def tag(model: str, weights: str, seed: int) -> str:
+    """What the files of a model with these weights are named after."""
+    stem = Path(weights).stem
+    name = model if weights == "random" else stem if stem.startswith(model) else f"{model}-{stem}"
+    return name if seed == SEED else f"{name}-seed{seed}"
+
+
+def export_onnx(model: Any, size: int, path: Path) -> None:
+    """Export to ONNX opset 17 with a dynamic batch: ``images`` N×3×S×S FP32 → ``logits`` N×C FP32."""
+    import torch
+
+    onnx = needs("onnx", "exporting a model")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter announces its successor, whose graph TensorRT 8.6 refuses
+        with atomic_path(path) as temporary:
+            torch.onnx.export(
+                model,
+                (torch.zeros(2, 3, size, size),),
+                str(temporary),
+                opset_version=OPSET,
+                dynamo=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            )
+            onnx.checker.check_model(str(temporary), full_check=True)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write an ``onnx.ModelProto`` that ONNX's own checker finds nothing wrong with."""
+    onnx = needs("onnx", "writing a model")
+    with atomic_path(path) as temporary:
+        onnx.save(model, str(temporary))
+        onnx.checker.check_model(str(temporary), full_check=True)
+
+
+def convert_to_fp16(source: Path, destination: Path) -> None:
+    """Write ``source`` with FP16 weights and activations; its inputs and outputs stay FP32."""
+    onnx = needs("onnx", "converting to FP16")
+    float16 = needs("onnxruntime.transformers.float16", "converting to FP16")
+    onnx_model = needs("onnxruntime.transformers.onnx_model", "converting to FP16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one warning for each weight below FP16's smallest normal number
+        # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
+        converted = onnx_model.OnnxModel(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True))
+    converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
+    converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
+    save(converted.model, destination)
+
+
+def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+    """Outputs of an ONNX classifier on the CPU, N×C FP32."""
+    onnxruntime = needs("onnxruntime", "checking an export")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def largest_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference as a share of the reference's largest absolute value; NaN if either is not finite."""
+    if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
+        return float("nan")
+    return float(np.abs(outputs - reference).max() / np.abs(reference).max())
+
+
+def write_description(path: Path, **facts: Any) -> None:
+    """``MODEL.onnx.json`` beside the file: what it was exported from, its class names and its hash."""
+    write_json(path.with_name(path.name + ".json"), {**facts, "sha256": sha256(path)})
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What ``write_description`` wrote for this very file, or ``{}`` (a file of the user's own, or an edited one)."""
+    facts = read_json(path.with_name(path.name + ".json"))
+    return facts if path.exists() and facts.get("sha256") == sha256(path) else {}

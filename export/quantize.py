@@ -1,0 +1,121 @@
+"""INT8 by post-training quantization: Q/DQ nodes in the ONNX file, whose scales come from real images.
+
+onnxruntime does the work, on the CPU; TensorRT 8.6, 10 and 11 read the result. Weights are quantized per output channel,
+activations per tensor, all symmetrically (zero points are 0, as TensorRT wants them), biases not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import tempfile
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from common.console import err
+from common.errors import EnvironmentFault, UsageFault
+from common.files import atomic_path, sha256
+from common.images import Images
+from export.models import largest_difference, needs, read_description, run_onnx, write_description
+
+METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
+"""What ``--calibration`` calls onnxruntime's methods: ``entropy`` clips each range to lose the least information, ``minmax``
+keeps all that was seen."""
+QUANTIZED = ["Conv", "Gemm"]
+"""Operators that work in INT8. Their inputs are quantized and not their outputs: Q/DQ between a convolution and the addition
+or activation after it would keep TensorRT from making one kernel of them."""
+WRONG = 0.5
+"""Share of the largest logit from which on the outputs are no rounding of the right ones."""
+CHUNK = 8  # images whose activations are in memory at a time
+
+
+def calibrated(source: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
+    """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
+    the images or the method have changed. Without a directory it must have been made before."""
+    path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
+    known, source_hash = read_description(path), sha256(source)
+    if directory is None:
+        if known.get("source_sha256") == source_hash:
+            return path
+        raise UsageFault(
+            "--int8 needs --calibration-images DIR, images like those that the model will see: the ranges of its activations "
+            "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
+            "speed test shows; so there is no default."
+        )
+    side = needs("onnx", "calibration").load(str(source)).graph.input[0].type.tensor_type.shape.dim[-1].dim_value
+    images = Images(directory, side, seed, limit=count)
+    pixels = np.empty((len(images), 3, side, side), np.float32)
+    images.fill(pixels, 0)
+    made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}
+    if made_of.items() <= known.items():
+        return path
+    err.print(f"quantizing {source.name} with {len(images)} images of {directory} ({method})", markup=False)
+    quantize(source, path, pixels, method)
+    reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
+    difference = largest_difference(outputs, reference)
+    if not difference < WRONG:
+        path.unlink()
+        raise EnvironmentFault(f"the INT8 file is wrong: it differs from FP32 by {difference:.2g} of the largest logit.")
+    same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
+    within = f"within {difference:.1e} of FP32 (share of the largest logit)"
+    err.print(f"{path}: {within}, the same top-1 on {same:.0%} of {len(outputs)} calibration images", markup=False)
+    facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(images)} images"}
+    write_description(path, **facts)
+    return path
+
+
+def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
+    """What a calibration depends on: the model, the images (N×3×S×S FP32) and the method."""
+    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def shortcuts(graph: Any) -> list[str]:
+    """The second input of each residual addition of which no input is quantized as a convolution's: TensorRT puts such an
+    addition into the convolution that makes the first input, if the second one comes in INT8."""
+    operators = [node for node in graph.node if node.op_type in QUANTIZED]
+    written, read = {name for node in operators for name in node.output}, {node.input[0] for node in operators}
+    additions = [node.input for node in graph.node if node.op_type == "Add"]
+    return [second for first, second in additions if {first, second} <= written - read]
+
+
+def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -> None:
+    """Write ``source`` (FP32) with Q/DQ nodes; ``images`` (N×3×S×S FP32) give the ranges of its activations."""
+    packages = "onnx", "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
+    onnx, quantization, qdq = (needs(package, "quantization") for package in packages)
+    model, int8 = onnx.load(str(source)), quantization.QuantType.QInt8
+    name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
+        augmented, options = str(Path(folder) / "augmented.onnx"), {"symmetric": True}
+        calibrator = quantization.create_calibrator(source, QUANTIZED, augmented, calibration, extra_options=options)
+        chunks = np.split(images, range(CHUNK, len(images), CHUNK))
+        for chunk in track(chunks, "calibrating", console=err, transient=True, disable=not err.is_terminal):
+            # A data reader's ``get_next`` is None at the end; histograms grow from one reader to the next.
+            calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter([{name: chunk}]), None)))
+        ranges = calibrator.compute_data()
+    symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    quantizer: Any = qdq.QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=int8,
+        activation_qType=int8,
+        tensors_range=ranges,
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=QUANTIZED,
+        extra_options={**symmetric, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": QUANTIZED},
+    )
+    for shortcut in shortcuts(model.graph):
+        quantizer.quantize_activation_tensor(shortcut)
+    quantizer.quantize_model()
+    with atomic_path(destination) as temporary:
+        quantizer.model.save_model_to_file(str(temporary))
+        onnx.checker.check_model(str(temporary), full_check=True)

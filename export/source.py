@@ -1,0 +1,124 @@
+"""From the options of ``0_build.py`` to the one ONNX file that a plan is built from: train, export, convert, calibrate."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from common.console import err
+from common.errors import EnvironmentFault, UsageFault
+from common.files import sha256
+from common.images import noise_images
+from export import models, quantize, random_weights, train
+from export.networks import create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "models"
+PRECISIONS = ("fp32", "fp16", "int8")
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+"""Share of the largest logit by which an exported file may be off PyTorch's outputs (random weights: the FP32 file's)."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("the model")
+    model.add_argument("--model", choices=models.MODELS, default="resnet18")
+    model.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: random, seeded, offline")
+    model.add_argument("--seed", type=int, default=models.SEED, help="seed of the random weights (default: %(default)s)")
+    model.add_argument("--onnx-file", type=Path, help="build this file instead of a torchvision model")
+    model.add_argument("--export-only", action="store_true", help="write the ONNX files and stop")
+    train_help = "first train the model on this data set, which is left as labelled folders in models/; cifar10 is downloaded"
+    model.add_argument("--train", choices=train.DATASETS, help=train_help)
+    precision = parser.add_argument_group("precision (default: FP32)")
+    one = precision.add_mutually_exclusive_group()
+    fp16, int8 = "FP16 weights and activations, FP32 input and output", "INT8, by quantization; needs the next option"
+    one.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help=fp16)
+    one.add_argument("--int8", dest="precision", action="store_const", const="int8", help=int8)
+    precision.add_argument("--calibration-images", type=Path, metavar="DIR", help="images like those to be classified")
+    precision.add_argument("--calibration-count", type=int, default=128, metavar="N", help="of them (default: %(default)s)")
+    precision.add_argument("--calibration", choices=quantize.METHODS, default="entropy", help="default: %(default)s")
+    parser.set_defaults(precision="fp32")
+
+
+def onnx_file(options: argparse.Namespace) -> Path:
+    """The ONNX file that ``options`` ask for, made where it is not there already."""
+    if options.train:
+        train_model(options)
+    source = "fp32" if options.precision == "int8" else options.precision
+    if options.onnx_file is None:
+        onnx = export(options)[source]
+    elif not options.onnx_file.is_file():
+        raise UsageFault(f"--onnx-file {options.onnx_file}: no such file.")
+    elif source == "fp16":
+        onnx = FOLDER / f"{options.onnx_file.stem}-fp16.onnx"
+        models.convert_to_fp16(options.onnx_file, onnx)
+    else:
+        onnx = options.onnx_file
+    if options.precision != "int8":
+        return onnx
+    images, count = options.calibration_images, options.calibration_count
+    return quantize.calibrated(onnx, images, count, options.calibration, options.seed)
+
+
+def train_model(options: argparse.Namespace) -> None:
+    """Train, unless that was done before, and go on with the trained weights."""
+    name = f"{options.model}-{options.train}"
+    weights, folders = FOLDER / f"{name}.pt", FOLDER / options.train
+    options.weights = str(weights)
+    if weights.exists():
+        err.print(f"{weights} is there; remove it to train again", markup=False)
+        return
+    started = time.perf_counter()
+    accuracy = train.fine_tune(options.model, options.train, folders, weights, options.seed)
+    took = time.perf_counter() - started
+    err.print(f"trained {name} in {took:.0f} s: {accuracy:.1%} right of {folders / 'test'}", markup=False)
+
+
+def export(options: argparse.Namespace) -> dict[str, Path]:
+    """The model's ONNX files by precision; exported only where they are not there already."""
+    tag = models.tag(options.model, options.weights, options.seed)
+    paths = {precision: FOLDER / f"{tag}-{precision}.onnx" for precision in TOLERANCE}
+    weights = options.weights
+    if weights not in ("random", "imagenet"):
+        if not Path(weights).is_file():
+            raise UsageFault(f"--weights {weights}: no such file; use random, imagenet or a state dict file.")
+        weights = sha256(Path(weights))
+    wanted = {"model": options.model, "seed": options.seed, "weights": weights}
+    if weights == "random":
+        wanted["graph"] = sha256(random_weights.GRAPHS / f"{options.model}.onnx")
+    if all(wanted.items() <= models.read_description(path).items() for path in paths.values()):
+        return paths
+    network: Any = None  # random weights need no PyTorch
+    labels: list[str] = []
+    with err.status(f"exporting {options.model} to ONNX"):
+        if options.weights == "random":
+            models.save(random_weights.random_model(options.model, options.seed), paths["fp32"])
+        else:
+            network, labels = create_model(options.model, options.weights, options.seed)
+            models.export_onnx(network, models.MODELS[options.model], paths["fp32"])
+        models.convert_to_fp16(paths["fp32"], paths["fp16"])
+        check_export(network, paths, options)
+    for precision, path in paths.items():
+        models.write_description(path, **wanted, precision=precision, opset=models.OPSET, labels=labels)
+    return paths
+
+
+def check_export(network: Any | None, paths: dict[str, Path], options: argparse.Namespace) -> None:
+    """Hold both files to PyTorch's own outputs; without a PyTorch model, the FP16 file to the FP32 file's."""
+    images = noise_images(range(4), models.MODELS[options.model], options.seed)
+    if network is None:
+        standard, precisions, reference = "FP32", ["fp16"], models.run_onnx(paths["fp32"], images)
+    else:
+        import torch
+
+        with torch.no_grad():
+            standard, precisions, reference = "PyTorch", list(TOLERANCE), network(torch.from_numpy(images)).numpy()
+    for precision in precisions:
+        difference = models.largest_difference(models.run_onnx(paths[precision], images), reference)
+        if not difference < TOLERANCE[precision]:
+            paths[precision].unlink()
+            raise EnvironmentFault(
+                f"the {precision} export is wrong: it differs from {standard} by {difference:.2g} of the largest logit."
+            )
+        err.print(f"{paths[precision]}: within {difference:.1e} of {standard} (share of the largest logit)")

@@ -1,0 +1,127 @@
+"""Fine-tuning on a small labelled data set, so that accuracy can be shown on real data.
+
+``digits`` is scikit-learn's: 1,797 images of real handwriting, shipped in the package, so it needs no network.
+``cifar10`` is downloaded by torchvision. Both become folders of PNG files, one folder a class, which are then read as any
+photographs are: training, calibration and the stages see the same pixels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, repeat
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from common.console import err
+from common.errors import EnvironmentFault
+from common.files import atomic_path
+from common.images import SUFFIXES, load_photograph
+from export.models import needs
+
+SIDE = 64  # of the PNG files, pixels
+TEST_SHARE = 5  # every fifth image of a class is for testing
+SCHEDULES = {"cpu": ((64, 5), (112, 2), (224, 0.7)), "cuda": ((64, 6), (112, 3), (224, 4))}
+"""Image side and epochs: most of the learning is done on small images, which cost a twelfth. Each side has a learning rate
+that rises and falls anew, or there would be none left to get used to the last one."""
+BATCH, LEARNING_RATE = 32, 1e-3
+
+
+def digits() -> tuple[list[np.ndarray], list[int], list[str]]:
+    """Images (8×8 uint8), labels and class names."""
+    found = needs("sklearn.datasets", "--train digits").load_digits()
+    images = [(image * 255 / 16).astype(np.uint8) for image in found.images]
+    return images, found.target.tolist(), [str(name) for name in found.target_names]
+
+
+def cifar10() -> tuple[list[np.ndarray], list[int], list[str]]:
+    """Images (32×32×3 uint8), labels and class names."""
+    datasets = needs("torchvision.datasets", "--train cifar10")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            training, testing = (datasets.CIFAR10(folder, train=train, download=True) for train in (True, False))
+    except Exception as error:  # a download can fail in as many ways as there are networks
+        raise EnvironmentFault(f"CIFAR-10 could not be downloaded ({error!r}). --train digits needs no network.") from None
+    return [*training.data, *testing.data], [*training.targets, *testing.targets], list(training.classes)
+
+
+DATASETS = {"digits": digits, "cifar10": cifar10}
+
+
+def write_folders(name: str, root: Path) -> list[str]:
+    """``root``/train and ``root``/test, a folder of PNG files a class, unless they are there; returns the class names."""
+    from PIL import Image
+
+    images, labels, names = DATASETS[name]()
+    if (root / "complete").exists():
+        return names
+    numbers = [count() for _ in names]
+    for image, label in zip(images, labels):
+        number = next(numbers[label])
+        path = root / ("train" if number % TEST_SHARE else "test") / names[label] / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
+    (root / "complete").touch()
+    return names
+
+
+def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The PNG and JPEG files of a labelled folder and each one's class, which is the name of its folder."""
+    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+    return files, [path.parent.name for path in files]
+
+
+def load(files: list[Path], size: int) -> np.ndarray:
+    """The images as the stages read them, N×3×size×size FP32."""
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(load_photograph, files, repeat(size))))
+
+
+def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: int) -> float:
+    """Train seeded random weights on ``root``/train, write them with the class names; returns the accuracy on ``root``/test."""
+    torch, torchvision = (needs(package, "training") for package in ("torch", "torchvision"))
+    names = write_folders(dataset, root)
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = getattr(torchvision.models, model_name)(weights=None, num_classes=len(names))
+    model = model.to(device, memory_format=torch.channels_last).train()
+    files, classes = labelled_files(root / "train")
+    targets = torch.tensor([names.index(label) for label in classes], device=device)
+    per_epoch = ceil(len(files) / BATCH)
+    schedule = [(size, round(epochs * per_epoch)) for size, epochs in SCHEDULES[device]]
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
+    shuffle, doing = np.random.default_rng(seed), f"training on {dataset}"
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(doing, total=sum(steps for _, steps in schedule))
+        for size, steps in schedule:
+            images = torch.from_numpy(load(files, size))
+            rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+            order = np.concatenate([shuffle.permutation(len(files)) for _ in range(ceil(steps / per_epoch))])
+            for step in range(steps):
+                chosen = order[step * BATCH : (step + 1) * BATCH]
+                batch = images[chosen].to(device, memory_format=torch.channels_last)
+                loss = torch.nn.functional.cross_entropy(model(batch), targets[chosen], label_smoothing=0.05)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                rates.step()
+                progress.update(task, advance=1, description=f"{doing}, {size}×{size}, loss {loss.item():.3f}")
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(weights) as temporary:
+        torch.save({"state_dict": state, "labels": names}, str(temporary))
+    return evaluate(model.eval(), root / "test", names, device)
+
+
+def evaluate(model: Any, folder: Path, names: list[str], device: str) -> float:
+    """Share of the images of a labelled folder that the model names rightly."""
+    torch, (files, classes) = needs("torch", "training"), labelled_files(folder)
+    found: list[int] = []
+    with torch.inference_mode():
+        for first in range(0, len(files), BATCH):
+            images = torch.from_numpy(load(files[first : first + BATCH], 224)).to(device, memory_format=torch.channels_last)
+            found += model(images).argmax(dim=1).tolist()
+    return sum(names[index] == label for index, label in zip(found, classes)) / len(files)

@@ -1,0 +1,230 @@
+"""Profile every stage and compare them.
+
+Each stage runs once (on a GPU: --repeats times) without a profiler, which gives the time, and on a GPU once more under
+Nsight Systems, which gives the breakdown. On the simulated backend the simulator writes the timeline. The table is
+printed and written into --out, beside each stage's result record, trace and log.
+
+The repeats are dealt in rounds of all stages: what a host does besides lasts for seconds, and the runs of one stage, made
+one after the other, would all meet the same of it. All of them count.
+
+A stage whose results are newer than its script and its plan, and were made with the same options, is not run again.
+
+    scripts/profile_all.sh                                 all stages, on the GPU if there is one
+    scripts/profile_all.sh --batch 1 --out out/one         small batches
+    scripts/profile_all.sh --plan plans/mine.plan 4 5 6 7  your own plan
+    scripts/profile_all.sh 5_multi_streams 6_multi_threads two stages
+    scripts/profile_all.sh --backend simulated --device h200
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from common.console import out
+from common.options import positive
+from common.record import Record
+from common.trace import TraceError, read
+from harness.compare import Comparison
+from harness.nsys import Nsys, NsysError, find
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan", "precision")
+
+
+def stages() -> list[Path]:
+    """The numbered scripts that run a pipeline, in order."""
+    return sorted(path for path in ROOT.glob("[1-9]*_*.py"))
+
+
+def parse_options() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="scripts/profile_all.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("stages", nargs="*", metavar="STAGE", help="names or numbers of stages (default: all)")
+    p.add_argument("--backend", choices=("auto", "tensorrt", "simulated"), default="auto")
+    p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
+    for name in PASSED_ON:
+        p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stages, whose --help explains it")
+    repeats = "unprofiled runs of a stage on a GPU; their median is reported (default: %(default)s)"
+    p.add_argument("--repeats", type=positive, default=3, metavar="N", help=repeats)
+    p.add_argument("--force", action="store_true", help="run stages again whose results are there")
+    p.add_argument("--no-nsys", action="store_true", help="no profiler: times only")
+    p.add_argument("--figures", action="store_true", help="the timelines as SVG too")
+    p.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev too")
+    options = p.parse_args()
+    known = stages()
+    by_name = {name: path for path in known for name in (path.stem, path.stem.split("_")[0])}
+    for name in options.stages:
+        if name not in by_name:
+            p.error(f"there is no stage {name}; there are {', '.join(path.stem for path in known)}")
+    options.chosen = sorted({by_name[name] for name in options.stages}) or known
+    return options
+
+
+class Profiler:
+    """Runs stages into ``options.out``: in rounds, a run of each stage in every round, and then each once under nsys."""
+
+    def __init__(self, options: argparse.Namespace, backend: str, nsys: Nsys | None) -> None:
+        self.options, self.simulated = options, backend == "simulated"
+        self.nsys = None if self.simulated else nsys
+        self.repeats = 1 if self.simulated else options.repeats
+        self.runs: dict[Path, list[Record]] = {}
+        self.problems: list[str] = []
+        self.arguments = ["--backend", backend]
+        for name in PASSED_ON:
+            if getattr(options, name) is not None:
+                self.arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+
+    def file(self, script: Path, suffix: str) -> Path:
+        return self.options.out / f"{script.stem}{suffix}"
+
+    def run(self, scripts: list[Path]) -> None:
+        """Run the stages whose results are not there; what goes wrong ends a stage, and is kept in ``problems``."""
+        for script in scripts:
+            if not self.options.force and self.is_current(script):
+                out.print(f"  {script.stem:<20} results are there and current (--force runs it again)")
+                continue
+            for stale in (".json", ".sqlite", ".log"):
+                self.file(script, stale).unlink(missing_ok=True)
+            self.runs[script] = []
+        for number in range(self.repeats if self.runs else 0):
+            if self.repeats > 1:
+                out.print(f"round {number + 1} of {self.repeats}")
+            for script in list(self.runs):
+                self.attempt(self.measure, script)
+        if self.nsys is not None and self.runs:
+            out.print(f"under nsys {self.nsys.version}")
+            for script in list(self.runs):
+                self.attempt(self.profile, script)
+
+    def attempt(self, step: Callable[[Path], str], script: Path) -> None:
+        """One step of one stage, with a line of what came of it."""
+        started, name = time.perf_counter(), script.stem
+        try:
+            with out.status(f"{name}: running"):
+                done = step(script)
+            out.print(f"  {name:<20} {done}   ({time.perf_counter() - started:.0f} s)")
+            return
+        except subprocess.CalledProcessError as error:
+            log = self.file(script, ".log")
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+            out.print(f"  {name:<20} [red]failed[/] (exit code {error.returncode})")
+            for line in lines[-5:]:
+                out.print(f"      {line}", markup=False)
+            self.problems.append(f"{name}: exit code {error.returncode}; its output is in {log}")
+        except (NsysError, TraceError) as error:
+            self.file(script, ".sqlite").unlink(missing_ok=True)  # or it would pass for a current one the next time
+            out.print(f"  {name:<20} no timeline: {error}", markup=False)
+            self.problems.append(str(error))
+        del self.runs[script]
+
+    def command(self, script: Path, *more: object) -> list[str]:
+        return [sys.executable, str(script), *self.arguments, *map(str, more)]
+
+    def is_current(self, script: Path) -> bool:
+        needed = [self.file(script, ".json")]
+        needed += [self.file(script, ".sqlite")] if self.nsys is not None or self.simulated else []
+        record = Record.read(needed[0])
+        if record is None or record.arguments != self.arguments or not all(path.exists() for path in needed):
+            return False
+        plan = ROOT / str(record.plan)
+        oldest = min(path.stat().st_mtime for path in needed)
+        newer = plan.exists() and oldest > max(script.stat().st_mtime, plan.stat().st_mtime)
+        return newer and len(record.repeats_ms) >= self.repeats
+
+    def measure(self, script: Path) -> str:
+        """An unprofiled run. The record is the first run's, verified, with the times of the median run and those of all; it
+        is written after each, so that what is interrupted can be compared too."""
+        path, runs = self.file(script, ".json"), self.runs[script]
+        trace = ["--trace", self.file(script, ".sqlite")] if self.simulated else []
+        command = self.command(script, "--json", path, *trace, *["--no-verify"] * bool(runs))
+        with self.file(script, ".log").open("a", encoding="utf-8") as log:
+            subprocess.run(command, stdout=log, stderr=log, check=True, cwd=ROOT)
+        runs.append(recorded(path))
+        typical, latest = Record.typical(runs), runs[-1]
+        kept = ("window_ms", "per_batch_ms", "images_per_s", "intervals_ms", "submit_ms", "repeats_ms")
+        record = replace(runs[0], arguments=self.arguments, **{name: getattr(typical, name) for name in kept})
+        record.core_us = [run.core_us for run in runs]
+        record.profiled = clocks(runs[0]) if self.simulated else None
+        record.write(path)
+        verdict = {True: "outputs right", None: "outputs not verified"}[runs[0].outputs_match]
+        return f"{latest.per_batch_ms:9.3f} ms a batch, {verdict}"
+
+    def profile(self, script: Path) -> str:
+        """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
+        assert self.nsys is not None
+        path, trace, log = (self.file(script, suffix) for suffix in (".json", ".sqlite", ".log"))
+        report, profiled = trace.with_suffix(""), trace.with_suffix(".profiled")
+        self.nsys.profile(report, self.command(script, "--no-verify", "--json", profiled), log)
+        self.nsys.export(report, trace, log)
+        run = recorded(profiled)
+        replace(recorded(path), profiled=clocks(run)).write(path)
+        profiled.unlink()
+        read(trace)
+        return f"{run.per_batch_ms:9.3f} ms a batch"
+
+
+def recorded(path: Path) -> Record:
+    """The record that a stage has just written."""
+    record = Record.read(path)
+    assert record is not None, f"{path} is no record"
+    return record
+
+
+def clocks(run: Record) -> dict[str, float]:
+    """The measured window by the host's clock and by CUDA events, ms a batch."""
+    assert run.window_ms and run.window_event_ms and run.measured
+    return {"wall_ms": run.window_ms / run.measured, "events_ms": run.window_event_ms / run.measured}
+
+
+def decide_backend(name: str) -> str:
+    """What ``auto`` comes to, asked of a process of its own: this one stays out of CUDA."""
+    code = f"from common import backend; b = backend.select({name!r}); print(b.name, '|', b.reason)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode != 0:
+        out.print(f"profile_all: error: {done.stderr.strip().splitlines()[-1]}", style="red", markup=False)
+        raise SystemExit(3)
+    chosen, _, reason = done.stdout.strip().partition(" | ")
+    out.print(f"backend: {chosen} ({reason})", markup=False)
+    return chosen
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / ".writable").touch()
+        (options.out / ".writable").unlink()
+    except OSError as error:
+        out.print(f"profile_all: error: cannot write into {options.out}: {error.strerror}.", style="red", markup=False)
+        return 3
+    backend, nsys = decide_backend(options.backend), None
+    if backend != "simulated" and not options.no_nsys:
+        try:
+            nsys = find()
+            out.print(f"profiler: nsys {nsys.version}, {nsys.path}", markup=False)
+        except NsysError as error:
+            out.print(f"profiler: {error}", style="yellow", markup=False)
+    profiler = Profiler(options, backend, nsys)
+    try:
+        profiler.run(options.chosen)
+    except KeyboardInterrupt:
+        out.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
+        return 130
+    found = Comparison(options.out)
+    if found.rows:
+        out.print()
+        found.report(options.figures, options.perfetto)
+    for problem in dict.fromkeys([*profiler.problems, *found.problems]):
+        out.print(f"problem: {problem}", style="yellow", markup=False)
+    return 1 if profiler.problems or not found.rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Which engine? PyTorch, torch.compile, ONNX Runtime and TensorRT on the same model, with accuracy beside speed.
+
+    python -m scripts.compare_engines --batches 1,10,32,128
+    python -m scripts.compare_engines --model resnet50 --transfers out --out out/resnet50
+    python -m scripts.compare_engines --weights models/resnet18-digits.pt --labelled models/digits/test
+
+Every contender gets the same inputs and the same warm-up, is synchronized where it must be, and has its outputs held to
+PyTorch's in FP32 before a time is reported. What this machine lacks is a row that says what it needs. Finished rows stay
+in --out and are not run again, so an interrupted comparison goes on where it stopped, and contenders that live in
+different Pythons fill one table: run it once with each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.clock import undisturbed
+from common.console import out
+from common.errors import EnvironmentFault, Fault
+from common.files import atomic_path, read_json, write_json
+from common.images import Images
+from common.options import positives
+from common.record import from_json
+from export import models
+from export.networks import create_model
+from export.train import labelled_files, load
+from peers.contenders import Contender, Missing, Pipeline, Task, contenders, installed
+from peers.processes import ROOT
+from peers.rows import Row, report
+
+TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
+"""Share of the largest logit by which outputs may be off PyTorch's in FP32 on the CPU. On a GPU, convolutions of FP32 work in
+TF32, whose mantissa is FP16's. What INT8 costs is the accuracy's to say."""
+LEAST, MOST = 20, 2000  # timed inferences
+
+
+def reference(task: Task, images: np.ndarray, names: Sequence[str], folder: Path) -> np.ndarray:
+    """PyTorch's logits in FP32 on the CPU (N×C), kept in ``folder`` for Pythons without PyTorch: once for these weights and
+    the images of these names."""
+    of = "\n".join([task.weights_sha256, str(task.seed), *names])
+    path = folder / f"reference-{task.tag}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.npy"
+    if path.exists():
+        return np.load(path)
+    torch = installed("torch")
+    if not torch:
+        raise EnvironmentFault("the first run needs PyTorch, for the reference outputs.")
+    model = create_model(task.model, task.weights, task.seed)[0]
+    with torch.inference_mode():
+        parts = np.split(images, range(16, len(images), 16))
+        logits = np.concatenate([model(torch.from_numpy(part)).numpy() for part in parts])
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, logits)
+    return logits
+
+
+def latencies(contender: Contender, seconds: float, least: int = LEAST) -> list[float]:
+    """Milliseconds of single inferences, for so many seconds."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < least or (time.perf_counter() < until and len(times) < MOST):
+        started = time.perf_counter()
+        contender.infer()
+        times.append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def run(task: Task, contender: Contender, images: np.ndarray, expected: np.ndarray, options: argparse.Namespace) -> Row:
+    """The contender's times, or what was wrong, or what is missing."""
+    row = Row.of(task, contender)
+    try:
+        started = time.perf_counter()
+        contender.prepare(task)
+        contender.load(images)
+        contender.infer()
+        row.prepare_s = time.perf_counter() - started
+        row.version, row.device, row.build_s = contender.version, contender.device, contender.build_s
+        output = contender.output()
+        row.largest_difference = models.largest_difference(output, expected)
+        row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
+        arithmetic = "tf32" if row.precision == "fp32" and row.device != "CPU" else row.precision
+        if not row.largest_difference <= TOLERANCE[arithmetic]:
+            row.problem = f"wrong outputs: off by {row.largest_difference:.2g} of the largest logit"
+        elif isinstance(contender, Pipeline):
+            record = contender.rate(options.seconds, options.out)
+            row.median_ms, row.count, row.rate_only = record.per_batch_ms, record.measured, True
+            row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
+        else:
+            latencies(contender, options.seconds / 5, least=0)  # warm-up
+            with undisturbed():
+                times = latencies(contender, options.seconds)
+            row.memory_mb, row.count, row.times_ms = contender.memory_mb(), len(times), [round(each, 4) for each in times]
+            row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
+            row.images_per_s = task.batch * len(times) / sum(times) * 1e3
+    except Missing as missing:
+        row.needs = str(missing)
+    except Exception as error:  # a contender that fails is a row, not the end of the comparison
+        row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return row
+
+
+@functools.lru_cache(maxsize=1)
+def labelled_images(directory: Path, side: int) -> tuple[np.ndarray, list[str], list[str]]:
+    """The images of a labelled folder (N×3×S×S FP32), their names and their labels; read once for all contenders."""
+    files, labels = labelled_files(directory)
+    if not files:
+        raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
+    return load(files, side), [str(path.relative_to(directory)) for path in files], labels
+
+
+def accuracy(task: Task, contender: Contender, options: argparse.Namespace) -> Row:
+    """Top-1, top-5, and how the logits compare with PyTorch's in FP32, over the whole labelled folder; the contender is
+    prepared."""
+    images, names, labels = labelled_images(options.labelled, models.MODELS[task.model])
+    classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
+    targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
+    expected, parts = reference(task, images, names, options.out), []
+    for batch in np.split(images, range(task.batch, len(images), task.batch)):
+        contender.load(np.resize(batch, (task.batch, *batch.shape[1:])))  # the last one is filled up with its own images
+        contender.infer()
+        parts.append(contender.output()[: len(batch)].copy())
+    logits = np.concatenate(parts)
+    ranked = np.argsort(-logits, axis=1)[:, :5]
+    cosine = (logits * expected).sum(axis=1) / (np.linalg.norm(logits, axis=1) * np.linalg.norm(expected, axis=1))
+    row = Row.of(task, contender)
+    row.version, row.device, row.images = contender.version, contender.device, len(images)
+    row.top1 = float((ranked[:, 0] == targets).mean())
+    row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
+    row.agreement = float((ranked[:, 0] == expected.argmax(axis=1)).mean())
+    row.largest_logit_difference, row.largest_logit = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    row.cosine, row.smallest_cosine = float(cosine.mean()), float(cosine.min())
+    return row
+
+
+def compare(task: Task, contender: Contender, images: np.ndarray, expected: np.ndarray, options: argparse.Namespace) -> None:
+    """Make a contender's row, and at the last model's last batch size its row of accuracy, unless they are there."""
+    words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {'in' if task.transfers else 'out'}"
+    name = re.sub(r"[\W_]", "-", words).replace("--", "-")
+    speed_path, accuracy_path = (options.out / "rows" / f"{kind}{name}.json" for kind in ("", "accuracy-"))
+    wants_speed = options.force or not finished(speed_path, task)
+    last = (task.model, task.batch) == (options.models[-1], options.batches[-1]) and not isinstance(contender, Pipeline)
+    wants_accuracy = options.labelled and last and (options.force or not finished(accuracy_path, task))
+    if not (wants_speed or wants_accuracy):
+        return
+    row = run(task, contender, images, expected, options)
+    if wants_speed:
+        write_json(speed_path, row.facts, indent=None)
+    said = row.problem or "not here"
+    if row.median_ms is not None:
+        said = f"{row.median_ms:9.3f} ms"
+        if wants_accuracy:
+            exact = accuracy(task, contender, options)
+            write_json(accuracy_path, exact.facts, indent=None)
+            said += f", top-1 {exact.top1:.2%}"
+        contender.close()
+    out.print(f"  {task.model:<18} batch {task.batch:<4} {contender.name:<30} {contender.precision}  {said}", markup=False)
+
+
+def finished(path: Path, task: Task) -> bool:
+    """Whether a row is there, was made of the same weights and is no gap that this Python might fill."""
+    row = from_json(Row, read_json(path))
+    return row.weights_sha256 == task.weights_sha256 and not (row.needs or row.problem)
+
+
+def parse_options() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
+    p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
+    p.add_argument("--seed", type=int, default=models.SEED)
+    p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
+    p.add_argument("--engines", default="", metavar="WORDS", help="only those with one of these in their name or precision")
+    transfers = "copies to and from the device in the time or out of it, for all engines alike (default: %(default)s)"
+    p.add_argument("--transfers", choices=("in", "out"), default="in", help=transfers)
+    p.add_argument("--seconds", type=float, default=2.0, help="time spent on each row, warm-up aside (default: %(default)s)")
+    p.add_argument("--labelled", type=Path, metavar="DIR", help="labelled images, a folder a class: accuracy as well")
+    p.add_argument("--calibration-images", type=Path, metavar="DIR", help="for INT8, see 0_build.py")
+    p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
+    p.add_argument("--force", action="store_true", help="run rows again that are there")
+    options = p.parse_args()
+    options.models = options.models or ["resnet18"]
+    return options
+
+
+def main() -> int:
+    options = parse_options()
+    (options.out / "rows").mkdir(parents=True, exist_ok=True)
+    kinds = [(model, batch) for model in options.models for batch in options.batches]
+    calibrated = ["--int8", "--calibration-images", options.calibration_images] if options.calibration_images else []
+    try:
+        for model, batch in kinds:
+            task = Task(model, options.weights, options.seed, batch, options.transfers == "in")
+            if batch == options.batches[0] and (problem := task.build("--export-only", *calibrated)):
+                out.print(f"no ONNX files: {problem}", style="yellow", markup=False)
+            images = Images(options.calibration_images, models.MODELS[model], options.seed, limit=batch)
+            pixels = np.empty((batch, 3, images.size, images.size), np.float32)
+            images.fill(pixels, 0)
+            expected = reference(task, pixels, [images.name(row) for row in range(batch)], options.out)
+            for contender in contenders(options.engines):
+                with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
+                    compare(task, contender, pixels, expected, options)
+    except KeyboardInterrupt:
+        out.print("compare_engines: interrupted; finished rows are kept and will not run again", style="red")
+        return 130
+    except Fault as fault:
+        out.print(f"compare_engines: error: {fault}", style="red", markup=False)
+        return fault.exit_code
+    report(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

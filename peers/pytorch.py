@@ -1,0 +1,163 @@
+"""What users write in PyTorch instead of a TensorRT pipeline: the ladder's workload, host to host, in six loops.
+
+    python -m peers.pytorch --out DIR --batch 128 --batches 60 --measure 50
+
+Same model, seed, batches, post-processing and measured window as the stages. The outputs of every loop are held to eager
+FP32 before its time is reported. Writes DIR/NAME.json for each loop; compilation is not in the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.clock import undisturbed
+from common.console import err
+from common.errors import Fault, WrongOutputs
+from common.images import DISTINCT, noise_images
+from common.postprocess import Predictions
+from common.record import Record
+from common.verify import compare
+from export import models
+from export.networks import create_model
+
+MODEL = "resnet18", "random", models.SEED  # the ladder's
+TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}
+"""Share of the largest logit by which outputs may be off eager FP32's (which uses TF32, as TensorRT's FP32 does)."""
+Finish = Callable[[int, np.ndarray], None]
+
+
+def eager(model: Any, batches: Sequence[Any], device: str, finish: Finish) -> None:
+    """Pageable batches to the device, the model, the outputs back."""
+    for index, batch in enumerate(batches):
+        finish(index, model(batch.to(device)).cpu().numpy())
+
+
+def half(model: Any, batches: Sequence[Any], device: str, finish: Finish) -> None:
+    """Page-locked batches copied without blocking, made FP16 and channels-last on the device."""
+    for index, batch in enumerate(batches):
+        images = as_half(batch.to(device, non_blocking=True))
+        finish(index, model(images).float().cpu().numpy())
+
+
+def prefetched(model: Any, batches: Sequence[Any], device: str, finish: Finish) -> None:
+    """``half`` with the next batch copied on a stream of its own while this one computes."""
+    import torch
+
+    copying, computing = torch.cuda.Stream(), torch.cuda.current_stream()
+
+    def fetch(index: int) -> Any:
+        with torch.cuda.stream(copying):
+            return as_half(batches[index].to(device, non_blocking=True))
+
+    following = fetch(0)
+    for index in range(len(batches)):
+        computing.wait_stream(copying)
+        images = following
+        images.record_stream(computing)
+        if index + 1 < len(batches):
+            following = fetch(index + 1)
+        finish(index, model(images).float().cpu().numpy())
+
+
+def as_half(what: Any) -> Any:
+    """A model or a tensor in FP16, channels last."""
+    import torch
+
+    return what.to(dtype=torch.float16, memory_format=torch.channels_last)
+
+
+LOOPS: dict[str, tuple[Callable[..., None], str, str | None]] = {
+    "eager-fp32": (eager, "fp32", None),
+    "eager-fp16-pinned": (half, "fp16", None),
+    "eager-fp16-prefetch": (prefetched, "fp16", None),
+    "compile-reduce-overhead": (half, "fp16", "reduce-overhead"),
+    "compile-max-autotune": (half, "fp16", "max-autotune"),
+    "compile-max-autotune-prefetch": (prefetched, "fp16", "max-autotune"),
+}
+"""Name → (loop, precision, mode of torch.compile)."""
+
+
+def run(name: str, options: argparse.Namespace, images: list[np.ndarray], reference: list[np.ndarray]) -> Record:
+    """One loop's record; raises ``WrongOutputs`` where its outputs are not eager FP32's."""
+    import torch
+
+    loop, precision, mode = LOOPS[name]
+    model, tensors = create_model(*MODEL)[0].to(options.device), [torch.from_numpy(batch) for batch in images]
+    if precision == "fp16":
+        model = as_half(model)
+        tensors = [tensor.pin_memory() if options.device == "cuda" else tensor for tensor in tensors]
+    model = torch.compile(model, mode=mode) if mode else model
+    batches = [tensors[index % len(tensors)] for index in range(options.batches)]
+    image_names, predictions = [f"synthetic-{row:06d}" for row in range(options.batch)], Predictions([])
+    outputs, done_ns, runs = [np.empty(0)] * options.batches, [0] * options.batches, []
+
+    def finish(index: int, output: np.ndarray) -> None:
+        predictions.add(image_names, output)  # as the stages do
+        outputs[index] = output.copy()
+        done_ns[index] = time.perf_counter_ns()
+
+    with torch.inference_mode():
+        loop(model, batches[:4], options.device, lambda index, output: None)  # compiles, and chooses its kernels
+        for _ in range(options.repeats):
+            with undisturbed() as core_us:
+                loop(model, batches, options.device, finish)
+            window_ms = (done_ns[-1] - done_ns[-1 - options.measure]) / 1e6
+            runs.append(Record(stage=name, per_batch_ms=window_ms / options.measure, core_us=core_us))
+    difference = compare(outputs, [reference[index % len(reference)] for index in range(options.batches)])
+    if not difference.largest <= TOLERANCE[precision] * difference.scale:
+        off = f"{difference.largest:.3g} (largest logit {difference.scale:.3g})"
+        raise WrongOutputs(f"{name}: outputs differ from eager FP32 by {off}. No timing is reported.")
+    record = Record.typical(runs)
+    record.backend, record.engine, record.precision = "torch", f"PyTorch {torch.__version__}", precision
+    record.device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    record.batch, record.batches, record.measured = options.batch, options.batches, options.measure
+    record.images_per_s, record.core_us = options.batch / record.per_batch_ms * 1e3, [each.core_us for each in runs]
+    record.outputs_match, record.time_base, record.date = True, "wall clock", datetime.date.today().isoformat()
+    record.fp32_max_abs_diff, record.fp32_top1_agreement = difference.largest, difference.same_top1
+    return record
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("loops", nargs="*", metavar="LOOP", help=f"default: all of {', '.join(LOOPS)}")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    for option, default in (("--batch", 128), ("--batches", 60), ("--measure", 50), ("--repeats", 3)):
+        p.add_argument(option, type=int, default=default)
+    p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    options = p.parse_args()
+    if unknown := set(options.loops) - set(LOOPS):
+        p.error(f"there is no loop {', '.join(sorted(unknown))}")
+    try:
+        torch = models.needs("torch", "a PyTorch loop")
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise Fault("PyTorch sees no NVIDIA GPU.")
+        numbers = np.arange(options.batch * min(DISTINCT, options.batches)).reshape(-1, options.batch)
+        images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
+        model = create_model(*MODEL)[0].to(options.device)
+        with torch.inference_mode():
+            reference = [model(torch.from_numpy(batch).to(options.device)).cpu().numpy() for batch in images]
+    except Fault as fault:
+        err.print(f"peers_pytorch: error: {fault}", style="red", markup=False)
+        return fault.exit_code
+    failed = 0
+    for name in options.loops or LOOPS:
+        try:
+            record = run(name, options, images, reference)
+            record.write(options.out / f"{name}.json")
+            err.print(f"  {name:<32} {record.per_batch_ms:9.3f} ms a batch")
+        except Exception as error:  # compilers fail in ways of their own; the other loops are still worth their time
+            err.print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", style="red", markup=False)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Constants with the names and values of ``cuda.bindings.runtime`` and ``tensorrt`` (tests compare them)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+
+class Described(IntEnum):
+    """Members that stand for something besides their number: ``NAME = number, meaning``."""
+
+    meaning: Any
+
+    def __new__(cls, number: int, meaning: Any = None) -> Described:
+        member = int.__new__(cls, number)
+        member._value_, member.meaning = number, meaning
+        return member
+
+
+class cudaError_t(Described):
+    """Each with CUDA's text."""
+
+    cudaSuccess = 0, "no error"
+    cudaErrorInvalidValue = 1, "invalid argument"
+    cudaErrorMemoryAllocation = 2, "out of memory"
+    cudaErrorInvalidMemcpyDirection = 21, "invalid copy direction for memcpy"
+    cudaErrorInvalidDevice = 101, "invalid device ordinal"
+    cudaErrorInvalidResourceHandle = 400, "invalid resource handle"
+    cudaErrorNotReady = 600, "device not ready"
+    cudaErrorIllegalAddress = 700, "an illegal memory access was encountered"
+    cudaErrorNotSupported = 801, "operation not supported"
+    cudaErrorStreamCaptureUnsupported = 900, "operation not permitted when stream is capturing"
+    cudaErrorStreamCaptureInvalidated = 901, "operation failed due to a previous error during capture"
+    cudaErrorStreamCaptureMerge = 902, "operation would result in a merge of separate capture sequences"
+    cudaErrorStreamCaptureUnmatched = 903, "capture was not ended in the same stream as it began"
+    cudaErrorStreamCaptureUnjoined = 904, "capturing stream has unjoined work"
+    cudaErrorStreamCaptureIsolation = 905, "dependency created on uncaptured work in another stream"
+    cudaErrorStreamCaptureImplicit = 906, "operation would make the legacy stream depend on a capturing blocking stream"
+    cudaErrorCapturedEvent = 907, "operation not permitted on an event last recorded in a capturing stream"
+    cudaErrorStreamCaptureWrongThread = 908, "attempt to terminate a thread-local capture sequence from another thread"
+    cudaErrorUnknown = 999, "unknown error"
+
+
+class CudaFailure(Exception):
+    """Ends a simulated call with this error code."""
+
+    def __init__(self, error: cudaError_t) -> None:
+        super().__init__(error.name)
+        self.error = error
+
+
+def require(condition: object, error: cudaError_t = cudaError_t.cudaErrorInvalidValue) -> None:
+    """End the call with ``error`` unless the condition is met."""
+    if not condition:
+        raise CudaFailure(error)
+
+
+class cudaMemcpyKind(IntEnum):
+    cudaMemcpyHostToHost = 0
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDefault = 4
+
+
+class cudaStreamCaptureMode(IntEnum):
+    cudaStreamCaptureModeGlobal = 0
+    cudaStreamCaptureModeThreadLocal = 1
+    cudaStreamCaptureModeRelaxed = 2
+
+
+class cudaStreamCaptureStatus(IntEnum):
+    cudaStreamCaptureStatusNone = 0
+    cudaStreamCaptureStatusActive = 1
+    cudaStreamCaptureStatusInvalidated = 2
+
+
+FLAGS = {"cudaStreamDefault": 0, "cudaStreamNonBlocking": 1, "cudaStreamLegacy": 1, "cudaStreamPerThread": 2}
+FLAGS |= {"cudaEventDefault": 0, "cudaEventBlockingSync": 1, "cudaEventDisableTiming": 2, "cudaEventWaitDefault": 0}
+FLAGS |= {"cudaHostAllocDefault": 0, "cudaHostAllocPortable": 1, "cudaHostAllocMapped": 2, "cudaHostAllocWriteCombined": 4}
+
+
+class Handle(int):
+    """An opaque handle: an integer with a type of its own, as cuda-python's handles convert to one."""
+
+    def getPtr(self) -> int:
+        return int(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {int(self):#x}>"
+
+
+HANDLES = {name: type(name, (Handle,), {}) for name in ("cudaStream_t", "cudaEvent_t", "cudaGraph_t", "cudaGraphExec_t")}
+
+
+class DataType(Described):
+    """Each with NumPy's type."""
+
+    FLOAT = 0, np.float32
+    HALF = 1, np.float16
+    INT8 = 2, np.int8
+    INT32 = 3, np.int32
+    BOOL = 4, np.bool_
+    UINT8 = 5, np.uint8
+    INT64 = 8, np.int64
+
+
+TensorIOMode = IntEnum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
+LayerInformationFormat = IntEnum("LayerInformationFormat", {"ONELINE": 0, "JSON": 1})

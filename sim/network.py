@@ -1,0 +1,97 @@
+"""An ONNX network as the layers a fusing compiler would make of it, with the work of each.
+
+TensorRT fuses what follows a convolution (bias, activation, residual addition) into it. So does this: an operator that
+only transforms its input joins the layer that made it. Operations and bytes are per image; batch norms are folded by
+the exporter already. One reformat layer at each end stands for TensorRT's change of memory layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+CONVERSIONS = {"Cast", "QuantizeLinear", "DequantizeLinear"}
+FUSED = {
+    *CONVERSIONS,
+    *("Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "Mul", "Relu", "Sigmoid"),
+    *("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+}
+ELEMENT_BYTES = {1: 4, 10: 2, 3: 1, 7: 8}  # ONNX element types: float, float16, int8, int64
+PRECISIONS = {1: "fp32", 10: "fp16", 3: "int8"}
+
+
+@dataclass
+class Layer:
+    """A fused layer: floating-point operations and bytes in and out for one image, bytes of weights, its precision.
+
+    ``product`` is the shape of its matrix product for one image: output positions, output channels, multiplications for
+    each output (None for a layer that is none).
+    """
+
+    name: str
+    kind: str
+    operations: int
+    nbytes: int
+    weight_bytes: int
+    precision: str
+    product: tuple[int, int, int] | None = None
+    fused: tuple[str, ...] = ()  # names of the nodes that have joined it
+
+
+def layers(model: Any) -> list[Layer]:
+    """The fused layers of an ``onnx.ModelProto`` whose first dimension is the batch, in order."""
+    from onnx import numpy_helper, shape_inference
+
+    for value in model.graph.input:  # per image: infer all shapes with a batch of one
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    for value in (*model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].Clear()
+    graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]  # INT8 weights: what counts is their shape and their bytes
+    shapes, types = {}, {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        shapes[value.name] = [d.dim_value or 1 for d in tensor.shape.dim]
+        types[value.name] = tensor.elem_type
+
+    quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    stored_as_int8 = quantized | {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+
+    def nbytes(name: str) -> int:
+        return prod(shapes.get(name, [0])) * (1 if name in stored_as_int8 else ELEMENT_BYTES.get(types.get(name, 1), 4))
+
+    made_by: dict[str, Layer] = {}
+    found = [Layer("reformat input", "Reformat", 0, 2 * prod(shapes[graph.input[0].name]) * 4, 0, "fp32")]
+    for node in graph.node:
+        inputs = [name for name in node.input if name and name not in weights]
+        output = node.output[0]
+        if node.op_type == "Constant" or not inputs:
+            continue
+        earlier = [made_by[name] for name in inputs if name in made_by]
+        if node.op_type in FUSED and (earlier or node.op_type in CONVERSIONS):
+            if earlier:
+                layer = max(earlier, key=found.index)
+                layer.fused += (node.name or output,)
+                layer.nbytes += sum(nbytes(name) for name in inputs if made_by.get(name) not in (layer, None))
+                made_by[output] = layer
+            continue
+        operations = size = prod(shapes.get(output, [0]))
+        weight, product = 0, None
+        for name in node.input:
+            if name in weights:
+                weight += weights[name].nbytes
+                if weights[name].ndim > 1 and node.op_type in ("Conv", "Gemm", "MatMul"):
+                    columns = shapes[output][1]
+                    depth = prod(weights[name].shape[1:]) if node.op_type == "Conv" else weights[name].size // columns
+                    operations, product = 2 * size * depth, (size // columns, columns, depth)
+        precision = "int8" if any(name in quantized for name in node.input) else PRECISIONS.get(types.get(output, 1), "fp32")
+        traffic = sum(map(nbytes, inputs)) + nbytes(output)
+        made_by[output] = Layer(node.name or output, node.op_type, operations, traffic, weight, precision, product)
+        found.append(made_by[output])
+    found.append(Layer("reformat output", "Reformat", 0, 2 * nbytes(graph.output[0].name), 0, "fp32"))
+    return found

@@ -1,0 +1,48 @@
+"""A drop-in for the part of ``nvtx`` that marks ranges, in virtual time.
+
+What a host does between two CUDA calls is invisible to a simulator. The one piece of it that the ladder has is marked
+by the range ``postprocess``, whose payload is its number of images; its modelled time is charged when the range ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.simulator import simulator
+from sim.trace import PUSH_POP, START_END, Range
+
+_open: dict[tuple[int, str | None], list[Range]] = {}  # a stack for each thread and domain, as in NVTX itself
+
+
+def _begin(kind: int, message: str | None, domain: str | None, payload: int | None) -> Range:
+    thread = simulator().clock.thread()
+    item = Range(thread.now, kind, message or "", domain or "NVTX", thread.index, payload, thread.index)
+    simulator().trace.ranges.append(item)
+    return item
+
+
+def push_range(message: Any = None, color: Any = "blue", domain: Any = None, category: Any = None, payload: Any = None) -> None:
+    sim = simulator()
+    with sim.clock.turn() as thread:
+        sim.interpret(thread, sim.device.range)
+    _open.setdefault((thread.index, domain), []).append(_begin(PUSH_POP, message, domain, payload))
+
+
+def pop_range(domain: str | None = None) -> None:
+    sim = simulator()
+    with sim.clock.turn() as thread:
+        item = _open[thread.index, domain].pop()
+        if item.text == "postprocess" and item.payload:
+            images_ns = item.payload * sim.scale * sim.device.postprocess_per_image
+            sim.interpret(thread, sim.device.postprocess + round(images_ns))
+        item.end = thread.now
+        sim.interpret(thread, sim.device.range)
+
+
+def start_range(message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None) -> Range:
+    return _begin(START_END, message, domain, payload)
+
+
+def end_range(range_id: Range) -> None:
+    thread = simulator().clock.thread()
+    range_id.end, range_id.end_thread = thread.now, thread.index

@@ -1,0 +1,77 @@
+"""The simulator against reality: each stage as modelled from a GPU's calibration, beside what was measured on that GPU.
+
+    python -m scripts.predict h200 reports/h200-trt8.6-batch128 reports/h200-trt8.6-batch1
+
+Runs the stages on the simulated device with the batch and the number of batches of each report and writes prediction.json
+and prediction.md into it. The device file knows no stage's time (see scripts/calibrate.py): what is compared is how the
+scripts put the parts together. Measured is the median of the report's runs. What else goes on on a host only adds time, and
+the model knows of nothing else, so the fastest run stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import backend
+from common.console import out
+from common.files import grid, write_json, write_text
+from common.plans import ROOT
+from common.record import Record
+from sim import device as devices
+
+COLUMNS = [
+    ("stage", "stage", "{}"),
+    ("predicted", "predicted_ms", "{:.3f}"),
+    ("measured", "measured_ms", "{:.3f}"),
+    ("spread", "spread", "{:.1%}"),
+    ("off by", "off", "{:+.1%}"),
+    ("fastest run", "fastest_ms", "{:.3f}"),
+    ("off by", "off_fastest", "{:+.1%}"),
+]
+
+
+def predict(device: str, measured: Record) -> float:
+    """Milliseconds a batch of a measured stage on the simulated device."""
+    computed = min(measured.batch or 1, backend.SIMULATED_BATCH)
+    sizes = {"--batch": computed, "--charge-batch": measured.batch, "--batches": min(measured.batches or 60, 60)}
+    sizes["--measure"] = min(measured.measured or 50, 50)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.json"
+        command = [sys.executable, str(ROOT / f"{measured.stage}.py"), "--backend", "simulated", "--device", device]
+        command += ["--no-verify", "--json", str(path), *(str(part) for option in sizes.items() for part in option)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        predicted = Record.read(path)
+    assert predicted is not None
+    return predicted.per_batch_ms
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("device", choices=devices.available())
+    p.add_argument("reports", type=Path, nargs="+", metavar="DIR")
+    options = p.parse_args()
+    for folder in options.reports:
+        records = Record.read_all(folder)
+        if not records:
+            out.print(f"predict: error: {folder} holds no stage's record.", style="red", markup=False)
+            return 3
+        rows = []
+        for record in records:
+            predicted, measured = predict(options.device, record), record.per_batch_ms
+            fastest = min(record.repeats_ms or [measured])
+            row = (record.stage, predicted, measured, record.spread, predicted / measured - 1, fastest, predicted / fastest - 1)
+            rows.append(dict(zip((key for _, key, _ in COLUMNS), row)))
+        write_json(folder / "prediction.json", {"device": options.device, "stages": rows})
+        above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
+        text = "\n".join([above, "", *grid(rows, COLUMNS), ""])
+        write_text(folder / "prediction.md", text)
+        out.print(text, markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The state of the simulated process: one device, its memory and streams, the clocks, the trace, the last error."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+from sim import device as devices
+from sim.clock import Clock, HostThread, Timetable
+from sim.enums import HANDLES, Handle, cudaError_t, require
+from sim.memory import AddressSpace
+from sim.threads import Hooks
+from sim.trace import Trace
+from sim.work import Event, Gpu, Graph, Stream
+
+DEFAULT_DEVICE = "v100-sxm2-32gb"
+OWN_CODE = tuple(str(Path(__file__).resolve().parent.parent / room) for room in ("common", "sim"))
+
+
+class Simulator:
+    """A fresh simulated process with the given device.
+
+    ``scale``: every byte, operation and image is charged this many times (``--charge-batch`` over ``--batch``).
+    """
+
+    def __init__(self, device: str = DEFAULT_DEVICE, scale: float = 1.0) -> None:
+        self.device, self.scale = devices.load(device), scale
+        self.clock = Clock()
+        self.clock.thread()  # the thread that makes the simulator is a host thread from the start
+        self.trace = Trace()
+        self.space = AddressSpace(self.device.memory_bytes, scale)
+        self.gpu = Gpu(self.device, self.clock, self.trace)
+        self.hooks = Hooks(self.clock, self.interpret, self.device.queue, self.device.thread_wake_up)
+        self.close = self.hooks.remove
+        self._interpreter = Timetable()
+        self.handles: dict[int, Stream | Event | Graph] = {}
+        self.last_error = cudaError_t.cudaSuccess
+        self.calls = 0
+        self.failures: dict[int, cudaError_t] = {}  # by the number of the call
+        self._next_handle = 0x1000
+
+    def interpret(self, thread: HostThread, duration: int) -> None:
+        """``thread`` runs Python for ``duration`` ns: it needs the interpreter lock, which one thread has at a time."""
+        if duration:
+            _, thread.now = self._interpreter.reserve(thread.now, duration)
+
+    def fail_at(self, n: int, error: cudaError_t = cudaError_t.cudaErrorUnknown) -> None:
+        """Make the n-th CUDA call from now fail with ``error``."""
+        self.failures = {self.calls + n: error}
+
+    def register(self, kind: str, item: Stream | Event | Graph) -> Handle:
+        """A new handle, of the type that CUDA calls ``kind``."""
+        self._next_handle += 0x10
+        item.handle, item.site = self._next_handle, site()
+        self.handles[item.handle] = item
+        return HANDLES[kind](item.handle)
+
+    def lookup(self, handle: Any, kind: type) -> Any:
+        item = self.handles.get(int(handle))
+        require(isinstance(item, kind), cudaError_t.cudaErrorInvalidResourceHandle)
+        return item
+
+    def release(self, handle: Any, kind: type) -> Any:
+        """Forget a handle; what it stood for."""
+        self.lookup(handle, kind)
+        return self.handles.pop(int(handle))
+
+    def stream(self, handle: Any) -> Stream:
+        """The stream of a handle; 0, None and ``cudaStreamLegacy`` are the default stream."""
+        return self.gpu.legacy if handle is None or int(handle) in (0, 1) else self.lookup(handle, Stream)
+
+    def leaks(self) -> list[str]:
+        """What the script has not given back, with the line that made it."""
+        found = [f"{a.size:,} bytes of {a.kind} memory, {a.site}" for a in self.space.live()]
+        return found + [f"{type(item).__name__.lower()}, {item.site}" for item in self.handles.values()]
+
+    def database(self, **facts: Any) -> sqlite3.Connection:
+        """The timeline so far as an SQLite database in memory, in Nsight Systems' schema."""
+        return self.trace.database(self.device, {"SIMULATED": "true", "CHARGE_SCALE": self.scale, **facts})
+
+    def write_trace(self, path: Path, **facts: Any) -> None:
+        path.unlink(missing_ok=True)
+        with contextlib.closing(self.database(**facts)) as database, contextlib.closing(sqlite3.connect(path)) as file:
+            database.backup(file)
+
+
+_current: Simulator | None = None
+
+
+def simulator() -> Simulator:
+    """The simulated process; made with the default device by whoever asks first."""
+    return _current if _current is not None else start()
+
+
+def start(device: str = DEFAULT_DEVICE, scale: float = 1.0) -> Simulator:
+    """Forget the simulated process, if there is one, and begin a new one."""
+    global _current
+    if _current is not None:
+        _current.close()
+    _current = Simulator(device, scale)
+    return _current
+
+
+def site() -> str:
+    """``file:line`` of the nearest caller outside this package, for messages about what it made."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((*OWN_CODE, "<")):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -1,0 +1,223 @@
+"""A drop-in for the part of ``tensorrt`` that builds and runs an ONNX CNN, under TensorRT's own names.
+
+A plan is a JSON header and the ONNX bytes. ONNX Runtime computes the outputs on the CPU; the time is charged from the
+work of the fused layers. It is like TensorRT 11 in what exists (networks are strongly typed, precision is the ONNX
+file's) and enforces what TensorRT was seen to enforce. ``__version__`` says that it is not TensorRT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.enums import DataType, LayerInformationFormat, TensorIOMode
+from sim.network import layers
+from sim.runtime import MAGIC, EngineInspector, ICudaEngine, IExecutionContext, Runtime, nptype, volume
+
+__version__ = "11.4.0+simulated.3"
+__all__ = ["Builder", "BuilderFlag", "IBuilderConfig", "IHostMemory", "IOptimizationProfile", "IProgressMonitor"]
+__all__ += ["ITimingCache", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity"]
+__all__ += ["DataType", "EngineInspector", "ICudaEngine", "IExecutionContext", "ILogger", "LayerInformationFormat"]
+__all__ += ["Logger", "Runtime", "TensorIOMode", "nptype", "volume"]
+
+
+BuilderFlag = IntEnum("BuilderFlag", {"TF32": 6})
+MemoryPoolType = IntEnum("MemoryPoolType", {"WORKSPACE": 0})
+NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 0})
+ProfilingVerbosity = IntEnum("ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2})
+
+
+class ILogger:
+    """Base of user-defined loggers: implement ``log(severity, msg)``."""
+
+    Severity = IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
+
+    def log(self, severity: ILogger.Severity, msg: str) -> None:
+        raise NotImplementedError
+
+    def _error(self, code: int, where: str, kind: str, what: str) -> None:
+        """Log an error in TensorRT's form: ``where`` is a place in its sources, ``kind`` what it calls ``code``."""
+        self.log(ILogger.ERROR, f"{code}: [{where}] Error Code {code}: {kind} ({what})")
+
+
+class Logger(ILogger):
+    """Prints messages of ``min_severity`` and above to stderr, in TensorRT's form."""
+
+    def __init__(self, min_severity: ILogger.Severity = ILogger.Severity.WARNING) -> None:
+        self.min_severity = min_severity
+
+    def log(self, severity: ILogger.Severity, msg: str) -> None:
+        if severity <= self.min_severity:
+            print(f"[TRT] [{'FEWIV'[severity]}] {msg}", file=sys.stderr)
+
+
+class IHostMemory(bytes):
+    @property
+    def nbytes(self) -> int:
+        return len(self)
+
+
+class IProgressMonitor:
+    """Base of user-defined progress monitors; ``step_complete`` returning False cancels the build."""
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None: ...
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        return True
+
+    def phase_finish(self, phase_name: str) -> None: ...
+
+
+class ITimingCache(bytes):
+    def serialize(self) -> IHostMemory:
+        return IHostMemory(self)
+
+
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        shapes = [tuple(int(size) for size in shape) for shape in (min, opt, max)]
+        if not all(a <= b <= c for a, b, c in zip(*shapes)):
+            raise ValueError(f"Shape provided for optimization profile of {input} is inconsistent.")
+        self._shapes[input] = shapes
+
+    def get_shape(self, input: str) -> list[tuple[int, ...]]:
+        return self._shapes.get(input, [])
+
+
+class IBuilderConfig:
+    create_timing_cache = ITimingCache
+
+    def __init__(self) -> None:
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+        self.progress_monitor: IProgressMonitor | None = None
+        self.max_aux_streams = -1
+        self.builder_optimization_level = 3
+        self._profiles: list[IOptimizationProfile] = []
+        flags = {BuilderFlag.TF32}
+        self.set_flag, self.clear_flag, self.get_flag = flags.add, flags.discard, flags.__contains__
+        self._cache: ITimingCache | None = None
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None: ...
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self._cache
+
+
+class ITensor:
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.name, self.shape, self.dtype = facts["name"], tuple(facts["shape"]), DataType[facts["dtype"]]
+
+
+class INetworkDefinition:
+    """The parsed ONNX model. ``_tensors`` describes the inputs, then the outputs, as the plan does."""
+
+    def __init__(self) -> None:
+        self.name, self._model = "unnamed", b""
+        self.num_inputs = self.num_outputs = 0
+        self._tensors: list[dict[str, Any]] = []
+
+    def get_input(self, index: int) -> ITensor:
+        return ITensor(self._tensors[index])
+
+    def get_output(self, index: int) -> ITensor:
+        return ITensor(self._tensors[self.num_inputs + index])
+
+
+class ParserError(str):
+    def desc(self) -> str:
+        return str(self)
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        self._network = network
+        self._errors: list[ParserError] = []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+    def parse_from_file(self, model: str) -> bool:
+        return self.parse(Path(model).read_bytes(), model)
+
+    def parse(self, model: bytes, path: str | None = None) -> bool:
+        """Fill the network; False, with the reasons in ``get_error``, for what is no ONNX or has no batch dimension."""
+        import onnx
+
+        try:
+            proto = onnx.load_from_string(bytes(model))
+            onnx.checker.check_model(proto)
+        except Exception as error:  # protobuf and the checker have no common base
+            self._errors.append(ParserError(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+            return False
+        types = {np.dtype(each.meaning): each.name for each in DataType}
+        constants = {weight.name for weight in proto.graph.initializer}
+        for mode, values in (("INPUT", proto.graph.input), ("OUTPUT", proto.graph.output)):
+            for value in (value for value in values if value.name not in constants):
+                tensor = value.type.tensor_type
+                shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+                if -1 in shape[1:]:
+                    self._errors.append(ParserError(f"{value.name}: only the first dimension may be dynamic, not {shape}"))
+                dtype = types[onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)]
+                self._network._tensors.append({"name": value.name, "mode": mode, "shape": shape, "dtype": dtype})
+        self._network._model, self._network.name = bytes(model), proto.graph.name
+        self._network.num_inputs = sum(tensor["mode"] == "INPUT" for tensor in self._network._tensors)
+        self._network.num_outputs = len(self._network._tensors) - self._network.num_inputs
+        return not self._errors
+
+
+class Builder:
+    create_builder_config, create_optimization_profile = IBuilderConfig, IOptimizationProfile
+
+    def __init__(self, logger: ILogger) -> None:
+        self.logger = logger
+
+    def create_network(self, flags: int = 0) -> INetworkDefinition:
+        return INetworkDefinition()
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
+        """A plan; None, with a message, when a dynamic input has no profile, or the monitor cancels."""
+        import onnx
+
+        fixed = {tensor["name"]: [tensor["shape"]] * 3 for tensor in network._tensors if tensor["mode"] == "INPUT"}
+        profiles = [{**fixed, **profile._shapes} for profile in config._profiles] or [fixed]
+        if any(-1 in shapes[0] for profile in profiles for shapes in profile.values()):
+            missing = "Network has dynamic inputs, but no optimization profile has been defined."
+            self.logger._error(4, "network.cpp::validate", "Internal Error", missing)
+            return None
+        monitor = config.progress_monitor or IProgressMonitor()
+        monitor.phase_start("Building", None, 1)
+        found = layers(onnx.load_from_string(network._model))
+        go_on = monitor.step_complete("Building", 0)
+        monitor.phase_finish("Building")
+        if not go_on:
+            return None
+        facts = {"name": network.name, "tensors": network._tensors, "layers": list(map(asdict, found)), "profiles": profiles}
+        facts["sha256"] = hashlib.sha256(network._model).hexdigest()
+        return IHostMemory(MAGIC + json.dumps(facts).encode() + b"\n" + network._model)

@@ -1,0 +1,317 @@
+"""What the lessons are built on, one piece at a time, on the simulated CUDA runtime and in this process."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common import backend, images, options, plans, verify
+from common.buffers import DeviceBuffer, Slot, copy_to_device, copy_to_host, copy_to_host_async, page_locked, pageable
+from common.cuda import CaptureError, CudaError, Event, Stream, cudart
+from common.engine import Engine, TensorRTError, layer_precision, require
+from common.errors import EnvironmentFault, UsageFault, WrongOutputs
+from common.files import atomic_path, check_writable, read_json, sha256, write_json
+from common.record import Conditions, Record
+from common.session import Session, batch_sizes
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """A fresh simulated backend."""
+    monkeypatch.setattr(backend, "_current", None)
+    chosen = backend.select("simulated")
+    yield chosen
+    chosen.simulator.close()
+
+
+# -- buffers
+
+
+def test_what_is_copied_in_comes_back():
+    array = np.arange(1000, dtype=np.float32)
+    back = page_locked(array.shape)
+    with DeviceBuffer(array.nbytes) as buffer:
+        copy_to_device(buffer, array)
+        copy_to_host(back, buffer)
+    assert (back == array).all() and buffer.address == 0
+
+
+@pytest.mark.parametrize("host", [np.zeros(9, np.uint8), np.zeros((4, 4), np.uint8)[:, :2]])
+def test_a_copy_that_cannot_fit_is_refused(host):
+    with DeviceBuffer(8) as buffer, pytest.raises(ValueError, match="cannot copy between 8 bytes"):
+        copy_to_device(buffer, host)
+
+
+def test_page_locked_memory_lives_as_long_as_a_view_of_it(here):
+    view = page_locked((8, 8))[2:4]
+    gc.collect()
+    assert here.leaks()
+    view[:] = 1
+    del view
+    assert not here.leaks()
+
+
+def test_pageable_memory_has_been_touched():
+    assert not pageable((100, 100)).any()
+
+
+def test_a_slot_belongs_to_the_stack_that_it_is_given(here):
+    run = SimpleNamespace(batches=[np.zeros((2, 3), np.float32)], output_shape=(2, 5))
+    with ExitStack() as resources:
+        slot = Slot(run, resources)
+        assert (slot.device_input.nbytes, slot.device_output.nbytes, slot.host_output.shape) == (24, 40, (2, 5))
+    del slot
+    assert not here.leaks()
+
+
+# -- CUDA
+
+
+def test_a_failed_call_raises_with_its_name_and_cuda_s_text():
+    with pytest.raises(CudaError, match=r"cudaStreamSynchronize failed: cudaErrorInvalidResourceHandle \(invalid resource"):
+        cudart.cudaStreamSynchronize(77)
+
+
+def test_closing_twice_is_closing_once(here):
+    stream, event = Stream(), Event()
+    for thing in (stream, event, stream, event):
+        thing.close()
+    assert not here.leaks()
+
+
+def test_a_captured_graph_runs_as_often_as_it_is_launched(here):
+    source, target = page_locked((16,)), page_locked((16,))
+    with DeviceBuffer(64) as buffer, Stream() as stream:
+        with stream.capture() as graph:
+            copy_to_host_async(target, buffer, stream)
+        for value in (1, 2):
+            source[:], target[:] = value, 0
+            copy_to_device(buffer, source)
+            graph.launch(stream)
+            stream.synchronize()
+            assert (target == value).all()
+        graph.close()
+    del source, target
+    assert not here.leaks()
+
+
+@pytest.mark.parametrize("what", ["a CUDA error", "a TensorRT error", "another thing"])
+def test_a_capture_that_fails_leaves_nothing_behind(here, what):
+    """The stream works on, no error is left for somebody else, and what was not CUDA's fault stays what it is."""
+    expected = {"another thing": ZeroDivisionError}.get(what, CaptureError)
+    with Stream() as stream:
+        with pytest.raises(expected), stream.capture():
+            if what == "a CUDA error":
+                cudart.cudaStreamSynchronize(stream.handle)
+            elif what == "a TensorRT error":
+                raise TensorRTError("enqueue failed")
+            else:
+                1 / 0  # noqa: B018
+        assert here.cudart.cudaGetLastError()[0] == 0
+        stream.synchronize()
+        with stream.capture() as graph:
+            pass
+        graph.close()
+    assert not here.leaks()
+
+
+def test_where_more_than_the_capture_is_broken_that_is_what_is_said(monkeypatch):
+    with Stream() as stream:
+        drained = stream.synchronize
+
+        def broken():
+            drained()
+            raise CudaError("cudaStreamSynchronize", 700, "cudaErrorIllegalAddress", "an illegal memory access")
+
+        monkeypatch.setattr(stream, "synchronize", broken)
+        with pytest.raises(TensorRTError, match="the first error"), stream.capture():
+            raise TensorRTError("the first error")
+
+
+# -- engines and plans
+
+
+def test_none_and_false_are_errors_with_tensorrt_s_reason():
+    for answer in (None, False):
+        with pytest.raises(TensorRTError, match="enqueue failed: TensorRT gave no reason"):
+            require(answer, "enqueue")
+    assert require(0, "a count") == 0
+
+
+def test_a_batch_gets_the_smallest_profile_that_takes_it(checkout, tmp_path):
+    plan = tmp_path / "two.plan"
+    profiles = ("--profile", "1,64,128", "--profile", "1,8,16")
+    done = checkout.run("0_build.py", "--backend", "simulated", "--onnx-file", "tiny.onnx", *profiles, "--output", plan)
+    assert done.returncode == 0, done.stderr
+    engine = Engine(plan)
+    assert engine.profiles == [(1, 64, 128), (1, 8, 16)] and engine.facts["profiles"] == [[1, 64, 128], [1, 8, 16]]
+    assert [engine.profile_for(batch) for batch in (1, 16, 17, 128, 129)] == [1, 1, 0, 0, None]
+    with pytest.raises(EnvironmentFault, match="has no profile"):
+        engine.create_context(engine.profile_for(129))
+
+
+def test_why_a_default_plan_is_built_again(checkout, tmp_path, monkeypatch):
+    """After an upgrade, or a new export, the ladder's own plans are as good as missing."""
+    monkeypatch.setattr(plans, "ROOT", tmp_path)
+    plan = tmp_path / "tiny.plan"
+    assert "no plan tiny.plan yet" in plans.unusable(plan, plan.relative_to(tmp_path))
+    plan.write_bytes(checkout.tiny.read_bytes())
+    facts = read_json(plans.sidecar(checkout.tiny))
+    write_json(plans.sidecar(plan), facts)
+    assert plans.unusable(plan, plan) is None
+    write_json(plans.sidecar(plan), {**facts, "tensorrt": "8.0"})
+    assert "was built by TensorRT 8.0" in plans.unusable(plan, plan)
+    write_json(plans.sidecar(plan), facts)
+    write_json(tmp_path / "models" / f"{facts['onnx']}.json", {"sha256": "another"})
+    assert f"was built from an earlier {facts['onnx']}" in plans.unusable(plan, plan)
+
+
+@pytest.mark.parametrize(
+    "layer, precision",
+    [
+        ({"Outputs": [{"Format/Datatype": "Half"}]}, "fp16"),
+        ({"Outputs": [{"Format/Datatype": "N/A"}], "TacticName": "sm90_xmma_fprop_f16f16_f16"}, "fp16"),
+        ({"LayerType": "Reformat", "Outputs": [{"Format/Datatype": "FP32"}]}, None),
+        ("only a name", None),
+    ],
+)
+def test_a_layer_s_precision_as_the_inspector_tells_it(layer, precision):
+    assert layer_precision(layer) == precision
+
+
+# -- a run
+
+
+def session(checkout, batches: int = 4, measure: int = 2) -> Session:
+    engine = Engine(checkout.tiny)
+    arrays = [images.noise_images(range(2 * index, 2 * index + 2), 32, 1) for index in range(batches)]
+    names = [[f"{index}-{row}" for row in range(2)] for index in range(batches)]
+    return Session(engine, arrays, names, argparse.Namespace(measure=measure, no_verify=False, precision="fp16"))
+
+
+def test_batches_are_finished_in_order(checkout):
+    run = session(checkout)
+    run.finish(0, np.zeros((2, 10), np.float32))
+    with pytest.raises(AssertionError, match="batch 2 finished after 0"):
+        run.finish(2, np.zeros((2, 10), np.float32))
+
+
+def test_the_window_is_from_the_last_warm_up_batch_to_the_last(checkout, here):
+    run = session(checkout)
+    for index in range(4):
+        here.simulator.clock.thread().now = (index + 1) ** 2 * 1_000_000
+        with run.submit(index):
+            pass
+        run.finish(index, np.zeros((2, 10), np.float32))
+    own = run.postprocess_ms[0]
+    assert run.window_ms == pytest.approx(16 - 4, rel=0.01) and run.window_ms == pytest.approx(sum(run.intervals_ms))
+    assert run.measured == 2 and len(run.intervals_ms) == 2 and own > 0
+    assert [row[0] for row in run.predictions.rows()] == [f"{index}-{row}" for index in range(4) for row in range(2)]
+
+
+def test_a_control_on_another_engine_is_verified_and_noted(checkout):
+    def serve(run: Session) -> None:
+        outputs, _ = verify.run_serially(run.engine, run.batches)
+        for index, output in enumerate(outputs):
+            run.finish(index, output)
+
+    run = session(checkout)
+    serve(run)
+    run.control(serve, Engine(checkout.tiny), "as a control")
+    assert run.notes[0].startswith("batch 2: ") and run.notes[0].endswith("as a control")
+    run.outputs[1][:] += 1
+    with pytest.raises(WrongOutputs, match="batch 1 differs"):
+        run.control(serve, Engine(checkout.tiny), "as a control")
+
+
+def test_sizes_are_the_batch_unless_a_stage_has_several():
+    size = options.Size(128, 128)
+    assert batch_sizes(argparse.Namespace(), size) == [128]
+    assert batch_sizes(argparse.Namespace(sizes=None), size) == [16, 128]
+    assert batch_sizes(argparse.Namespace(sizes=[1, 2, 3]), size) == [1, 2, 3]
+    assert batch_sizes(argparse.Namespace(sizes=None), options.Size(2, 2)) == [1, 2]
+
+
+def test_differences_are_of_the_whole_and_name_the_batch():
+    one, other = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)
+    assert verify.check([one], [other]).largest == 0
+    other[2, 2] = 0.5
+    with pytest.raises(WrongOutputs, match=r"batch 1 differs .* by 0\.5 .*top-1 the same on 100%"):
+        verify.check([one, one], [one, other])
+    assert verify.compare([np.full((1, 4), np.nan)], [one[:1]]).largest == float("inf")
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    "words, batch, charged", [([], 8, 128), (["--batch", "4"], 4, 4), (["--batch", "4", "--charge-batch", "64"], 4, 64)]
+)
+def test_what_is_computed_and_what_is_charged(words, batch, charged):
+    chosen = options.parser("").parse_args(["--backend", "simulated", *words])
+    here, size = options.select_backend(chosen)
+    assert (size.batch, size.charged, here.scale) == (batch, charged, charged / batch)
+    here.simulator.close()
+
+
+def test_an_unknown_device_is_the_user_s_mistake():
+    with pytest.raises(UsageFault, match="there are h200"):
+        backend.select("simulated", "gtx")
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "x"])
+def test_a_count_is_positive(text):
+    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+        options.positive(text)
+
+
+# -- files and records
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "new" / "result.json"
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half of")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1} and path.stat().st_mode & 0o777 == 0o644
+    before = sha256(path)
+    write_json(path, {"a": 2})
+    assert sha256(path) != before
+    assert read_json(tmp_path / "none.json") == {} and read_json(tmp_path) == {}
+
+
+def test_what_cannot_be_written_is_said_before_the_run(tmp_path):
+    check_writable(None, tmp_path / "fine.json")
+    with pytest.raises(EnvironmentFault, match="cannot write"):
+        check_writable(tmp_path / "no" / "folder.json")
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = Record(stage="4_use_fp16", per_batch_ms=1.5, batch=128, notes=["a note"], repeats_ms=[1.0, 1.5, 2.0])
+    record.write(tmp_path / "4_use_fp16.json")
+    assert Record.read(tmp_path / "4_use_fp16.json") == record
+    (tmp_path / "other.json").write_text(json.dumps({"stage": "x"}))
+    (tmp_path / "10_later.json").write_text(json.dumps({"stage": "x", "per_batch_ms": 1, "of_a_later_version": 1}))
+    assert [each.stage for each in Record.read_all(tmp_path)] == ["4_use_fp16", "10_later"]
+    assert record.spread == pytest.approx(1 / 1.5) and Record().spread is None
+
+
+def test_the_typical_run_is_the_median_one():
+    runs = [Record(stage="x", per_batch_ms=time, submit_ms=time / 10) for time in (3.0, 1.0, 2.0)]
+    typical = Record.typical(runs)
+    assert (typical.per_batch_ms, typical.submit_ms, typical.repeats_ms) == (2.0, 0.2, [3.0, 1.0, 2.0])
+
+
+def test_conditions_say_what_was_modelled():
+    simulated = Conditions("simulated", "V100", "simulated TensorRT", 128, 8)
+    assert str(simulated) == "V100, simulated TensorRT, batch 128 (computed at 8); times are modelled, outputs are computed"
+    real = Conditions("tensorrt", "H200", "TensorRT 8.6.0", 1, 1, date="2026-01-01", versions={"runtime": "12.9"})
+    assert str(real) == "H200, TensorRT 8.6.0, batch 1, CUDA 12.9, 2026-01-01"
