@@ -99,7 +99,7 @@ def prove(output: Path, onnx: Path, options: argparse.Namespace, build_s: float)
     """Load the plan, write down what it is for and of, and hold its layers to the precision that was asked for."""
     engine, described = Engine(output), models.read_description(onnx)
     asked = "as in the ONNX file" if options.precision == "fp32" else options.precision
-    usual = {"precision": asked, "model": onnx.stem, "weights": None, "labels": []}
+    usual: dict[str, Any] = {"precision": asked, "model": onnx.stem, "weights": None, "labels": []}
     facts = {
         **plans.this_machine(),
         **{name: described.get(name, value) for name, value in usual.items()},

@@ -3,7 +3,8 @@
 What changes: a worker thread waits for each batch's output and post-processes it; the main thread only submits. A third
 slot holds the batch that is being post-processed. The worker is the standard library's ``ThreadPoolExecutor`` with one
 thread, so batches are finished in order; a batch's future is done when its output has been read, and only then does the
-main thread refill the slot. A future also carries an exception: if the worker fails, the main thread raises it.
+main thread refill the slot. A future also carries an exception: if the worker fails, the main thread raises it. Now that the
+main thread runs ahead, a batch's own copy in is early enough: stage 5's ``enqueue_input`` for the next one has gone.
 
 Differs from: 5_multi_streams.py
 

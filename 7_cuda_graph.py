@@ -2,8 +2,9 @@
 
 What changes: each slot's inference and the copy of its output are captured into a graph before the loop, and the loop
 launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot.
-(The copy in stays outside: its source is another batch each time.) What is inside a graph no other stream can wait for, so
-the event `computed` and the third stream have gone.
+(The copy in stays outside: its source is another batch each time.) The copy out follows the kernels in the same stream, so
+this stage needs neither the third stream nor the event `computed`; the next batch's kernels wait for that short copy, which
+costs some per cent where the kernels are longer than their launches (reports/h200-tried/contexts.txt).
 
 Capture fails if it meets the first enqueue for a shape: TensorRT then initialises itself, with calls that are illegal
 during capture. So each slot's work is enqueued once before it is captured. (The published version of this step leaves

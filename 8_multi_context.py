@@ -5,7 +5,7 @@ which its batches run one after the other as in stage 4: no event orders two str
 them, and the worker finishes the batches in their order, as before.
 
 A context holds the activations of one inference, so it serves one stream. The weights belong to the engine and are shared.
-Contexts may share an optimization profile (in TensorRT 8.6 if the plan was built so).
+Contexts may share an optimization profile (in TensorRT 8.6 if the plan was built with ``--share-profile``, the default).
 
 Differs from: 6_multi_threads.py
 

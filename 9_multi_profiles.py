@@ -11,13 +11,14 @@ the others. A kernel that is best for 128 images need not be for 16.
 
 When it does not: with one batch size, or sizes close to one another. Each profile makes the build longer and the plan
 larger, and each context holds activations of its own. Saving that memory with a single context is a bad bargain where
-the sizes alternate: a change of profile or shape makes the next enqueue initialise again.
+the sizes alternate: a change of profile or shape makes the next enqueue initialise again. With ``--batch 1`` both sizes are
+one, and the plan has one profile, for it.
 
     python 9_multi_profiles.py --sizes 16,128
 
 Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): serially, a batch of 16 takes 0.77 ms on its own profile and 0.81
 on the wide one, where copies and post-processing are most of it; with a single context that changes its profile for each
-batch, 4.1 ms. At batch 1 (reports/h200-trt8.6-batch1) it is 0.27 against 0.39 ms.
+batch, as an earlier form of this script tried, 4.1 ms. At batch 1 (reports/h200-trt8.6-batch1) it is 0.27 against 0.39 ms.
 
 In the timeline: two lengths of batch in turn, and after the measured window the same again for the control. Its time is to
 be held against stage 4's, not against the pipelines'.

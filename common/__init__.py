@@ -1,1 +1,1 @@
-"""What the stages share. ``backend`` decides what stands behind the two vendor APIs; everything else is built on those."""
+"""What the stages are built on: backend, CUDA, buffers, engines, plans, options, the measured window, verification."""

@@ -29,20 +29,24 @@ SIMULATED_BATCH = 8  # what a laptop computes in a fifth of a second
 
 @dataclass(frozen=True)
 class Backend:
-    """The two vendor APIs of this process, or their drop-ins, and what to call them in a report."""
+    """The two vendor APIs of this process, or their drop-ins, and what to call them in a report. Defaults are a GPU's."""
 
     name: str
     reason: str
+    device: str
+    library: str  # the TensorRT that runs the plans, with its version
     cudart: ModuleType
     tensorrt: ModuleType
     nvtx: ModuleType | None
-    device: str
-    library: str  # the TensorRT that runs the plans, with its version
-    time_base: str
-    plan_suffix: str
-    clock_ns: Callable[[], int]
+    time_base: str = "wall clock"
+    plan_suffix: str = ".plan"
+    clock_ns: Callable[[], int] = time.perf_counter_ns
     scale: float = 1.0  # how many times each byte, operation and image is charged (simulated backend)
     simulator: Any = None
+
+    def charged(self, batch: int) -> int:
+        """How many images a computed batch counts as."""
+        return round(batch * self.scale)
 
     def trace(self) -> Trace | None:
         """The timeline so far of a simulated run; None on a GPU, or before there is a whole window."""
@@ -86,29 +90,34 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0) ->
     work here, ``UsageFault`` for an unknown device or a simulated device on a real GPU.
     """
     global _current
-    if name == "simulated":
-        _current = _simulated("asked for", device, scale)
-        return _current
-    try:
-        _current = _real()
-    except EnvironmentFault as fault:
-        if name == "tensorrt":
-            raise EnvironmentFault(f"--backend tensorrt: {fault}") from None
-        _current = _simulated(str(fault).rstrip("."), device, scale)
-    else:
-        if device is not None:
+    reason = "asked for"
+    if name != "simulated":
+        try:
+            _current = _real()
+        except EnvironmentFault as fault:
+            if name == "tensorrt":
+                raise EnvironmentFault(f"--backend tensorrt: {fault}") from None
+            reason = str(fault).rstrip(".")
+        else:
+            if device is None:
+                return _current
             raise UsageFault(f"--device {device} is a GPU to simulate, and here is a real one: add --backend simulated.")
+    _current = _simulated(reason, device, scale)
     return _current
 
 
+def _first(*modules: str) -> Any:
+    """The first of the modules that this Python has; None without any."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(module)
+    return None
+
+
 def _real() -> Backend:
-    try:
-        cudart = importlib.import_module("cuda.bindings.runtime")
-    except ImportError:
-        try:
-            cudart = importlib.import_module("cuda.cudart")  # cuda-python before 12.6
-        except ImportError:
-            raise EnvironmentFault("cuda-python is not installed (pip install cuda-python).") from None
+    cudart = _first("cuda.bindings.runtime", "cuda.cudart")  # the second is cuda-python's before 12.6
+    if cudart is None:
+        raise EnvironmentFault("cuda-python is not installed (pip install cuda-python).")
     error, *count = cudart.cudaGetDeviceCount()
     if int(error) != 0 or count[0] == 0:
         raise EnvironmentFault(f"no NVIDIA GPU answers ({cudart.cudaGetErrorName(error)[1].decode()}).")
@@ -116,22 +125,8 @@ def _real() -> Backend:
         tensorrt = importlib.import_module("tensorrt")
     except ImportError as error:
         raise EnvironmentFault(f"TensorRT is not installed ({error}).") from None
-    try:
-        nvtx = importlib.import_module("nvtx")
-    except ImportError:
-        nvtx = None
-    return Backend(
-        name="tensorrt",
-        reason="a GPU and TensorRT answer",
-        cudart=cudart,
-        tensorrt=tensorrt,
-        nvtx=nvtx,
-        device=cudart.cudaGetDeviceProperties(0)[1].name.decode(),
-        library=f"TensorRT {tensorrt.__version__}",
-        time_base="wall clock",
-        plan_suffix=".plan",
-        clock_ns=time.perf_counter_ns,
-    )
+    name, library = cudart.cudaGetDeviceProperties(0)[1].name.decode(), f"TensorRT {tensorrt.__version__}"
+    return Backend("tensorrt", "a GPU and TensorRT answer", name, library, cudart, tensorrt, _first("nvtx"))
 
 
 def _simulated(reason: str, device: str | None, scale: float) -> Backend:
@@ -147,17 +142,8 @@ def _simulated(reason: str, device: str | None, scale: float) -> Backend:
         onnxruntime = importlib.import_module("onnxruntime").__version__
     except ImportError:
         raise EnvironmentFault("the simulated backend computes with ONNX Runtime: pip install onnxruntime.") from None
-    return Backend(
-        name="simulated",
-        reason=reason,
-        cudart=cudart,
-        tensorrt=tensorrt,
-        nvtx=nvtx,
-        device=f"{simulator.device.name} (modelled)",
-        library=f"simulated TensorRT (outputs by ONNX Runtime {onnxruntime} on the CPU)",
-        time_base="simulated time",
-        plan_suffix=".simulated.plan",
-        clock_ns=lambda: simulator.clock.thread().now,
-        scale=scale,
-        simulator=simulator,
-    )
+    name = f"{simulator.device.name} (modelled)"
+    library = f"simulated TensorRT (outputs by ONNX Runtime {onnxruntime} on the CPU)"
+    time_base, plan_suffix, clock_ns = "simulated time", ".simulated.plan", lambda: simulator.clock.thread().now
+    own = (time_base, plan_suffix, clock_ns, scale, simulator)
+    return Backend("simulated", reason, name, library, cudart, tensorrt, nvtx, *own)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -28,26 +32,9 @@ class DeviceBuffer(Resource):
         cudart.cudaFree(handle)
 
 
-class _PageLocked:
-    """The owner of a page-locked allocation; the arrays over it hold on to it, and the last one to go frees it."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._free = cudart.cudaFreeHost
-        self._address = int(cudart.cudaMallocHost(nbytes))
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": shape,
-            "typestr": np.dtype(dtype).str,
-            "data": (self._address, False),
-        }
-
-    def __del__(self) -> None:
-        if getattr(self, "_address", 0):
-            try:
-                self._free(self._address)
-            except CudaError:
-                pass  # the process is ending and the driver has gone first; the memory goes with it
+def _free_host(free: Callable[[int], None], address: int) -> None:
+    with contextlib.suppress(CudaError):  # the process is ending and the driver has gone first; the memory goes with it
+        free(address)
 
 
 def page_locked(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -55,7 +42,11 @@ def page_locked(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 
     The copy engine reads and writes such memory by itself, so a copy runs at the link's speed and beside the host.
     """
-    return np.asarray(_PageLocked(tuple(shape), dtype))
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    address = int(cudart.cudaMallocHost(nbytes))
+    memory = (ctypes.c_byte * nbytes).from_address(address)  # what the array and all its views hold on to
+    weakref.finalize(memory, _free_host, cudart.cudaFreeHost, address)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def pageable(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -65,44 +56,43 @@ def pageable(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     return array
 
 
-def _check(host: np.ndarray, device: DeviceBuffer) -> None:
+def _copy(to: str, host: np.ndarray, device: DeviceBuffer, stream: Stream | None = None) -> None:
     if not host.flags.c_contiguous or host.nbytes > device.nbytes:
-        raise ValueError(
-            f"cannot copy between {device.nbytes} bytes on the device and a "
-            f"{'' if host.flags.c_contiguous else 'non-contiguous '}host array of {host.nbytes}"
-        )
+        array = "host array" if host.flags.c_contiguous else "non-contiguous host array"
+        raise ValueError(f"cannot copy between {device.nbytes} bytes on the device and a {array} of {host.nbytes}")
+    if to == "device":
+        ends, kind = (device.address, host.ctypes.data), cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    else:
+        ends, kind = (host.ctypes.data, device.address), cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    if stream is None:
+        cudart.cudaMemcpy(*ends, host.nbytes, kind)
+    else:
+        cudart.cudaMemcpyAsync(*ends, host.nbytes, kind, stream.handle)
 
 
 def copy_to_device(device: DeviceBuffer, host: np.ndarray) -> None:
     """``cudaMemcpy``: the host waits for it."""
-    _check(host, device)
-    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-    cudart.cudaMemcpy(device.address, host.ctypes.data, host.nbytes, kind)
+    _copy("device", host, device)
 
 
 def copy_to_host(host: np.ndarray, device: DeviceBuffer) -> None:
     """``cudaMemcpy``: the host waits for it."""
-    _check(host, device)
-    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-    cudart.cudaMemcpy(host.ctypes.data, device.address, host.nbytes, kind)
+    _copy("host", host, device)
 
 
 def copy_to_device_async(device: DeviceBuffer, host: np.ndarray, stream: Stream) -> None:
     """``cudaMemcpyAsync`` on ``stream``. ``host`` must stay as it is until the copy is over."""
-    _check(host, device)
-    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-    cudart.cudaMemcpyAsync(device.address, host.ctypes.data, host.nbytes, kind, stream.handle)
+    _copy("device", host, device, stream)
 
 
 def copy_to_host_async(host: np.ndarray, device: DeviceBuffer, stream: Stream) -> None:
     """``cudaMemcpyAsync`` on ``stream``. ``host`` holds the data only once the copy is over."""
-    _check(host, device)
-    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-    cudart.cudaMemcpyAsync(host.ctypes.data, device.address, host.nbytes, kind, stream.handle)
+    _copy("host", host, device, stream)
 
 
 class Slot:
-    """The buffers of one batch in flight, and an event for each step of its way (5_multi_streams.py explains them)."""
+    """The buffers of one batch in flight, and an event for each step of its way: 5_multi_streams.py explains them, and not
+    every stage needs them all."""
 
     def __init__(self, run: Session, resources: ExitStack) -> None:
         self.host_output = page_locked(run.output_shape)

@@ -17,33 +17,12 @@ class Building:
     stopped with the process."""
 
     def __init__(self, trt: Any, config: Any) -> None:
-        self.cancelled = False
+        self._stopped = threading.Event()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
         self.progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self.can_cancel = hasattr(config, "progress_monitor")
-        if self.can_cancel:
-            config.progress_monitor = self._monitor = self._create_monitor(trt)
-
-    def _create_monitor(self, trt: Any) -> Any:
-        building = self
-
-        class Monitor(trt.IProgressMonitor):
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
-                self.tasks: dict[str, Any] = {}
-
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                indent = "  " if parent_phase else ""
-                self.tasks[phase_name] = building.progress.add_task(indent + phase_name, total=num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                building.progress.update(self.tasks[phase_name], completed=step + 1)
-                return not building.cancelled
-
-            def phase_finish(self, phase_name: str) -> None:
-                building.progress.remove_task(self.tasks.pop(phase_name))
-
-        return Monitor()
+        self._monitor = None
+        if hasattr(config, "progress_monitor"):
+            config.progress_monitor = self._monitor = monitor(trt, self.progress, self._stopped)
 
     def wait(self, work: Callable[[], Any]) -> Any:
         """What ``work`` returns, None where it raised; ``KeyboardInterrupt`` where it was stopped."""
@@ -56,10 +35,31 @@ class Building:
                 while thread.is_alive():
                     thread.join(0.1)
             except KeyboardInterrupt:
-                self.cancelled = True
-                if not self.can_cancel:
+                self._stopped.set()
+                if self._monitor is None:
                     err.print("0_build: interrupted; nothing was written", style="red")
                     os._exit(130)
                 thread.join()
                 raise
         return results[0] if results else None
+
+
+def monitor(trt: Any, progress: Progress, stopped: threading.Event) -> Any:
+    """Shows TensorRT's phases in ``progress``, and ends the build once it is ``stopped``."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.tasks: dict[str, Any] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.tasks[phase_name] = progress.add_task(("  " if parent_phase else "") + phase_name, total=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress.update(self.tasks[phase_name], completed=step + 1)
+            return not stopped.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.remove_task(self.tasks.pop(phase_name))
+
+    return Monitor()

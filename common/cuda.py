@@ -7,6 +7,7 @@ returning an error code, and returns its result itself: ``stream = cudart.cudaSt
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,29 +30,24 @@ class CaptureError(EnvironmentFault):
 class CheckedRuntime:
     """``cuda.bindings.runtime`` of the selected backend, with every function checked."""
 
-    def __init__(self) -> None:
-        self._checked: dict[tuple[str, str], Any] = {}
-
     def __getattr__(self, name: str) -> Any:
-        runtime = backend.current().cudart
-        key = (runtime.__name__, name)
-        if key not in self._checked:
-            attribute = getattr(runtime, name)
-            is_function = callable(attribute) and not isinstance(attribute, type)
-            self._checked[key] = self._check(name, attribute, runtime) if is_function else attribute
-        return self._checked[key]
+        return _checked(backend.current().cudart, name)
 
-    @staticmethod
-    def _check(name: str, function: Any, runtime: Any) -> Any:
-        def checked(*args: Any) -> Any:
-            code, *results = function(*args)
-            if int(code) != 0:
-                raise CudaError(
-                    name, code, runtime.cudaGetErrorName(code)[1].decode(), runtime.cudaGetErrorString(code)[1].decode()
-                )
-            return results[0] if len(results) == 1 else tuple(results) or None
 
-        return checked
+@functools.cache
+def _checked(runtime: Any, name: str) -> Any:
+    attribute = getattr(runtime, name)
+    if not callable(attribute) or isinstance(attribute, type):
+        return attribute
+
+    def checked(*args: Any) -> Any:
+        code, *results = attribute(*args)
+        if int(code) != 0:
+            said, text = (ask(code)[1].decode() for ask in (runtime.cudaGetErrorName, runtime.cudaGetErrorString))
+            raise CudaError(name, code, said, text)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    return checked
 
 
 cudart: Any = CheckedRuntime()

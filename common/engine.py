@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -17,8 +18,6 @@ from common.cuda import Stream
 from common.errors import EnvironmentFault
 from common.plans import check_sidecar, rebuild
 
-_loggers: dict[str, Any] = {}
-
 
 class TensorRTError(EnvironmentFault):
     """A TensorRT call failed; the message has the call and what TensorRT logged."""
@@ -26,20 +25,21 @@ class TensorRTError(EnvironmentFault):
 
 def logger() -> Any:
     """The process's TensorRT logger. It prints nothing and keeps the last error, for the message that will name it."""
-    trt = backend.current().tensorrt
-    if trt.__name__ not in _loggers:
+    return _logger(backend.current().tensorrt)
 
-        class LastError(trt.ILogger):  # type: ignore[name-defined, misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-                self.last = ""
 
-            def log(self, severity: Any, msg: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                    self.last = " ".join(msg.split())
+@functools.cache
+def _logger(trt: Any) -> Any:
+    class LastError(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
 
-        _loggers[trt.__name__] = LastError()
-    return _loggers[trt.__name__]
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.last = " ".join(msg.split())
+
+    return LastError()
 
 
 def require(result: Any, call: str) -> Any:
@@ -60,8 +60,9 @@ class Context:
         self._engine = engine
         self.trt_context = require(engine.trt_engine.create_execution_context(), "create_execution_context")
         if self.trt_context.active_optimization_profile != profile:
+            call = f"set_optimization_profile_async({profile})"
             with Stream() as stream:
-                self.set_optimization_profile_async(profile, stream)
+                require(self.trt_context.set_optimization_profile_async(profile, stream.handle), call)
 
     def set_input_shape(self, shape: tuple[int, ...]) -> None:
         require(self.trt_context.set_input_shape(self._engine.input_name, shape), f"set_input_shape({tuple(shape)})")
@@ -70,10 +71,6 @@ class Context:
         """``set_tensor_address`` for the input and the output: what later enqueues read and write."""
         for name, buffer in ((self._engine.input_name, device_input), (self._engine.output_name, device_output)):
             require(self.trt_context.set_tensor_address(name, buffer.address), f"set_tensor_address({name!r})")
-
-    def set_optimization_profile_async(self, profile: int, stream: Stream) -> None:
-        call = f"set_optimization_profile_async({profile})"
-        require(self.trt_context.set_optimization_profile_async(profile, stream.handle), call)
 
     def execute_async_v3(self, stream: Stream | None) -> None:
         """Enqueue inference on ``stream``; None is the default stream."""
@@ -84,23 +81,21 @@ class Engine:
     """A deserialized plan with one image input and one output; ``facts`` are its sidecar's."""
 
     def __init__(self, plan: Path) -> None:
-        self.plan, self.facts = plan, check_sidecar(plan)
-        runtime = backend.current().tensorrt.Runtime(logger())
+        self.plan, self.facts, trt = plan, check_sidecar(plan), backend.current().tensorrt
+        self._runtime = runtime = trt.Runtime(logger())  # kept: an engine does not outlive its runtime
         self.trt_engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-        self._runtime = runtime  # an engine does not outlive its runtime
         if self.trt_engine is None:
             said, logger().last = logger().last, ""
             mend = f"Build it: {rebuild(plan, self.facts)}"
             raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({said}). {mend}")
-        modes = backend.current().tensorrt.TensorIOMode
         names = [self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)]
-        inputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == modes.INPUT]
-        outputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == modes.OUTPUT]
+        inputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
         if len(inputs) != 1 or len(outputs) != 1:
             raise EnvironmentFault(f"{plan} has inputs {inputs} and outputs {outputs}; the ladder takes one of each.")
-        self.input_name, self.output_name = inputs[0], outputs[0]
-        for name in (self.input_name, self.output_name):
-            dtype = backend.current().tensorrt.nptype(self.trt_engine.get_tensor_dtype(name))
+        [self.input_name], [self.output_name] = inputs, outputs
+        for name in names:
+            dtype = trt.nptype(self.trt_engine.get_tensor_dtype(name))
             if dtype != np.float32:
                 raise EnvironmentFault(f"{plan}: {name} is {np.dtype(dtype).name}; the ladder's inputs and outputs are FP32.")
 
@@ -122,7 +117,7 @@ class Engine:
 
         A simulated batch needs the profile of the batch that it is charged as.
         """
-        batch = round(batch * backend.current().scale)
+        batch = backend.current().charged(batch)
         fitting = [(high, index) for index, (low, _, high) in enumerate(self.profiles) if low <= batch <= high]
         return min(fitting)[1] if fitting else None
 

@@ -38,9 +38,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def check_writable(*paths: Path | None) -> None:
     """Find out before the run that a result could not be written after it."""
     for path in filter(None, paths):
-        folder = path.parent if str(path.parent) else Path(".")
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-            raise EnvironmentFault(f"cannot write {path}: {folder} is not a folder that can be written to.")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+            raise EnvironmentFault(f"cannot write {path}: {path.parent} is not a folder that can be written to.")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

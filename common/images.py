@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,9 +62,8 @@ class Images:
     def __init__(self, directory: Path | None, size: int, seed: int, limit: int | None = None) -> None:
         """``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
         self.size, self.seed = size, seed
-        self.files: list[Path] = []
         self.unreadable: list[str] = []
-        self._photographs: list[np.ndarray] = []
+        self._photographs: list[tuple[str, np.ndarray]] = []  # their files' names, and they themselves
         if directory is not None:
             self._read(directory, limit)
 
@@ -83,62 +82,47 @@ class Images:
             candidates = sorted(random.Random(self.seed).sample(candidates, limit))
         for path in candidates:
             try:
-                self._photographs.append(load_photograph(path, self.size))
-                self.files.append(path)
+                self._photographs.append((path.name, load_photograph(path, self.size)))
             except Exception as error:  # Pillow raises as many types as there are ways to break a file
                 self.unreadable.append(f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-        if not self.files:
+        if not self._photographs:
             found = f"none of its {len(candidates)} images can be read" if candidates else "it holds no .jpg or .png"
             raise UsageFault(f"--images {directory}: {found}.")
 
     def __len__(self) -> int:
         """Number of photographs; 0 for synthetic images, of which there is no end."""
-        return len(self.files)
+        return len(self._photographs)
 
     def name(self, index: int) -> str:
-        return self.files[index % len(self.files)].name if self.files else f"synthetic-{index:06d}"
+        return self._photographs[index % len(self)][0] if len(self) else f"synthetic-{index:06d}"
 
     def fill(self, destination: np.ndarray, first: int) -> None:
         """Write images ``first``, ``first + 1``, … into ``destination`` (N×3×S×S); photographs repeat from the start."""
         indices = range(first, first + len(destination))
-        if self.files:
+        if len(self):
             for row, index in zip(destination, indices):
-                row[:] = self._photographs[index % len(self.files)]
+                row[:] = self._photographs[index % len(self)][1]
         else:
             destination[:] = noise_images(indices, self.size, self.seed)
 
 
 def prepare(
-    images: Images,
-    shapes: Sequence[tuple[int, ...]],
-    allocate: Callable[[tuple[int, ...]], np.ndarray],
-    options: argparse.Namespace,
-) -> list[np.ndarray]:
-    """All batches, of ``shapes`` in turn, before the clock starts: reading images is not the subject."""
-    needed = -(-len(images) * len(shapes) // sum(shape[0] for shape in shapes))
+    images: Images, allocated: Iterator[np.ndarray], sizes: Sequence[int], options: argparse.Namespace
+) -> list[tuple[np.ndarray, list[str]]]:
+    """All batches, of ``sizes`` in turn, each with its images' names, before the clock starts: reading images is not the
+    subject. ``allocated`` gives the arrays; a run longer than its distinct batches repeats them."""
+    needed, least = -(-len(images) * len(sizes) // sum(sizes)), options.measure + 1
     count = options.batches or max(10, needed)
-    if options.measure >= count:
-        raise UsageFault(
-            f"--measure {options.measure} leaves no batch to warm up with: --batches must be at least {options.measure + 1}."
-        )
+    if count < least:
+        raise UsageFault(f"--measure {least - 1} leaves no batch to warm up with: --batches must be at least {least}.")
     distinct = min(count, needed if len(images) else DISTINCT)
-    distinct = min(count, -(-distinct // len(shapes)) * len(shapes))  # whole turns of the sizes
+    distinct = min(count, -(-distinct // len(sizes)) * len(sizes))  # whole turns of the sizes
     batches, first = [], 0
-    for index in track(range(distinct), "preparing batches", console=err, transient=True, disable=not err.is_terminal):
-        batches.append(allocate(shapes[index % len(shapes)]))
-        images.fill(batches[-1], first)
-        first += len(batches[-1])
+    for _ in track(range(distinct), "preparing batches", console=err, transient=True, disable=not err.is_terminal):
+        batch = next(allocated)
+        images.fill(batch, first)
+        batches.append((batch, [images.name(first + row) for row in range(len(batch))]))
+        first += len(batch)
     if len(images) > first:
         err.print(f"{first} of {len(images)} images fit into {count} batches; --batches {needed} takes them all")
     return [batches[index % distinct] for index in range(count)]
-
-
-def batch_names(batches: Sequence[np.ndarray], images: Images) -> list[list[str]]:
-    """The image names of each batch. Batches that are the same array have the same images."""
-    known: dict[int, list[str]] = {}
-    first = 0
-    for batch in batches:
-        if id(batch) not in known:
-            known[id(batch)] = [images.name(first + row) for row in range(len(batch))]
-            first += len(batch)
-    return [known[id(batch)] for batch in batches]

@@ -83,10 +83,6 @@ class Size:
     batch: int
     charged: int
 
-    @property
-    def scale(self) -> float:
-        return self.charged / self.batch
-
     def __str__(self) -> str:
         return f"batch {self.batch}" + (f", charged as {self.charged}" if self.charged != self.batch else "")
 

@@ -23,7 +23,6 @@ from common.files import read_json, sha256
 
 if TYPE_CHECKING:
     from common.engine import Engine
-    from common.options import Size
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +77,7 @@ def default_plan(precision: str, opts: Sequence[int] = ()) -> Path:
     if reason := unusable(plan, shown):
         command = ["0_build.py", "--backend", backend.current().name, "--output", str(shown)]
         command += [] if precision == "fp32" else [f"--{precision}"]
-        command += [part for opt in sorted(opts) for part in ("--profile", f"1,{opt},{opt}")]
+        command += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
         err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
         code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
         if code != 0:
@@ -102,27 +101,23 @@ def unusable(plan: Path, shown: Path) -> str | None:
     return None
 
 
-def check_sizes(engine: Engine, sizes: Sequence[int], size: Size) -> None:
+def check_sizes(engine: Engine, sizes: Sequence[int]) -> None:
     """Raise ``UsageFault`` where no profile of the plan takes one of the batch sizes."""
     for batch in sorted(sizes):
         if engine.profile_for(batch) is None:
             held = " or ".join(f"{low} to {high}" for low, _, high in engine.profiles)
-            batch = round(batch * size.scale)
-            raise UsageFault(
-                f"a batch of {batch} does not fit {engine.plan}, whose profiles take {held}. "
-                f"Build a larger one: python 0_build.py --profile 1,{batch},{batch}"
-            )
+            batch = backend.current().charged(batch)
+            wrong = f"a batch of {batch} does not fit {engine.plan}, whose profiles take {held}"
+            raise UsageFault(f"{wrong}. Build a larger one: python 0_build.py --profile 1,{batch},{batch}")
 
 
 def check_memory(engine: Engine, batch: int) -> None:
     """Find out before the batches are prepared that not even one of them, run serially, fits on the GPU."""
     free, _ = cudart.cudaMemGetInfo()
-    charged = round(batch * backend.current().scale)
+    charged = backend.current().charged(batch)
     needed = engine.context_memory + 4 * (prod(engine.input_shape(charged)) + prod(engine.output_shape(charged)))
     if needed > free:
-        largest = max(high for *_, high in engine.profiles)
-        raise EnvironmentFault(
-            f"{engine.plan} needs {needed / 1e9:.1f} GB on the GPU for the activations of a batch of {largest} and one "
-            f"batch's buffers, and {free / 1e9:.1f} GB are free. Build a smaller one: "
-            f"python 0_build.py --profile 1,{batch},{batch}"
-        )
+        what = f"the activations of a batch of {max(high for *_, high in engine.profiles)} and one batch's buffers"
+        short = f"needs {needed / 1e9:.1f} GB on the GPU for {what}, and {free / 1e9:.1f} GB are free"
+        mend = f"Build a smaller one: python 0_build.py --profile 1,{batch},{batch}"
+        raise EnvironmentFault(f"{engine.plan} {short}. {mend}")

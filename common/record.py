@@ -86,7 +86,8 @@ class Record(Conditions):
     def read(cls, path: Path) -> Record | None:
         """The record in a file; None where there is none."""
         content = read_json(path)
-        return from_json(cls, content) if {"stage", "per_batch_ms"} <= content.keys() else None
+        timed = isinstance(content.get("per_batch_ms"), (int, float)) and content["per_batch_ms"] > 0
+        return from_json(cls, content) if timed and "stage" in content else None
 
     @classmethod
     def read_all(cls, folder: Path) -> list[Record]:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 UNEVEN = 1.1
 """Mean over median from which on some batches took much longer than the others."""
-IN, OUT = "host-to-device copy", "device-to-host copy"
-PARTS = {"h2d": IN, "compute": "compute", "d2h": OUT, "postprocess": "post-processing"}
 
 
 def print_result(record: Record, session: Session, size: Size, verified: Verified | None) -> None:
@@ -36,12 +34,12 @@ def print_result(record: Record, session: Session, size: Size, verified: Verifie
     if record.per_batch_ms > UNEVEN * typical and len({len(batch) for batch in session.batches}) == 1:
         line("uneven", f"{typical:9.3f} ms   the median batch; the slowest took {max(session.intervals_ms):.3f}")
     if verified is not None:
-        limit, name = verified.parts.limit
+        limit, name = max((value, name) for name, value in verified.parts.items())
         reached = 100 * limit / record.per_batch_ms
         alone = "run alone it waits for its own launches, which this run hides"
         verdict = f"this run is at {reached:.0f} % of it" if reached <= 101 else alone
-        line("limit", f"{limit:9.3f} ms   {PARTS[name]}, the longest part of a batch run by itself; {verdict}")
-        line("parts", ", ".join(f"{PARTS[part]} {value:.3f}" for part, value in vars(verified.parts).items()) + " ms")
+        line("limit", f"{limit:9.3f} ms   {name}, the longest part of a batch run by itself; {verdict}")
+        line("parts", ", ".join(f"{name} {value:.3f}" for name, value in verified.parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
     if verified is None:
         line("outputs", "[yellow]not verified[/] (--no-verify)")

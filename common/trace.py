@@ -88,10 +88,10 @@ class Trace:
     def ranges_of(self, calls: np.ndarray) -> np.ndarray:
         """The number of the `infer` range that each call, by its index, was made in; -1 for a call outside them."""
         found = np.full(len(calls), -1)
-        for thread in np.unique(self.infer_threads):
+        for thread in np.unique(self.infer_threads) if len(self.calls.correlations) else ():
             numbers = np.flatnonzero(self.infer_threads == thread)  # a thread's own ranges do not overlap
             starts, ends = self.infer[numbers].T
-            called = self.calls.intervals[calls, 0] if len(self.calls.intervals) else np.zeros(len(calls), np.int64)
+            called = self.calls.intervals[calls, 0]
             index = np.searchsorted(starts, called, side="right") - 1
             own = (calls >= 0) & (index >= 0) & (called <= ends[index]) & (self.calls.threads[calls] == thread)
             found[own] = numbers[index[own]]
@@ -105,11 +105,9 @@ def read(path: Path) -> Trace:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         return Reader(connection, path).trace()
-    except sqlite3.DatabaseError as error:
-        raise TraceError(
-            f"{path} is not an SQLite export of Nsight Systems ({error}): "
-            f"nsys export --type sqlite -o {path.stem}.sqlite REPORT.nsys-rep"
-        ) from None
+    except (sqlite3.DatabaseError, ValueError, TypeError, OverflowError) as error:
+        mend = f"nsys export --type sqlite -o {path.stem}.sqlite REPORT.nsys-rep"
+        raise TraceError(f"{path} is not an SQLite export of Nsight Systems ({error}): {mend}") from None
     finally:
         connection.close()
 
@@ -121,11 +119,11 @@ class Reader:
         self.connection, self.path = connection, path
         self.tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
-    def rows(self, table: str, columns: str, rest: str = "") -> list[tuple]:
-        """Rows of a table; none where the export has no such table, i.e. no such events."""
-        if table.split()[0] not in self.tables:
-            return []
-        return self.connection.execute(f"SELECT {columns} FROM {table} {rest}").fetchall()
+    def rows(self, table: str, columns: str) -> list[tuple]:
+        """Rows of a table, whose name may have clauses behind it; none where the export has no such table, i.e. no such
+        events."""
+        known = table.split()[0] in self.tables
+        return self.connection.execute(f"SELECT {columns} FROM {table}").fetchall() if known else []
 
     def trace(self) -> Trace:
         windows = self.ranges(MEASURED, START_END)
@@ -137,63 +135,41 @@ class Reader:
             )
         window = windows[-1][:2]
         infer = [row for row in infer if row[0] < window[1]]
-        kernels = self.operations("CUPTI_ACTIVITY_KIND_KERNEL", "0")
-        graphs = self.operations("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", "0")
-        kernels = merge(kernels, graphs) if len(graphs) else kernels
+        postprocess = [row for row in postprocess if row[1] <= window[1]]
+        kernels = self.operations("correlationId, 0", "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_GRAPH_TRACE")
         if not len(kernels):
-            raise TraceError(
-                f"{self.path} has no GPU work in it: this nsys is too old for the CUDA driver, or the script was traced "
-                "without `-t cuda`."
-            )
-        gpu = self.rows("TARGET_INFO_GPU", "name")
+            why = "this nsys is too old for the CUDA driver, or the script was traced without `-t cuda`"
+            raise TraceError(f"{self.path} has no GPU work in it: {why}.")
+        copied = (f"CUPTI_ACTIVITY_KIND_MEMCPY WHERE copyKind = {kind}" for kind in (HOST_TO_DEVICE, DEVICE_TO_HOST))
+        h2d, d2h = (self.operations("correlationId, bytes", copies) for copies in copied)
+        device = next((name for (name,) in self.rows("TARGET_INFO_GPU", "name")), "unknown GPU")
         wanted = "('SIMULATED', 'ENGINE', 'STAGE', 'COMPUTED_BATCH', 'CHARGED_BATCH')"
-        facts = dict(self.rows("META_DATA_CAPTURE", "name, value", f"WHERE name IN {wanted}"))
-        return Trace(
-            path=self.path,
-            device=gpu[0][0] if gpu else "unknown GPU",
-            window=window,
-            infer=intervals(infer),
-            infer_threads=np.array([row[2] for row in infer], np.int64),
-            postprocess=intervals([row for row in postprocess if row[1] <= window[1]]),
-            kernels=kernels,
-            h2d=self.copies(HOST_TO_DEVICE),
-            d2h=self.copies(DEVICE_TO_HOST),
-            calls=self.calls(),
-            simulated=facts if facts.get("SIMULATED") == "true" else {},
-        )
+        facts = dict(self.rows(f"META_DATA_CAPTURE WHERE name IN {wanted}", "name, value"))
+        simulated, threads = facts if facts.get("SIMULATED") == "true" else {}, numbers(infer, 2)
+        ranges = (intervals(infer), threads, intervals(postprocess))
+        return Trace(self.path, device, window, *ranges, kernels, h2d, d2h, self.calls(), simulated)
 
     def ranges(self, name: str, kind: int) -> list[tuple[int, int, int]]:
         """(start, end, thread) of the closed ranges of a name, by start; in our domain, or else in the default one."""
-        return self.rows(
-            "NVTX_EVENTS n",
-            "n.start, n.end, n.globalTid",
-            "LEFT JOIN StringIds s ON s.id = n.textId WHERE COALESCE(n.text, s.value) = "
-            f"'{name}' AND n.eventType = {kind} AND n.end IS NOT NULL ORDER BY n.start",
-        )
+        closed = f"COALESCE(n.text, s.value) = '{name}' AND n.eventType = {kind} AND n.end IS NOT NULL"
+        named = "NVTX_EVENTS n LEFT JOIN StringIds s ON s.id = n.textId"
+        return self.rows(f"{named} WHERE {closed} ORDER BY n.start", "n.start, n.end, n.globalTid")
 
-    def operations(self, table: str, size: str, where: str = "") -> Operations:
-        rows = self.rows(table, f"start, end, correlationId, {size}", f"{where} ORDER BY start")
-        numbers = (np.array([row[column] or 0 for row in rows], np.int64) for column in (2, 3))
-        return Operations(intervals(rows), *numbers)
-
-    def copies(self, kind: int) -> Operations:
-        return self.operations("CUPTI_ACTIVITY_KIND_MEMCPY", "bytes", f"WHERE copyKind = {kind}")
+    def operations(self, columns: str, *tables: str) -> Operations:
+        """Of all the tables; ``columns`` are the correlation id and the bytes."""
+        rows = [row for table in tables for row in self.rows(f"{table} ORDER BY start", f"start, end, {columns}")]
+        rows.sort(key=lambda row: row[0])
+        return Operations(intervals(rows), numbers(rows, 2), numbers(rows, 3))
 
     def calls(self) -> Calls:
-        rows = self.rows(
-            "CUPTI_ACTIVITY_KIND_RUNTIME r",
-            "r.start, r.end, r.correlationId, r.globalTid, s.value",
-            "JOIN StringIds s ON s.id = r.nameId ORDER BY r.correlationId",
-        )
-        correlations, threads = (np.array([row[column] for row in rows], np.int64) for column in (2, 3))
-        return Calls(correlations, intervals(rows), np.array([row[4] for row in rows], object), threads)
+        named = "CUPTI_ACTIVITY_KIND_RUNTIME r JOIN StringIds s ON s.id = r.nameId ORDER BY r.correlationId"
+        rows = self.rows(named, "r.start, r.end, r.correlationId, r.globalTid, s.value")
+        return Calls(numbers(rows, 2), intervals(rows), np.array([row[4] for row in rows], object), numbers(rows, 3))
 
 
 def intervals(rows: list[tuple]) -> np.ndarray:
     return np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
 
 
-def merge(one: Operations, other: Operations) -> Operations:
-    order = np.argsort(np.concatenate([one.intervals[:, 0], other.intervals[:, 0]]), kind="stable")
-    names = ("intervals", "correlations", "nbytes")
-    return Operations(*(np.concatenate([getattr(one, name), getattr(other, name)])[order] for name in names))
+def numbers(rows: list[tuple], column: int) -> np.ndarray:
+    return np.array([row[column] or 0 for row in rows], np.int64)

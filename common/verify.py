@@ -20,7 +20,6 @@ from common.cuda import Event, Stream
 from common.engine import Context, Engine
 from common.errors import WrongOutputs
 from common.plans import default_plan
-from common.record import Record
 
 if TYPE_CHECKING:
     from common.session import Session
@@ -28,21 +27,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-2
 """Share of the largest logit. Kernels chosen for another profile round differently (TF32 and FP16 have 11 bits of
 mantissa); a batch in another's place is off by 10 % or more. The same profile gives the same bits."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Milliseconds that one batch takes in each of its parts, run by itself; medians over the serial run."""
-
-    h2d: float
-    compute: float
-    d2h: float
-    postprocess: float
-
-    @property
-    def limit(self) -> tuple[float, str]:
-        """The longest part and its name."""
-        return max((value, name) for name, value in vars(self).items())
+PARTS = ("host-to-device copy", "compute", "device-to-host copy", "post-processing")
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,16 +36,12 @@ class Difference:
     """How outputs differ from a reference: largest absolute difference, and share of images with the same top-1."""
 
     largest: float
-    scale: float
+    scale: float  # the reference's largest logit
     same_top1: float
-
-    @property
-    def within_tolerance(self) -> bool:
-        return self.largest <= TOLERANCE * self.scale
 
 
 def run_serially(
-    engine: Engine, batches: Sequence[np.ndarray], allocate: Callable[[tuple[int, ...]], np.ndarray] = page_locked
+    engine: Engine, batches: Sequence[np.ndarray], allocate: Allocate = page_locked
 ) -> tuple[list[np.ndarray], list[tuple[float, ...]]]:
     """Outputs of each batch, and its (H2D, compute, D2H) milliseconds by CUDA events.
 
@@ -109,38 +91,31 @@ def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Dif
     """``compare``, raising ``WrongOutputs`` with the first wrong batch where the outputs are not the reference's."""
     for index, pair in enumerate(zip(outputs, reference)):
         difference = compare(*([side] for side in pair))
-        if not difference.within_tolerance:
-            raise WrongOutputs(
-                f"wrong outputs: batch {index} differs from the serial run of the same plan by {difference.largest:.3g} "
-                f"(largest logit {difference.scale:.3g}), top-1 the same on {difference.same_top1:.0%}. No timing is reported."
-            )
+        if not difference.largest <= TOLERANCE * difference.scale:
+            off = f"by {difference.largest:.3g} (largest logit {difference.scale:.3g})"
+            off += f", top-1 the same on {difference.same_top1:.0%}. No timing is reported."
+            raise WrongOutputs(f"wrong outputs: batch {index} differs from the serial run of the same plan {off}")
     return compare(outputs, reference)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A run whose outputs are right: how near they are, what a batch's parts take, how far a default plan is from FP32's."""
+    """A run whose outputs are right: how near they are, the milliseconds that each of a batch's ``PARTS`` takes by itself, how
+    far a default plan is from FP32's."""
 
     difference: Difference
-    parts: Parts
+    parts: dict[str, float]
     from_fp32: Difference | None
 
-    def write_into(self, record: Record) -> None:
-        record.outputs_match = self.difference.within_tolerance
-        record.max_abs_diff, record.top1_agreement = self.difference.largest, self.difference.same_top1
-        if self.from_fp32 is not None:
-            record.fp32_max_abs_diff, record.fp32_top1_agreement = self.from_fp32.largest, self.from_fp32.same_top1
 
-
-def verify(session: Session, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> Verified:
+def verify(session: Session, allocate: Allocate) -> Verified:
     """Hold a run's outputs to the same plan run serially; raises ``WrongOutputs``. ``allocate`` makes the host outputs."""
     distinct = list({id(batch): batch for batch in session.batches}.values())
     index_of = {id(batch): index for index, batch in enumerate(distinct)}
     with err.status("verifying against the same plan, run serially"):
         expected, times = run_serially(session.engine, distinct, allocate)
         difference = check(session.outputs, [expected[index_of[id(batch)]] for batch in session.batches])
-        h2d, compute, d2h = (median(column) for column in zip(*times))
-        parts, from_fp32 = Parts(h2d, compute, d2h, median(session.postprocess_ms)), None
+        parts, from_fp32 = dict(zip(PARTS, map(median, [*zip(*times), session.postprocess_ms]))), None
         if session.precision != "fp32" and session.options.plan is None:
             engine = Engine(default_plan("fp32"))
             if None not in [engine.profile_for(len(batch)) for batch in distinct]:

@@ -32,10 +32,8 @@ def needs(package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise EnvironmentFault(
-            f"{purpose} needs {package}, which this Python does not have ({error}): pip install '.[export]', or run "
-            "`python 0_build.py --export-only` with a Python that has it."
-        ) from None
+        remedy = "pip install '.[export]', or run `python 0_build.py --export-only` with a Python that has it."
+        raise EnvironmentFault(f"{purpose} needs {package}, which this Python does not have ({error}): {remedy}") from None
 
 
 def tag(model: str, weights: str, seed: int) -> str:
@@ -45,25 +43,16 @@ def tag(model: str, weights: str, seed: int) -> str:
     return name if seed == SEED else f"{name}-seed{seed}"
 
 
-def export_onnx(model: Any, size: int, path: Path) -> None:
-    """Export to ONNX opset 17 with a dynamic batch: ``images`` N×3×S×S FP32 → ``logits`` N×C FP32."""
-    import torch
-
-    onnx = needs("onnx", "exporting a model")
+def exported(model: Any, size: int) -> Any:
+    """A PyTorch model as ``onnx.ModelProto``: opset 17, ``images`` N×3×S×S FP32 → ``logits`` N×C FP32, any N."""
+    torch, onnx = (needs(package, "exporting a model") for package in ("torch", "onnx"))
+    written, names = io.BytesIO(), {"input_names": [INPUT], "output_names": [OUTPUT]}
+    any_batch = {name: {0: "batch"} for name in (INPUT, OUTPUT)}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter announces its successor, whose graph TensorRT 8.6 refuses
-        with atomic_path(path) as temporary:
-            torch.onnx.export(
-                model,
-                (torch.zeros(2, 3, size, size),),
-                str(temporary),
-                opset_version=OPSET,
-                dynamo=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-            )
-            onnx.checker.check_model(str(temporary), full_check=True)
+        images = torch.zeros(2, 3, size, size)
+        torch.onnx.export(model, (images,), written, opset_version=OPSET, dynamo=False, dynamic_axes=any_batch, **names)
+    return onnx.load_from_string(written.getvalue())
 
 
 def save(model: Any, path: Path) -> None:
@@ -76,9 +65,8 @@ def save(model: Any, path: Path) -> None:
 
 def convert_to_fp16(source: Path, destination: Path) -> None:
     """Write ``source`` with FP16 weights and activations; its inputs and outputs stay FP32."""
-    onnx = needs("onnx", "converting to FP16")
-    float16 = needs("onnxruntime.transformers.float16", "converting to FP16")
-    onnx_model = needs("onnxruntime.transformers.onnx_model", "converting to FP16")
+    packages = "onnx", "onnxruntime.transformers.float16", "onnxruntime.transformers.onnx_model"
+    onnx, float16, onnx_model = (needs(package, "converting to FP16") for package in packages)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one warning for each weight below FP16's smallest normal number
         # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.

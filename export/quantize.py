@@ -20,9 +20,9 @@ from rich.progress import track
 
 from common.console import err
 from common.errors import EnvironmentFault, UsageFault
-from common.files import atomic_path, sha256
+from common.files import sha256
 from common.images import Images
-from export.models import largest_difference, needs, read_description, run_onnx, write_description
+from export.models import largest_difference, needs, read_description, run_onnx, save, write_description
 
 METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
 """What ``--calibration`` calls onnxruntime's methods: ``entropy`` clips each range to lose the least information, ``minmax``
@@ -100,22 +100,13 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -
             # A data reader's ``get_next`` is None at the end; histograms grow from one reader to the next.
             calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter([{name: chunk}]), None)))
         ranges = calibrator.compute_data()
+    how = {"per_channel": True, "reduce_range": False, "weight_qType": int8, "activation_qType": int8}
+    which = {"nodes_to_quantize": [], "nodes_to_exclude": [], "op_types_to_quantize": QUANTIZED}
     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
-    quantizer: Any = qdq.QDQQuantizer(
-        model,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=int8,
-        activation_qType=int8,
-        tensors_range=ranges,
-        nodes_to_quantize=[],
-        nodes_to_exclude=[],
-        op_types_to_quantize=QUANTIZED,
-        extra_options={**symmetric, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": QUANTIZED},
-    )
+    extra = {**symmetric, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": QUANTIZED}
+    quantizer = qdq.QDQQuantizer(model, tensors_range=ranges, extra_options=extra, **how, **which)
     for shortcut in shortcuts(model.graph):
         quantizer.quantize_activation_tensor(shortcut)
     quantizer.quantize_model()
-    with atomic_path(destination) as temporary:
-        quantizer.model.save_model_to_file(str(temporary))
-        onnx.checker.check_model(str(temporary), full_check=True)
+    quantizer.model.topological_sort()
+    save(quantizer.model.model, destination)

@@ -1,6 +1,6 @@
 """A torchvision classifier with seeded random weights, made without PyTorch: the graph from ``graphs/``, weights from NumPy.
 
-A graph is what ``models.export_onnx`` exports, batch norm folded, less the values of its weights. With a Python that has
+A graph is what ``models.exported`` gives, batch norm folded, less the values of its weights. With a Python that has
 torch and torchvision, ``python -m export.random_weights resnet18 …`` (no name: all models) writes ``graphs/`` anew.
 
 Random weights alone would not do: activations would grow by residual block until they overflow FP16. So the batch norms that
@@ -10,14 +10,13 @@ the export has folded away are put back for one batch of images, and what they m
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.images import noise_images
-from export.models import MODELS, export_onnx, needs
+from export.models import MODELS, exported, needs
 
 GRAPHS = Path(__file__).with_name("graphs")
 IMAGES = 16  # that the statistics are taken over
@@ -43,15 +42,6 @@ def normalised(node: Any) -> bool:
     Folding a batch norm makes new weights, which torch names like ``onnx::Conv_193``. Others keep their module's name.
     """
     return node.op_type == "Gemm" or node.input[1].startswith("onnx::")
-
-
-def strip(model: Any) -> Any:
-    """A copy of an ``onnx.ModelProto`` whose Conv and Gemm weights have a name, a type and dimensions, but no values."""
-    stripped = type(model).FromString(model.SerializeToString())
-    for _, *tensors in learned(stripped):
-        for tensor in tensors:
-            tensor.ClearField("raw_data")  # where the exporter puts all values
-    return stripped
 
 
 def random_model(name: str, seed: int) -> Any:
@@ -114,15 +104,18 @@ def load_into(network: Any, model: Any) -> None:
 
 
 def export_graph(name: str) -> Any:
-    """The stripped ``onnx.ModelProto`` of a torchvision model; needs torch and torchvision."""
-    torch, torchvision = needs("torch", "exporting a graph"), needs("torchvision", "exporting a graph")
+    """The ``onnx.ModelProto`` of a torchvision model, whose Conv and Gemm weights have a name, a type and dimensions, but no
+    values."""
+    torch, torchvision = (needs(package, "exporting a graph") for package in ("torch", "torchvision"))
     network = getattr(torchvision.models, name)(weights=None).eval()
     for vector in (*network.parameters(), *network.buffers()):
         if vector.ndim == 1:  # biases and statistics: of equal ones the exporter would keep one
             torch.nn.init.uniform_(vector)
-    with tempfile.TemporaryDirectory() as folder:
-        export_onnx(network, MODELS[name], Path(folder, "full.onnx"))
-        return strip(needs("onnx", "exporting a graph").load(str(Path(folder, "full.onnx"))))
+    model = exported(network, MODELS[name])
+    for _, *tensors in learned(model):
+        for tensor in tensors:
+            tensor.ClearField("raw_data")  # where the exporter puts all values
+    return model
 
 
 if __name__ == "__main__":

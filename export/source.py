@@ -11,12 +11,11 @@ from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
 from common.images import noise_images
+from common.plans import ROOT
 from export import models, quantize, random_weights, train
-from export.networks import create_model
+from export.networks import create_model, logits
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "models"
-PRECISIONS = ("fp32", "fp16", "int8")
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Share of the largest logit by which an exported file may be off PyTorch's outputs (random weights: the FP32 file's)."""
 
@@ -89,14 +88,13 @@ def export(options: argparse.Namespace) -> dict[str, Path]:
         wanted["graph"] = sha256(random_weights.GRAPHS / f"{options.model}.onnx")
     if all(wanted.items() <= models.read_description(path).items() for path in paths.values()):
         return paths
-    network: Any = None  # random weights need no PyTorch
-    labels: list[str] = []
     with err.status(f"exporting {options.model} to ONNX"):
-        if options.weights == "random":
-            models.save(random_weights.random_model(options.model, options.seed), paths["fp32"])
+        if options.weights == "random":  # needs no PyTorch
+            network, labels, model = None, list[str](), random_weights.random_model(options.model, options.seed)
         else:
             network, labels = create_model(options.model, options.weights, options.seed)
-            models.export_onnx(network, models.MODELS[options.model], paths["fp32"])
+            model = models.exported(network, models.MODELS[options.model])
+        models.save(model, paths["fp32"])
         models.convert_to_fp16(paths["fp32"], paths["fp16"])
         check_export(network, paths, options)
     for precision, path in paths.items():
@@ -110,15 +108,11 @@ def check_export(network: Any | None, paths: dict[str, Path], options: argparse.
     if network is None:
         standard, precisions, reference = "FP32", ["fp16"], models.run_onnx(paths["fp32"], images)
     else:
-        import torch
-
-        with torch.no_grad():
-            standard, precisions, reference = "PyTorch", list(TOLERANCE), network(torch.from_numpy(images)).numpy()
+        standard, precisions, reference = "PyTorch", list(TOLERANCE), logits(network, images)
     for precision in precisions:
         difference = models.largest_difference(models.run_onnx(paths[precision], images), reference)
         if not difference < TOLERANCE[precision]:
             paths[precision].unlink()
-            raise EnvironmentFault(
-                f"the {precision} export is wrong: it differs from {standard} by {difference:.2g} of the largest logit."
-            )
+            off = f"it differs from {standard} by {difference:.2g} of the largest logit."
+            raise EnvironmentFault(f"the {precision} export is wrong: {off}")
         err.print(f"{paths[precision]}: within {difference:.1e} of {standard} (share of the largest logit)")

@@ -1,0 +1,1 @@
+"""Profiles stages, reads their traces, compares them and draws them."""

@@ -18,33 +18,27 @@ def remedy(stage: Row, rows: list[Row]) -> str:
     pageable = (stage.h2d_gb_s or 0) < PINNED_SHARE * max(row.h2d_gb_s or 0 for row in rows)
     if what == "serialized":
         if stage.allocations:
-            count = stage.allocations
-            return f"{count:.0f} allocations and frees a batch stand between the batches: allocate once (stage 2)"
+            done = f"{stage.allocations:.0f} allocations and frees a batch"
+            return f"{done} stand between the batches: allocate once (stage 2)"
         if pageable:
             return "the input is copied from pageable memory, slowly and with the host waiting: page-lock it (stage 3)"
         if (stage.library_allocations or 0) >= 1:
-            return (
-                "TensorRT allocates inside the submission, as it does whenever the profile or the shape changes: keep a "
-                "context for each, or sort the batches by size"
-            )
+            cause = "as it does whenever the profile or the shape changes"
+            return f"TensorRT allocates inside the submission, {cause}: keep a context for each, or sort the batches by size"
         if (stage.overlap or 0) < OVERLAPPED:
             shorter = "make compute shorter with FP16 (stage 4), and " if stage.precision == "fp32" else ""
             return f"copies and compute take turns: {shorter}overlap them (stage 5)"
         return "the GPU waits for the host between batches: submit ahead and post-process on a thread (stage 6)"
     if what == "launch" and stage.launches == 1:
-        return (
-            "the kernels of one graph have gaps between them although nothing is left to launch: see in the timeline what "
-            "runs beside them"
-        )
+        cause = "the kernels of one graph have gaps between them although nothing is left to launch"
+        return f"{cause}: see in the timeline what runs beside them"
     if what == "launch":
         return "the GPU waits for single launches: capture them into a CUDA graph (stage 7), or use larger batches"
     if what == "postprocess":
         return "the host's post-processing is the longest part: several workers, or do it on the GPU"
     if what == "compute" and (stage.percent_of_limit or 0) > BESIDE:
-        return (
-            "kernels of several batches run side by side, which one after the other leave multiprocessors idle: more "
-            "contexts (stage 8), or larger batches"
-        )
+        cause = "kernels of several batches run side by side, which one after the other leave multiprocessors idle"
+        return f"{cause}: more contexts (stage 8), or larger batches"
     if what == "compute":
         if stage.precision == "fp32":
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"
@@ -55,10 +49,9 @@ def remedy(stage: Row, rows: list[Row]) -> str:
     if what == "h2d":
         if pageable:
             return "bound by copies from pageable memory: page-lock it (stage 3)"
-        return (
-            f"bound by the input copy at {percent:.0f} % of its limit: send fewer bytes (uint8 or compressed images, "
-            "decoded on the GPU); neither a faster engine nor another schedule helps"
-        )
+        cause = f"bound by the input copy at {percent:.0f} % of its limit"
+        fewer = "send fewer bytes (uint8 or compressed images, decoded on the GPU)"
+        return f"{cause}: {fewer}; neither a faster engine nor another schedule helps"
     if what == "d2h":
         return "bound by the output copy: send back less (top-1 instead of all logits, FP16)"
     return "no timeline: profile it to see what limits it"

@@ -60,6 +60,7 @@ def analyse(trace: Trace) -> Analysis:
     calls = trace.ranges_of(np.arange(len(trace.calls.names)))
     launches = [name for name in set(trace.calls.names) if "Launch" in name and "HostFunc" not in name]
     launched = calls[np.isin(trace.calls.names, launches)]
+    between, inside = allocations(trace)
     return Analysis(
         per_batch_ms=(end - start) / 1e6 / len(measured),
         h2d_ms=copy_ms(trace.h2d, trace),
@@ -71,8 +72,8 @@ def analyse(trace: Trace) -> Analysis:
         overlap=overlap(h2d, compute) / shorter if shorter else 0.0,
         gpu_idle=1 - total(np.concatenate([h2d, compute, d2h])) / (end - start),
         launches=round(median(int((launched == batch).sum()) for batch in measured)),
-        allocations=allocations(trace, inside=False) / len(measured),
-        library_allocations=allocations(trace, inside=True) / len(measured),
+        allocations=between / len(measured),
+        library_allocations=inside / len(measured),
         h2d_gb_s=float(np.median(trace.h2d.nbytes[inputs] / lengths)) if inputs.any() else 0.0,
     )
 
@@ -94,19 +95,19 @@ def median_ms(intervals: np.ndarray) -> float:
     return float(np.median(intervals[:, 1] - intervals[:, 0])) / 1e6
 
 
-def allocations(trace: Trace, inside: bool) -> int:
-    """Calls in the window that allocate or free: inside `infer` ranges (TensorRT's own), or between two of a thread's
-    (the script's). What a thread frees after its last batch is no business of the batches."""
-    count, starts = 0, trace.calls.intervals[:, 0]
+def allocations(trace: Trace) -> tuple[int, int]:
+    """Calls in the window that allocate or free: between two `infer` ranges of a thread (the script's), and inside them
+    (TensorRT's own). What a thread frees after its last batch is no business of the batches."""
+    between, inside, starts = 0, 0, trace.calls.intervals[:, 0]
     named = np.array([name.startswith(("cudaMalloc", "cudaFree")) for name in trace.calls.names], bool)
     in_window = named & (trace.window[0] <= starts) & (starts <= trace.window[1])
     for thread in np.unique(trace.infer_threads):
         own, called = trace.infer[trace.infer_threads == thread], starts[in_window & (trace.calls.threads == thread)]
+        called = called[called >= own[0, 0]]
         last_begun = np.searchsorted(own[:, 0], called, side="right") - 1
-        within = (last_begun >= 0) & (called < own[last_begun, 1])
-        between = (last_begun >= 0) & (last_begun < len(own) - 1) & ~within
-        count += int((within if inside else between).sum())
-    return count
+        within = called < own[last_begun, 1]
+        between, inside = between + int((~within & (last_begun < len(own) - 1)).sum()), inside + int(within.sum())
+    return between, inside
 
 
 def limiter(analysis: Analysis, per_batch_ms: float) -> str:

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import sys
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.console import out
 from common.files import atomic_path, write_json, write_text
-from common.record import Conditions, Record, ladder_order
+from common.record import Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
 from harness.advice import advice, remedy
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import Row, read_rows
+from harness.rows import Row, columns, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,10 +55,17 @@ class Comparison:
                 self.rows.append(row(records[name], analysis))
         add_speedups(self.rows)
         runs = [records[row.stage] for row in self.rows]
-        names = [each.name for each in dataclasses.fields(Conditions)]
-        self.run = Conditions(**{name: common(getattr(record, name) for record in runs) for name in names})
+        self.run = from_json(
+            Conditions, {each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)}
+        )
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
 
+    @property
+    def result(self) -> tuple[Conditions, list[Row]]:
+        """What ``read_rows`` reads back."""
+        return self.run, self.rows
+
+    @cached_property
     def timelines(self) -> dict[str, Timeline]:
         limits = {stage.stage: stage.limit_ms for stage in self.rows}
         return {name: timeline(name, trace, limits[name]) for name, trace in self.traces.items()}
@@ -74,7 +82,7 @@ class Comparison:
 
     def report(self, with_figures: bool, with_perfetto: bool) -> None:
         """Print the table, the stages' notes and the advice, and write all of it into the folder."""
-        tables.print_table(self.run, self.rows)
+        tables.print_grid(str(self.run), [stage.shown for stage in self.rows], tables.COLUMNS, 205)
         for stage in self.rows:
             for note in stage.notes:
                 out.print(f"{stage.stage}: {note}", markup=False)
@@ -86,7 +94,7 @@ class Comparison:
                 perfetto.write(trace, self.directory / f"{name}.perfetto.json")
             written.append("STAGE.perfetto.json (open them at ui.perfetto.dev)")
         if with_figures and self.traces:
-            self.draw()
+            self.draw(self.timelines, self.parents())
             written.append("timelines.svg and timeline_STAGE.svg")
         out.print(f"written: {self.directory}/{', '.join(written)}", markup=False)
 
@@ -100,48 +108,35 @@ class Comparison:
             writer.writerows(vars(stage) for stage in self.rows)
         markdown = tables.markdown(self.run, self.rows) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
-        html = page.page(self.run, self.rows, self.timelines(), self.parents())
+        html = page.page(self.run, self.rows, self.timelines, self.parents())
         write_text(self.directory / "comparison.html", html)
 
-    def draw(self) -> None:
+    def draw(self, drawn: dict[str, Timeline], parents: dict[str, str]) -> None:
         """A picture of all timelines, and of each stage under the one it differs from."""
-        drawn, parents = self.timelines(), self.parents()
         write_text(self.directory / "timelines.svg", svg.document(list(drawn.values())))
         for name, one in drawn.items():
             pair = [drawn[parents[name]], one] if parents.get(name) in drawn else [one]
             write_text(self.directory / f"timeline_{name}.svg", svg.document(pair))
 
 
-def common(values: Any) -> Any:
+def common(values: list[Any]) -> Any:
     """The one value that all stages share, or the list of those that occur."""
-    found: list[Any] = []
-    for value in values:
-        if value is not None and value not in found:
-            found.append(value)
+    found = [value for index, value in enumerate(values) if value is not None and value not in values[:index]]
     return found[0] if len(found) == 1 else found or None
 
 
 def describe(name: str, trace: Trace, analysis: Analysis) -> Record:
     """What a trace without a record tells of its run."""
-    batch = trace.simulated.get("CHARGED_BATCH")
-    return Record(
-        stage=name,
-        backend="simulated" if trace.simulated else "tensorrt",
-        device=trace.device,
-        engine=trace.simulated.get("ENGINE"),
-        batch=int(batch) if batch else None,
-        per_batch_ms=analysis.per_batch_ms,
-    )
+    facts, backend = trace.simulated, "simulated" if trace.simulated else "tensorrt"
+    batch = int(facts["CHARGED_BATCH"]) if facts.get("CHARGED_BATCH") else None
+    return Record(backend, trace.device, facts.get("ENGINE"), batch, stage=name, per_batch_ms=analysis.per_batch_ms)
 
 
 def row(record: Record, analysis: Analysis | None) -> Row:
-    """One stage. The time is the record's, taken without a profiler, where there is one; the parts are the trace's."""
-    found = Row(**{name: value for name, value in vars(record).items() if name in Row.__dataclass_fields__})
-    found.spread = record.spread
+    """One stage. What the record has, taken without a profiler, is the record's; the parts are the trace's."""
+    known = {name: value for name, value in vars(record).items() if value is not None}
+    found = from_json(Row, {**(vars(analysis) if analysis else {}), **known, "spread": record.spread})
     if analysis is not None:
-        for name, value in vars(analysis).items():
-            if name in Row.__dataclass_fields__ and name not in ("per_batch_ms", *["submit_ms"] * bool(record.submit_ms)):
-                setattr(found, name, value)
         found.profiled_per_batch_ms = analysis.per_batch_ms
         found.clocks = {**record.profiled, "nvtx_ms": analysis.per_batch_ms} if record.profiled else None
         found.limit_ms, found.limiter = analysis.limit[0], limiter(analysis, record.per_batch_ms)
@@ -157,21 +152,25 @@ def add_speedups(rows: list[Row]) -> None:
         stage.speedup_vs_previous = speeds[index] / speeds[index - 1] if index else None
 
 
-def compare_runs(one: Path, other: Path) -> int:
+def compare_runs(folders: list[Path]) -> int:
     """Print how each stage changed from one folder to the other."""
-    runs: list[tuple[Conditions, list[Row]]] = []
-    for folder in (one, other):
-        written = read_rows(folder / "comparison.json")
-        runs.append(written or (lambda found: (found.run, found.rows))(Comparison(folder)))
-    rows = tables.versus(runs[0][1], runs[1][1])
-    if not rows:
-        out.print(f"compare: error: {one} and {other} have no stage in common.", markup=False)
-        return 3
-    tables.print_versus([f"{folder} ({run})" for folder, (run, _) in zip((one, other), runs)], rows)
-    for name, (_, stages) in zip("AB", runs):
-        fastest = max(stages, key=lambda stage: stage.speedup_vs_baseline)
-        out.print(f"{name}: fastest is {fastest.stage}; {remedy(fastest, stages)}", markup=False)
+    runs = [read_rows(folder / "comparison.json") or Comparison(folder).result for folder in folders]
+    changes = tables.versus(*(rows for _, rows in runs))
+    if not changes:
+        return failed(f"{folders[0]} and {folders[1]} have no stage in common.", 3)
+    for name, folder, (run, _) in zip("AB", folders, runs):
+        out.print(f"{name}: {folder} ({run})", markup=False)
+    out.print()
+    tables.print_grid("", [vars(change) for change in changes], columns(tables.Change), 150)
+    for name, (_, rows) in zip("AB", runs):
+        fastest = max(rows, key=lambda stage: stage.speedup_vs_baseline)
+        out.print(f"{name}: fastest is {fastest.stage}; {remedy(fastest, rows)}", markup=False)
     return 0
+
+
+def failed(why: str, code: int) -> int:
+    out.print(f"compare: error: {why}", markup=False)
+    return code
 
 
 def main() -> int:
@@ -184,20 +183,15 @@ def main() -> int:
         parser.error("one folder, or two")
     for directory in options.directories:
         if not directory.is_dir():
-            out.print(f"compare: error: {directory} is not a folder.", markup=False)
-            return 2
+            return failed(f"{directory} is not a folder.", 2)
     if len(options.directories) == 2:
-        return compare_runs(*options.directories)
+        return compare_runs(options.directories)
     found = Comparison(options.directories[0])
     for problem in found.problems:
         out.print(f"compare: {problem}", style="yellow", markup=False)
     if not found.rows:
-        out.print(
-            f"compare: error: {found.directory} holds no trace (NAME.sqlite) and no result record (NAME.json). "
-            "Make some: scripts/profile_all.sh",
-            markup=False,
-        )
-        return 3
+        nothing = "no trace (NAME.sqlite) and no result record (NAME.json)"
+        return failed(f"{found.directory} holds {nothing}. Make some: scripts/profile_all.sh", 3)
     found.report(options.figures, options.perfetto)
     return 1 if found.problems else 0
 

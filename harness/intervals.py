@@ -7,7 +7,6 @@ import numpy as np
 
 def union(intervals: np.ndarray) -> np.ndarray:
     """The same time covered by disjoint intervals in order."""
-    intervals = np.asarray(intervals, np.int64).reshape(-1, 2)
     intervals = intervals[intervals[:, 1] > intervals[:, 0]]
     if len(intervals) == 0:
         return intervals
@@ -20,7 +19,6 @@ def union(intervals: np.ndarray) -> np.ndarray:
 
 def clip(intervals: np.ndarray, start: int, end: int) -> np.ndarray:
     """The part of each interval that lies in [start, end)."""
-    intervals = np.asarray(intervals, np.int64).reshape(-1, 2)
     clipped = np.stack([np.maximum(intervals[:, 0], start), np.minimum(intervals[:, 1], end)], axis=1)
     return clipped[clipped[:, 1] > clipped[:, 0]]
 

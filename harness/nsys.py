@@ -18,6 +18,13 @@ PLACES = [
     "/opt/nvidia/nsight-compute/*/host/target-linux-x64/nsys",
     "~/.local/nsys/usr/lib/*/nsight-systems/target-linux-x64/nsys",
 ]
+WANTED = [
+    "--cuda-graph-trace=node",  # kernels inside graphs one by one
+    "--cuda-memory-usage=true",
+    "--cuda-event-trace=false",  # timing events on the GPU may make one stream wait for another
+    "--sample=none",
+    "--cpuctxsw=none",
+]
 
 
 class NsysError(Exception):
@@ -31,25 +38,15 @@ class Nsys:
     help: str
 
     def flags(self) -> list[str]:
-        """What to record: CUDA and NVTX, kernels inside graphs one by one, memory."""
-        found = ["--trace=cuda,nvtx"]
-        found += self.first("--cuda-graph-trace=node") + self.first("--cuda-memory-usage=true")
-        found += self.first("--cuda-event-trace=false")  # timing events on the GPU may make one stream wait for another
-        return found + self.first("--sample=none") + self.first("--cpuctxsw=none")
+        """What to record: CUDA and NVTX, and of ``WANTED`` what this version has."""
+        return ["--trace=cuda,nvtx", *(flag for flag in WANTED if re.search(rf"{flag.split('=')[0]}\b(?!-)", self.help))]
 
-    def first(self, *flags: str) -> list[str]:
-        """The first of several spellings that this version has, or nothing."""
-        return next(([flag] for flag in flags if re.search(rf"{flag.split('=')[0]}\b(?!-)", self.help)), [])
-
-    def profile(self, report: Path, command: list[str], log: Path) -> None:
-        """Run ``command`` under the profiler; the report is ``report`` with nsys's own suffix."""
-        self.run(["profile", *self.flags(), "--force-overwrite=true", f"--output={report}", *command], log)
-
-    def export(self, report: Path, sqlite: Path, log: Path) -> None:
-        """Export a report as SQLite."""
-        reports = sorted(report.parent.glob(f"{report.name}.nsys-rep")) + sorted(report.parent.glob(f"{report.name}.qdrep"))
+    def trace(self, command: list[str], sqlite: Path, log: Path) -> None:
+        """Run ``command`` under the profiler and export its report, which is kept beside ``sqlite``."""
+        self.run(["profile", *self.flags(), "--force-overwrite=true", f"--output={sqlite.with_suffix('')}", *command], log)
+        reports = [path for suffix in (".nsys-rep", ".qdrep") if (path := sqlite.with_suffix(suffix)).exists()]
         if not reports:
-            raise NsysError(f"nsys {self.version} wrote no report for {report.name}; its output is in {log}.")
+            raise NsysError(f"nsys {self.version} wrote no report for {sqlite.stem}; its output is in {log}.")
         sqlite.unlink(missing_ok=True)
         self.run(["export", "--type=sqlite", "--force-overwrite=true", f"--output={sqlite}", str(reports[0])], log)
 
@@ -76,7 +73,5 @@ def find() -> Nsys:
         return Nsys(path, version.group() if version else "of unknown version", manual.stdout + manual.stderr)
     if named:
         raise NsysError(f"NSYS={named} does not run; the table has no breakdown.")
-    raise NsysError(
-        "no Nsight Systems found, so the table has no breakdown: install nsight-systems-cli from NVIDIA's package "
-        "repository, or set NSYS to its nsys."
-    )
+    remedy = "install nsight-systems-cli from NVIDIA's package repository, or set NSYS to its nsys"
+    raise NsysError(f"no Nsight Systems found, so the table has no breakdown: {remedy}.")

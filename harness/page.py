@@ -10,7 +10,7 @@ from common.timeline import TITLES, Timeline
 from harness import svg
 from harness.advice import advice, remedy
 from harness.rows import Row
-from harness.tables import COLUMNS, shown
+from harness.tables import COLUMNS
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --page: #ffffff; --panel: #f3f5f8; --line: #d0d7de; --link: #0550ae }
@@ -30,6 +30,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 .legend span { display: inline-block; margin-right: 1rem; white-space: nowrap } .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .35em }
 figure { margin: .5rem 0 } figcaption { color: var(--soft); font-size: .9rem } summary { cursor: pointer; color: var(--link) }
 """
+MODELLED = "<p><strong>Times are modelled</strong>: the simulated GPU computes right outputs and models their timing.</p>"
 
 
 def page(run: Conditions, rows: list[Row], timelines: dict[str, Timeline], parents: dict[str, str]) -> str:
@@ -37,15 +38,10 @@ def page(run: Conditions, rows: list[Row], timelines: dict[str, Timeline], paren
     ms_wide = max((one.length_ms for one in timelines.values()), default=1.0) * 1.02
     legend = "".join(f'<span><i style="background:{svg.COLOURS[name]}"></i>{TITLES[name]}</span>' for name in TITLES)
     links = " · ".join(f'<a href="#{escape(row.stage)}">{escape(row.stage)}</a>' for row in rows)
-    modelled = (
-        "<p><strong>Times are modelled</strong>: the simulated GPU computes right outputs and models their timing.</p>"
-        if run.backend == "simulated"
-        else ""
-    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>TensorRT ladder: {escape(str(run.device))}</title><style>{STYLE}{svg.STYLE}</style></head><body>
-<header><h1>What each step bought</h1><p class="soft">{escape(str(run))}</p>{modelled}
+<header><h1>What each step bought</h1><p class="soft">{escape(str(run))}</p>{MODELLED if run.backend == "simulated" else ""}
 <p class="advice">{escape(advice(rows))}</p><nav aria-label="Stages">{links}</nav></header>
 <main><h2 id="table">The stages</h2>{html_table(rows)}
 <h2 id="timelines">The timelines, to one scale</h2><p class="soft">The measured window of each stage. A number is a batch's;
@@ -59,7 +55,7 @@ def html_table(rows: list[Row]) -> str:
     heads = "".join(f'<th scope="col">{escape(title)}</th>' for title, *_ in COLUMNS)
     slowest, body = max(row.per_batch_ms for row in rows), ""
     for row in rows:
-        first, time, *others = map(escape, cells(shown(row), COLUMNS))
+        first, time, *others = map(escape, cells(row.shown, COLUMNS))
         bar = f'<span class="bar" aria-hidden="true" style="width:{8 * row.per_batch_ms / slowest:.2f}em"></span>'
         body += f'<tr><td><a href="#{first}">{first}</a></td><td>{time} {bar}</td>'
         body += "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
@@ -73,25 +69,20 @@ def scrolled(label: str, content: str) -> str:
 def section(row: Row, rows: list[Row], timelines: dict[str, Timeline], parents: dict[str, str], ms_wide: float) -> str:
     """One stage: its timeline, what limits it and what to try, and its timeline under its parent's."""
     name, parent = row.stage, parents.get(row.stage)
-    text = f'<section><h2 id="{escape(name)}">{escape(name)}</h2><p>{summary(row)}. Next: {escape(remedy(row, rows))}.</p>'
+    said = f"<strong>{row.per_batch_ms:.3f} ms a batch</strong>"
+    if row.limiter is not None:
+        said += f", {row.percent_of_limit:.0f} % of its limit of {row.limit_ms:.3f} ms, limited by: {escape(row.limiter)}"
+    text = f'<section><h2 id="{escape(name)}">{escape(name)}</h2><p>{said}. Next: {escape(remedy(row, rows))}.</p>'
     text += "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in row.notes) + "</ul>" if row.notes else ""
     if name not in timelines:
         return text + '<p class="soft">No timeline.</p></section>'
     own = timelines[name]
-    said = f"{name}: the last {own.batches} batches of the measured window, {own.length_ms:.3f} ms"
-    text += picture(own, ms_wide, said)
+    text += picture(own, ms_wide, f"{name}: the last {own.batches} batches of the measured window, {own.length_ms:.3f} ms")
     if parent in timelines:
         closer = max(own.length_ms, timelines[parent].length_ms) * 1.02
         pair = picture(timelines[parent], closer, f"before: {parent}") + picture(own, closer, f"after: {name}")
         text += f"<details><summary>Before and after: {escape(parent)} → {escape(name)}, enlarged</summary>{pair}</details>"
     return text + "</section>"
-
-
-def summary(row: Row) -> str:
-    text = f"<strong>{row.per_batch_ms:.3f} ms a batch</strong>"
-    if row.limit_ms is not None and row.limiter is not None:
-        text += f", {row.percent_of_limit:.0f} % of its limit of {row.limit_ms:.3f} ms, limited by: {escape(row.limiter)}"
-    return text
 
 
 def picture(drawn: Timeline, ms_wide: float, caption: str) -> str:

@@ -39,7 +39,7 @@ PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "i
 
 def stages() -> list[Path]:
     """The numbered scripts that run a pipeline, in order."""
-    return sorted(path for path in ROOT.glob("[1-9]*_*.py"))
+    return sorted(ROOT.glob("[1-9]*_*.py"))
 
 
 def parse_options() -> argparse.Namespace:
@@ -71,8 +71,7 @@ class Profiler:
     """Runs stages into ``options.out``: in rounds, a run of each stage in every round, and then each once under nsys."""
 
     def __init__(self, options: argparse.Namespace, backend: str, nsys: Nsys | None) -> None:
-        self.options, self.simulated = options, backend == "simulated"
-        self.nsys = None if self.simulated else nsys
+        self.options, self.nsys, self.simulated = options, nsys, backend == "simulated"
         self.repeats = 1 if self.simulated else options.repeats
         self.runs: dict[Path, list[Record]] = {}
         self.problems: list[str] = []
@@ -160,9 +159,8 @@ class Profiler:
         """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
         assert self.nsys is not None
         path, trace, log = (self.file(script, suffix) for suffix in (".json", ".sqlite", ".log"))
-        report, profiled = trace.with_suffix(""), trace.with_suffix(".profiled")
-        self.nsys.profile(report, self.command(script, "--no-verify", "--json", profiled), log)
-        self.nsys.export(report, trace, log)
+        profiled = trace.with_suffix(".profiled")
+        self.nsys.trace(self.command(script, "--no-verify", "--json", profiled), trace, log)
         run = recorded(profiled)
         replace(recorded(path), profiled=clocks(run)).write(path)
         profiled.unlink()

@@ -1,48 +1,65 @@
-"""A comparison's rows, as comparison.json has them."""
+"""A comparison's rows, as comparison.json has them, and how a table shows their fields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from common.files import read_json
+from common.files import Column, read_json
 from common.record import Conditions, from_json
+
+
+def column(title: str, form: str = "{}", default: Any = None) -> Any:
+    """A field that tables show under ``title``."""
+    return field(default=default, metadata={"shown": (title, form)})
+
+
+def columns(kind: type, names: str = "", **otherwise: tuple[str, str]) -> list[Column]:
+    """A table's columns: the fields ``names``, or all that have a title; some under another title, in another format."""
+    shown = {each.name: each.metadata["shown"] for each in fields(kind) if each.metadata} | otherwise
+    return [(shown[name][0], name, shown[name][1]) for name in names.split() or shown]
 
 
 @dataclass
 class Row:
     """One stage: milliseconds a batch, shares of 0 to 1, megabytes. None is what neither record nor trace tells."""
 
-    stage: str
+    stage: str = column("stage")
     precision: str | None = None
-    per_batch_ms: float = 0.0
-    images_per_s: float | None = None
-    speedup_vs_previous: float | None = None
-    speedup_vs_baseline: float = 1.0
-    h2d_ms: float | None = None
-    compute_ms: float | None = None
-    d2h_ms: float | None = None
-    postprocess_ms: float | None = None
-    submit_ms: float | None = None
-    overlap: float | None = None
-    gpu_idle: float | None = None
-    launches: int | None = None
+    per_batch_ms: float = column("ms a batch", "{:.3f}", 0.0)
+    images_per_s: float | None = column("images/s", "{:,.0f}")
+    speedup_vs_previous: float | None = column("× before", "{:.2f}")
+    speedup_vs_baseline: float = column("× baseline", "{:.2f}", 1.0)
+    h2d_ms: float | None = column("H2D", "{:.3f}")
+    compute_ms: float | None = column("compute", "{:.3f}")
+    d2h_ms: float | None = column("D2H", "{:.3f}")
+    postprocess_ms: float | None = column("post", "{:.3f}")
+    submit_ms: float | None = column("submit", "{:.3f}")
+    overlap: float | None = column("overlap", "{:.0%}")
+    gpu_idle: float | None = column("GPU idle", "{:.0%}")
+    launches: int | None = column("launches")
     allocations: float | None = None
     library_allocations: float | None = None
     h2d_gb_s: float | None = None
     profiled_per_batch_ms: float | None = None
     clocks: dict[str, float] | None = None
-    limit_ms: float | None = None
-    percent_of_limit: float | None = None
-    limiter: str | None = None
-    spread: float | None = None
-    outputs_match: bool | None = None
+    limit_ms: float | None = column("limit", "{:.3f}")
+    percent_of_limit: float | None = column("% of limit", "{:.0f}")
+    limiter: str | None = column("limited by")
+    spread: float | None = column("spread", "{:.1%}")
+    outputs_match: bool | None = column("outputs")
     max_abs_diff: float | None = None
-    fp32_max_abs_diff: float | None = None
+    fp32_max_abs_diff: float | None = column("vs FP32", "{:.2g}")
     fp32_top1_agreement: float | None = None
-    peak_device_memory_mb: float | None = None
+    peak_device_memory_mb: float | None = column("memory MB", "{:,.0f}")
     repeats_ms: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As tables show it: whether its outputs are right, in a word."""
+        return {**vars(self), "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[self.outputs_match]}
 
 
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:

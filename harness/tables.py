@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -13,51 +14,27 @@ from common.files import Column, cells, grid
 from common.record import Conditions
 from harness.advice import advice
 from harness.analysis import PARTS
-from harness.rows import Row
+from harness.rows import Row, column, columns
 
-COLUMNS = [
-    ("stage", "stage", "{}"),
-    ("ms a batch", "per_batch_ms", "{:.3f}"),
-    ("spread", "spread", "{:.1%}"),
-    ("images/s", "images_per_s", "{:,.0f}"),
-    ("× before", "speedup_vs_previous", "{:.2f}"),
-    ("× baseline", "speedup_vs_baseline", "{:.2f}"),
-    ("H2D", "h2d_ms", "{:.3f}"),
-    ("compute", "compute_ms", "{:.3f}"),
-    ("D2H", "d2h_ms", "{:.3f}"),
-    ("post", "postprocess_ms", "{:.3f}"),
-    ("submit", "submit_ms", "{:.3f}"),
-    ("overlap", "overlap", "{:.0%}"),
-    ("GPU idle", "gpu_idle", "{:.0%}"),
-    ("launches", "launches", "{}"),
-    ("limit", "limit_ms", "{:.3f}"),
-    ("% of limit", "percent_of_limit", "{:.0f}"),
-    ("limited by", "limiter", "{}"),
-    ("memory MB", "peak_device_memory_mb", "{:,.0f}"),
-    ("vs FP32", "fp32_max_abs_diff", "{:.2g}"),
-    ("outputs", "outputs", "{}"),
-]
-CLOCKS = [
-    ("stage", "stage", "{}"),
-    ("host's clock", "wall_ms", "{:.4f}"),
-    ("CUDA events", "events_ms", "{:.4f}"),
-    ("NVTX window", "nvtx_ms", "{:.4f}"),
-    ("apart", "apart", "{:.2%}"),
-]
-VERSUS = [
-    ("stage", "stage", "{}"),
-    ("A, ms", "before_ms", "{:.3f}"),
-    ("B, ms", "after_ms", "{:.3f}"),
-    ("B is", "times_faster", "{:.2f} ×"),
-    ("most changed part", "change", "{}"),
-    ("limited by", "limits", "{}"),
-]
+ORDER = """
+    stage per_batch_ms spread images_per_s speedup_vs_previous speedup_vs_baseline h2d_ms compute_ms d2h_ms postprocess_ms
+    submit_ms overlap gpu_idle launches limit_ms percent_of_limit limiter peak_device_memory_mb fp32_max_abs_diff outputs_match
+"""
+COLUMNS = columns(Row, ORDER)
+CLOCKS = {"wall_ms": "host's clock", "events_ms": "CUDA events", "nvtx_ms": "NVTX window"}
 WORDS = {"stage", "limiter", "change", "limits"}
 
 
-def shown(row: Row) -> dict[str, Any]:
-    """A row as tables show it: whether its outputs are right, in a word."""
-    return {**vars(row), "outputs": {True: "right", False: "WRONG", None: "not verified"}[row.outputs_match]}
+@dataclass
+class Change:
+    """One stage of two runs, A and B: its times, how many times faster B is, and which part changed most."""
+
+    stage: str = column("stage")
+    before_ms: float = column("A, ms", "{:.3f}")
+    after_ms: float = column("B, ms", "{:.3f}")
+    times_faster: float = column("B is", "{:.2f} ×")
+    change: str | None = column("most changed part")
+    limits: str = column("limited by")
 
 
 def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column], width: int) -> None:
@@ -71,52 +48,34 @@ def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column]
     wide.print(table)
 
 
-def print_table(run: Conditions, rows: list[Row]) -> None:
-    print_grid(str(run), [shown(row) for row in rows], COLUMNS, 205)
-
-
-def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column] = COLUMNS, name: str = "{}") -> str:
-    """The conditions, the table, the stages' notes and the advice; ``name`` is how a note names its stage."""
-    lines = [f"{run}:", "", *grid([shown(row) for row in rows], columns)]
-    notes = [f"- {name.format(row.stage)}: {note}" for row in rows for note in row.notes]
+def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column] = COLUMNS) -> str:
+    """The conditions, the table, the stages' notes and the advice. A note names its stage as the first column does."""
+    lines = [f"{run}:", "", *grid([row.shown for row in rows], columns)]
+    notes = [f"- {columns[0][2].format(row.stage)}: {note}" for row in rows for note in row.notes]
     return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
 
 
 def clocks(rows: list[Row]) -> str:
     """The profiled run's window by three clocks, ms a batch, in Markdown; "" where no stage has them."""
-    timed = [
-        {"stage": row.stage, **row.clocks, "apart": max(row.clocks.values()) / min(row.clocks.values()) - 1}
-        for row in rows
-        if row.clocks
-    ]
-    if not timed:
+    found = {row.stage: row.clocks for row in rows if row.clocks}
+    if not found:
         return ""
-    return "\n".join(["", "Three clocks on the same, profiled run, ms a batch:", "", *grid(timed, CLOCKS), ""])
+    timed = [{"stage": name, **ms, "apart": max(ms.values()) / min(ms.values()) - 1} for name, ms in found.items()]
+    times = [(title, key, "{:.4f}") for key, title in CLOCKS.items()]
+    table = grid(timed, [("stage", "stage", "{}"), *times, ("apart", "apart", "{:.2%}")])
+    return "\n".join(["", "Three clocks on the same, profiled run, ms a batch:", "", *table, ""])
 
 
-def versus(one: list[Row], other: list[Row]) -> list[dict[str, Any]]:
-    """Two runs by stage: the times, how many times faster the second is, and which part changed most."""
-    before, found = {row.stage: row for row in one}, []
-    for after in other:
-        if (earlier := before.get(after.stage)) is None:
-            continue
-        parts = {part: [getattr(row, f"{part}_ms") for row in (earlier, after)] for part in PARTS}
-        changes = {part: ms[1] - ms[0] for part, ms in parts.items() if None not in ms}
+def versus(one: list[Row], other: list[Row]) -> list[Change]:
+    """The stages that two runs have in common."""
+    earlier, found = {row.stage: row for row in one}, []
+    for after in (row for row in other if row.stage in earlier):
+        before = earlier[after.stage]
+        times = {part: (getattr(before, f"{part}_ms"), getattr(after, f"{part}_ms")) for part in PARTS}
+        changes = {part: ms[1] - ms[0] for part, ms in times.items() if None not in ms}
         part = max(changes, key=lambda name: abs(changes[name]), default=None)
-        limits = list(dict.fromkeys(row.limiter or "–" for row in (earlier, after)))
-        found.append(
-            {
-                "stage": after.stage,
-                "before_ms": earlier.per_batch_ms,
-                "after_ms": after.per_batch_ms,
-                "times_faster": earlier.per_batch_ms / after.per_batch_ms,
-                "change": f"{part} {changes[part]:+.3f} ms" if part else None,
-                "limits": " → ".join(limits),
-            }
-        )
+        change = f"{part} {changes[part]:+.3f} ms" if part else None
+        limits = " → ".join(dict.fromkeys(row.limiter or "–" for row in (before, after)))
+        ms = before.per_batch_ms, after.per_batch_ms
+        found.append(Change(after.stage, *ms, ms[0] / ms[1], change, limits))
     return found
-
-
-def print_versus(titles: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    out.print(f"A: {titles[0]}\nB: {titles[1]}\n", markup=False)
-    print_grid("", rows, VERSUS, 150)

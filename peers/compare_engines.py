@@ -12,13 +12,14 @@ different Pythons fill one table: run it once with each.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import functools
 import hashlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from common.images import Images
 from common.options import positives
 from common.record import from_json
 from export import models
-from export.networks import create_model
+from export.networks import create_model, logits
 from export.train import labelled_files, load
 from peers.contenders import Contender, Missing, Pipeline, Task, contenders, installed
 from peers.processes import ROOT
@@ -50,19 +51,28 @@ def reference(task: Task, images: np.ndarray, names: Sequence[str], folder: Path
     path = folder / f"reference-{task.tag}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.npy"
     if path.exists():
         return np.load(path)
-    torch = installed("torch")
-    if not torch:
+    if not installed("torch"):
         raise EnvironmentFault("the first run needs PyTorch, for the reference outputs.")
-    model = create_model(task.model, task.weights, task.seed)[0]
-    with torch.inference_mode():
-        parts = np.split(images, range(16, len(images), 16))
-        logits = np.concatenate([model(torch.from_numpy(part)).numpy() for part in parts])
+    expected = logits(create_model(task.model, task.weights, task.seed)[0], images)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, logits)
-    return logits
+        np.save(file, expected)
+    return expected
 
 
-def latencies(contender: Contender, seconds: float, least: int = LEAST) -> list[float]:
+@functools.lru_cache(maxsize=1)
+def labelled(task: Task, directory: Path, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images of a labelled folder (N×3×S×S FP32), their classes' numbers (−1: none of the model's) and PyTorch's logits
+    (N×C); read once for all contenders."""
+    files, labels = labelled_files(directory)
+    if not files:
+        raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
+    images = load(files, models.MODELS[task.model])
+    classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
+    targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
+    return images, targets, reference(task, images, [str(path.relative_to(directory)) for path in files], folder)
+
+
+def timed(contender: Contender, seconds: float, least: int) -> list[float]:
     """Milliseconds of single inferences, for so many seconds."""
     times: list[float] = []
     until = time.perf_counter() + seconds
@@ -73,74 +83,63 @@ def latencies(contender: Contender, seconds: float, least: int = LEAST) -> list[
     return times
 
 
-def run(task: Task, contender: Contender, images: np.ndarray, expected: np.ndarray, options: argparse.Namespace) -> Row:
-    """The contender's times, or what was wrong, or what is missing."""
-    row = Row.of(task, contender)
+@contextlib.contextmanager
+def noted(row: Row) -> Iterator[None]:
+    """What a contender lacks, or fails at, is said in its row; it is not the end of the comparison."""
     try:
-        started = time.perf_counter()
-        contender.prepare(task)
-        contender.load(images)
-        contender.infer()
-        row.prepare_s = time.perf_counter() - started
-        row.version, row.device, row.build_s = contender.version, contender.device, contender.build_s
-        output = contender.output()
-        row.largest_difference = models.largest_difference(output, expected)
-        row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
-        arithmetic = "tf32" if row.precision == "fp32" and row.device != "CPU" else row.precision
-        if not row.largest_difference <= TOLERANCE[arithmetic]:
-            row.problem = f"wrong outputs: off by {row.largest_difference:.2g} of the largest logit"
-        elif isinstance(contender, Pipeline):
-            record = contender.rate(options.seconds, options.out)
-            row.median_ms, row.count, row.rate_only = record.per_batch_ms, record.measured, True
-            row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
-        else:
-            latencies(contender, options.seconds / 5, least=0)  # warm-up
-            with undisturbed():
-                times = latencies(contender, options.seconds)
-            row.memory_mb, row.count, row.times_ms = contender.memory_mb(), len(times), [round(each, 4) for each in times]
-            row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
-            row.images_per_s = task.batch * len(times) / sum(times) * 1e3
+        yield
     except Missing as missing:
         row.needs = str(missing)
-    except Exception as error:  # a contender that fails is a row, not the end of the comparison
+    except Exception as error:
         row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return row
 
 
-@functools.lru_cache(maxsize=1)
-def labelled_images(directory: Path, side: int) -> tuple[np.ndarray, list[str], list[str]]:
-    """The images of a labelled folder (N×3×S×S FP32), their names and their labels; read once for all contenders."""
-    files, labels = labelled_files(directory)
-    if not files:
-        raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
-    return load(files, side), [str(path.relative_to(directory)) for path in files], labels
+def speed(row: Row, contender: Contender, task: Task, images: np.ndarray, expected: np.ndarray, options: Namespace) -> None:
+    """Prepare the contender and write its times into its row, or what was wrong with its outputs."""
+    started = time.perf_counter()
+    contender.prepare(task)
+    contender.load(images)
+    contender.infer()
+    row.prepare_s = time.perf_counter() - started
+    row.version, row.device, row.build_s = contender.version, contender.device, contender.build_s
+    output = contender.output()
+    row.largest_difference = models.largest_difference(output, expected)
+    row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    arithmetic = "tf32" if row.precision == "fp32" and row.device != "CPU" else row.precision
+    if not row.largest_difference <= TOLERANCE[arithmetic]:
+        row.problem = f"wrong outputs: off by {row.largest_difference:.2g} of the largest logit"
+    elif isinstance(contender, Pipeline):
+        record = contender.rate(options.seconds, options.out)
+        row.median_ms, row.count, row.rate_only = record.per_batch_ms, record.measured, True
+        row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
+    else:
+        timed(contender, options.seconds / 5, least=0)  # warm-up
+        with undisturbed():
+            times = timed(contender, options.seconds, LEAST)
+        row.memory_mb, row.count, row.times_ms = contender.memory_mb(), len(times), [round(each, 4) for each in times]
+        row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
+        row.images_per_s = task.batch * len(times) / sum(times) * 1e3
 
 
-def accuracy(task: Task, contender: Contender, options: argparse.Namespace) -> Row:
-    """Top-1, top-5, and how the logits compare with PyTorch's in FP32, over the whole labelled folder; the contender is
-    prepared."""
-    images, names, labels = labelled_images(options.labelled, models.MODELS[task.model])
-    classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
-    targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
-    expected, parts = reference(task, images, names, options.out), []
-    for batch in np.split(images, range(task.batch, len(images), task.batch)):
-        contender.load(np.resize(batch, (task.batch, *batch.shape[1:])))  # the last one is filled up with its own images
+def accuracy(row: Row, contender: Contender, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
+    """Write top-1, top-5, and how the logits compare with PyTorch's, into the row of a contender that is prepared."""
+    parts = []
+    for batch in np.split(images, range(row.batch, len(images), row.batch)):
+        contender.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
         contender.infer()
         parts.append(contender.output()[: len(batch)].copy())
-    logits = np.concatenate(parts)
-    ranked = np.argsort(-logits, axis=1)[:, :5]
-    cosine = (logits * expected).sum(axis=1) / (np.linalg.norm(logits, axis=1) * np.linalg.norm(expected, axis=1))
-    row = Row.of(task, contender)
+    found = np.concatenate(parts)
+    ranked = np.argsort(-found, axis=1)[:, :5]
+    cosine = (found * expected).sum(axis=1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1))
     row.version, row.device, row.images = contender.version, contender.device, len(images)
-    row.top1 = float((ranked[:, 0] == targets).mean())
     row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
     row.agreement = float((ranked[:, 0] == expected.argmax(axis=1)).mean())
-    row.largest_logit_difference, row.largest_logit = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    row.largest_logit_difference, row.largest_logit = float(np.abs(found - expected).max()), float(np.abs(expected).max())
     row.cosine, row.smallest_cosine = float(cosine.mean()), float(cosine.min())
-    return row
+    row.top1 = float((ranked[:, 0] == targets).mean())
 
 
-def compare(task: Task, contender: Contender, images: np.ndarray, expected: np.ndarray, options: argparse.Namespace) -> None:
+def compare(task: Task, contender: Contender, images: np.ndarray, expected: np.ndarray, options: Namespace) -> None:
     """Make a contender's row, and at the last model's last batch size its row of accuracy, unless they are there."""
     words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {'in' if task.transfers else 'out'}"
     name = re.sub(r"[\W_]", "-", words).replace("--", "-")
@@ -150,17 +149,19 @@ def compare(task: Task, contender: Contender, images: np.ndarray, expected: np.n
     wants_accuracy = options.labelled and last and (options.force or not finished(accuracy_path, task))
     if not (wants_speed or wants_accuracy):
         return
-    row = run(task, contender, images, expected, options)
+    photographs = labelled(task, options.labelled, options.out) if wants_accuracy else None
+    row, exact = Row.of(task, contender), Row.of(task, contender)
+    with noted(row), contextlib.closing(contender):
+        speed(row, contender, task, images, expected, options)
+        if photographs and not row.problem:
+            with noted(exact):
+                accuracy(exact, contender, *photographs)
+    said = row.problem or "not here" if row.median_ms is None else f"{row.median_ms:9.3f} ms"
     if wants_speed:
         write_json(speed_path, row.facts, indent=None)
-    said = row.problem or "not here"
-    if row.median_ms is not None:
-        said = f"{row.median_ms:9.3f} ms"
-        if wants_accuracy:
-            exact = accuracy(task, contender, options)
-            write_json(accuracy_path, exact.facts, indent=None)
-            said += f", top-1 {exact.top1:.2%}"
-        contender.close()
+    if exact.top1 is not None or exact.problem:
+        write_json(accuracy_path, exact.facts, indent=None)
+        said += f", top-1 {exact.top1:.2%}" if exact.top1 is not None else f", no accuracy: {exact.problem}"
     out.print(f"  {task.model:<18} batch {task.batch:<4} {contender.name:<30} {contender.precision}  {said}", markup=False)
 
 
@@ -170,8 +171,8 @@ def finished(path: Path, task: Task) -> bool:
     return row.weights_sha256 == task.weights_sha256 and not (row.needs or row.problem)
 
 
-def parse_options() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_options() -> Namespace:
+    p = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
     p.add_argument("--seed", type=int, default=models.SEED)

@@ -65,7 +65,7 @@ class Contender(Protocol):
 
     ``prepare`` loads, compiles or builds, or raises ``Missing``. ``load`` takes the next batch, N×3×S×S FP32: into
     page-locked memory, or onto the device where transfers are not timed. ``infer`` is what is timed, to its end. ``output``
-    is the last batch's logits, N×C FP32. ``close`` gives everything back.
+    is the last batch's logits, N×C FP32. ``close`` gives everything back, however far ``prepare`` came.
     """
 
     name: str
@@ -80,6 +80,11 @@ class Contender(Protocol):
     def output(self) -> np.ndarray: ...
     def close(self) -> None: ...
 
+    def forget(self, *names: str) -> None:
+        """Let go of what these attributes hold, if they are there."""
+        for name in names:
+            vars(self).pop(name, None)
+
     def memory_mb(self) -> float | None:
         """Device memory that it holds; None on a CPU, or where it cannot tell."""
         return None
@@ -93,6 +98,9 @@ def installed(package: str) -> Any:
 
 class PyTorch(Contender):
     """Eager, or compiled in ``mode``. FP16 means weights and activations in half, channels last."""
+
+    torch: Any = None
+    gpu = False
 
     def __init__(self, precision: str, mode: str | None = None) -> None:
         self.precision, self.mode = precision, mode
@@ -137,8 +145,8 @@ class PyTorch(Contender):
         return (self.free_before - self.torch.cuda.mem_get_info()[0]) / 1e6 if self.gpu else None
 
     def close(self) -> None:
-        del self.model, self.images, self.logits
-        if self.mode:
+        self.forget("model", "images", "logits")
+        if self.mode and self.torch:
             self.torch._dynamo.reset()
         if self.gpu:
             self.torch.cuda.empty_cache()
@@ -189,7 +197,7 @@ class OnnxRuntime(Contender):
         return self.binding.copy_outputs_to_cpu()[0]
 
     def close(self) -> None:
-        del self.binding, self.session
+        self.forget("binding", "images", "session")
 
 
 class TensorRT(Contender):
@@ -198,7 +206,7 @@ class TensorRT(Contender):
     name = "TensorRT"
 
     def __init__(self, precision: str) -> None:
-        self.precision = precision
+        self.precision, self.resources = precision, contextlib.ExitStack()
 
     def prepare(self, task: Task) -> None:
         try:
@@ -215,9 +223,8 @@ class TensorRT(Contender):
         self.build_s, profile = engine.facts.get("build_s"), engine.profile_for(task.batch)
         if profile is None:
             raise Missing(f"a plan for batches of {task.batch}: python 0_build.py --profile 1,{task.batch},{task.batch}")
-        self.context, self.resources = engine.create_context(profile), contextlib.ExitStack()
-        self.host_input = page_locked(engine.input_shape(task.batch))
-        self.host_output = page_locked(engine.output_shape(task.batch))
+        self.context = engine.create_context(profile)
+        self.host_input, self.host_output = map(page_locked, (engine.input_shape(task.batch), engine.output_shape(task.batch)))
         self.stream = self.resources.enter_context(Stream())
         buffers = (DeviceBuffer(host.nbytes) for host in (self.host_input, self.host_output))
         self.device_input, self.device_output = map(self.resources.enter_context, buffers)
@@ -245,6 +252,7 @@ class TensorRT(Contender):
 
     def close(self) -> None:
         self.resources.close()
+        self.forget("context", "host_input", "host_output")
 
 
 class Pipeline(TensorRT):

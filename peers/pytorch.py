@@ -31,58 +31,45 @@ from export.networks import create_model
 MODEL = "resnet18", "random", models.SEED  # the ladder's
 TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}
 """Share of the largest logit by which outputs may be off eager FP32's (which uses TF32, as TensorRT's FP32 does)."""
+Fetch = Callable[[Any], Any]
 Finish = Callable[[int, np.ndarray], None]
 
 
-def eager(model: Any, batches: Sequence[Any], device: str, finish: Finish) -> None:
-    """Pageable batches to the device, the model, the outputs back."""
+def serial(model: Any, batches: Sequence[Any], fetch: Fetch, finish: Finish) -> None:
+    """A batch to the device, the model, the outputs back."""
     for index, batch in enumerate(batches):
-        finish(index, model(batch.to(device)).cpu().numpy())
+        finish(index, model(fetch(batch)).float().cpu().numpy())
 
 
-def half(model: Any, batches: Sequence[Any], device: str, finish: Finish) -> None:
-    """Page-locked batches copied without blocking, made FP16 and channels-last on the device."""
-    for index, batch in enumerate(batches):
-        images = as_half(batch.to(device, non_blocking=True))
-        finish(index, model(images).float().cpu().numpy())
-
-
-def prefetched(model: Any, batches: Sequence[Any], device: str, finish: Finish) -> None:
-    """``half`` with the next batch copied on a stream of its own while this one computes."""
+def prefetched(model: Any, batches: Sequence[Any], fetch: Fetch, finish: Finish) -> None:
+    """``serial`` with the next batch copied on a stream of its own while this one computes."""
     import torch
 
     copying, computing = torch.cuda.Stream(), torch.cuda.current_stream()
 
-    def fetch(index: int) -> Any:
+    def copied(batch: Any) -> Any:
         with torch.cuda.stream(copying):
-            return as_half(batches[index].to(device, non_blocking=True))
+            return fetch(batch)
 
-    following = fetch(0)
-    for index in range(len(batches)):
+    following = copied(batches[0])
+    for index, after in enumerate([*batches[1:], None]):
         computing.wait_stream(copying)
         images = following
         images.record_stream(computing)
-        if index + 1 < len(batches):
-            following = fetch(index + 1)
+        following = None if after is None else copied(after)
         finish(index, model(images).float().cpu().numpy())
 
 
-def as_half(what: Any) -> Any:
-    """A model or a tensor in FP16, channels last."""
-    import torch
-
-    return what.to(dtype=torch.float16, memory_format=torch.channels_last)
-
-
 LOOPS: dict[str, tuple[Callable[..., None], str, str | None]] = {
-    "eager-fp32": (eager, "fp32", None),
-    "eager-fp16-pinned": (half, "fp16", None),
+    "eager-fp32": (serial, "fp32", None),
+    "eager-fp16-pinned": (serial, "fp16", None),
     "eager-fp16-prefetch": (prefetched, "fp16", None),
-    "compile-reduce-overhead": (half, "fp16", "reduce-overhead"),
-    "compile-max-autotune": (half, "fp16", "max-autotune"),
+    "compile-reduce-overhead": (serial, "fp16", "reduce-overhead"),
+    "compile-max-autotune": (serial, "fp16", "max-autotune"),
     "compile-max-autotune-prefetch": (prefetched, "fp16", "max-autotune"),
 }
-"""Name → (loop, precision, mode of torch.compile)."""
+"""Name → (loop, precision, mode of torch.compile). FP16 is batches in page-locked memory, copied without blocking; they and the
+model made FP16 and channels-last on the device."""
 
 
 def run(name: str, options: argparse.Namespace, images: list[np.ndarray], reference: list[np.ndarray]) -> Record:
@@ -90,25 +77,28 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray], refere
     import torch
 
     loop, precision, mode = LOOPS[name]
-    model, tensors = create_model(*MODEL)[0].to(options.device), [torch.from_numpy(batch) for batch in images]
-    if precision == "fp16":
-        model = as_half(model)
-        tensors = [tensor.pin_memory() if options.device == "cuda" else tensor for tensor in tensors]
+    half, cuda = precision == "fp16", options.device == "cuda"
+    form: dict[str, Any] = {"dtype": torch.float16, "memory_format": torch.channels_last} if half else {}
+    model, tensors = create_model(*MODEL)[0].to(options.device, **form), [torch.from_numpy(batch) for batch in images]
     model = torch.compile(model, mode=mode) if mode else model
+    tensors = [tensor.pin_memory() for tensor in tensors] if half and cuda else tensors
     batches = [tensors[index % len(tensors)] for index in range(options.batches)]
-    image_names, predictions = [f"synthetic-{row:06d}" for row in range(options.batch)], Predictions([])
+    names, predictions = [f"synthetic-{row:06d}" for row in range(options.batch)], Predictions([])
     outputs, done_ns, runs = [np.empty(0)] * options.batches, [0] * options.batches, []
 
+    def fetch(batch: Any) -> Any:
+        return batch.to(options.device, non_blocking=half).to(**form)
+
     def finish(index: int, output: np.ndarray) -> None:
-        predictions.add(image_names, output)  # as the stages do
+        predictions.add(names, output)  # as the stages do
         outputs[index] = output.copy()
         done_ns[index] = time.perf_counter_ns()
 
     with torch.inference_mode():
-        loop(model, batches[:4], options.device, lambda index, output: None)  # compiles, and chooses its kernels
+        loop(model, batches[:4], fetch, lambda index, output: None)  # compiles, and chooses its kernels
         for _ in range(options.repeats):
             with undisturbed() as core_us:
-                loop(model, batches, options.device, finish)
+                loop(model, batches, fetch, finish)
             window_ms = (done_ns[-1] - done_ns[-1 - options.measure]) / 1e6
             runs.append(Record(stage=name, per_batch_ms=window_ms / options.measure, core_us=core_us))
     difference = compare(outputs, [reference[index % len(reference)] for index in range(options.batches)])
@@ -117,7 +107,7 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray], refere
         raise WrongOutputs(f"{name}: outputs differ from eager FP32 by {off}. No timing is reported.")
     record = Record.typical(runs)
     record.backend, record.engine, record.precision = "torch", f"PyTorch {torch.__version__}", precision
-    record.device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    record.device = torch.cuda.get_device_name() if cuda else options.device
     record.batch, record.batches, record.measured = options.batch, options.batches, options.measure
     record.images_per_s, record.core_us = options.batch / record.per_batch_ms * 1e3, [each.core_us for each in runs]
     record.outputs_match, record.time_base, record.date = True, "wall clock", datetime.date.today().isoformat()

@@ -1,8 +1,5 @@
 """See sim/calibrate.py."""
 
 import runpy
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the rooms, where the package is not installed
 runpy.run_module("sim.calibrate", run_name="__main__", alter_sys=True)

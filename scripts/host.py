@@ -8,10 +8,6 @@ and 1.2 times for a pageable copy (reports/h200-tried/cores.txt). Every result r
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.clock import core_us
 

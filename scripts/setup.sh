@@ -7,7 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -n "${PYTHON:-}" ]; then
-  "$PYTHON" -c 'import numpy, rich' || { echo "setup: PYTHON=$PYTHON lacks numpy or rich" >&2; exit 3; }
+  [ "$("$PYTHON" -c 'import numpy, rich; print("both")')" = both ] \
+    || { echo "setup: PYTHON=$PYTHON is no Python, or lacks numpy or rich" >&2; exit 3; }
   exit 0
 fi
 base=$(command -v python3 || command -v python) || { echo "setup: no python3 on PATH" >&2; exit 3; }

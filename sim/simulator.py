@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.files import atomic_path
 from sim import device as devices
 from sim.clock import Clock, HostThread, Timetable
 from sim.enums import HANDLES, Handle, cudaError_t, require
@@ -82,8 +83,8 @@ class Simulator:
         return self.trace.database(self.device, {"SIMULATED": "true", "CHARGE_SCALE": self.scale, **facts})
 
     def write_trace(self, path: Path, **facts: Any) -> None:
-        path.unlink(missing_ok=True)
-        with contextlib.closing(self.database(**facts)) as database, contextlib.closing(sqlite3.connect(path)) as file:
+        closing = contextlib.closing
+        with atomic_path(path) as new, closing(self.database(**facts)) as database, closing(sqlite3.connect(new)) as file:
             database.backup(file)
 
 

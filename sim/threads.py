@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sim.clock import Clock, HostThread
 
@@ -41,8 +40,6 @@ class Hooks:
         self.clock, self.interpret, self.queue_ns, self.wake_ns = clock, interpret, queue_ns, wake_ns
         self._undo = ExitStack()
         self.remove = self._undo.close
-        self._patience: WeakKeyDictionary[Any, dict[str, Patience]] = WeakKeyDictionary()
-        self._ended: WeakKeyDictionary[threading.Thread, HostThread] = WeakKeyDictionary()
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
         for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore):
@@ -70,7 +67,8 @@ class Hooks:
 
     def _side(self, primitive: Any, side: str, given: int = 0) -> Patience:
         """``given``: how many things it has to give when first used (free places, permits)."""
-        return self._patience.setdefault(primitive, {}).setdefault(side, Patience(given))
+        # Kept on the primitive itself: a weak dictionary's callbacks would swallow a Ctrl-C that comes in one of them.
+        return vars(primitive).setdefault("_virtual", {}).setdefault((id(self), side), Patience(given))
 
     def _give(self, primitive: Any, side: str) -> None:
         """The calling thread gives one thing (an item, a free place, a permit): note when, let one who waits go on."""
@@ -122,13 +120,13 @@ class Hooks:
         try:
             run()
         finally:
-            self._ended[thread] = self.clock.retire()
+            vars(thread)["_virtual_end"] = self.clock.retire()
 
     def _thread_join(self, original: Any, thread: threading.Thread, timeout: float | None = None) -> None:
         me = self.clock.thread()
         self.clock.pause(me)
         original(thread, timeout)
-        ended = self._ended.get(thread)
+        ended = vars(thread).get("_virtual_end")
         self.clock.resume(me, ended.now if ended is not None and not thread.is_alive() else 0)
 
     def _interpret_queue(self) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
-import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.record import Record
-from export import draw_model
-from peers import compare_engines, measure
+from export import models
+from peers import compare_engines, contenders, measure
 from sim import device as devices
 from sim.clock import Timetable
 from sim.kernels import kernel
@@ -84,27 +85,60 @@ def test_the_comparison_leaves_a_table_in_three_forms_and_pictures(engines):
         assert (out / f"{name}.svg").stat().st_size and (out / f"{name}.png").stat().st_size
 
 
-def test_an_engine_with_wrong_outputs_has_no_time(checkout, tmp_path, monkeypatch):
-    import numpy as np
-
-    from peers import contenders
-    from peers.contenders import OnnxRuntime, Task
-
+@pytest.fixture
+def compared(checkout, tmp_path, monkeypatch):
+    """Compare one contender with itself on two images, its accuracy as well; gives its two rows."""
     monkeypatch.setattr(contenders, "ROOT", checkout.folder)
+    images = np.stack([np.full((3, 224, 224), value, np.float32) for value in (-1, 1)])
+    task = contenders.Task("resnet18", "random", 10088, 2, True)
+    what = {"models": ["resnet18"], "batches": [2], "labelled": tmp_path, "seconds": 0.1, "force": False, "out": tmp_path}
+    expected = models.run_onnx(task.onnx("fp32"), images)
+    monkeypatch.setattr(compare_engines, "labelled", lambda *_: (images, np.array([0, 1]), expected))
 
-    class Wrong(OnnxRuntime):
+    def compare(contender):
+        compare_engines.compare(task, contender, images, expected, argparse.Namespace(**what))
+        rows = {path.name.startswith("accuracy"): json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir()}
+        return rows[False], rows.get(True)
+
+    return compare
+
+
+class Watched(contenders.OnnxRuntime):
+    closed = False
+
+    def close(self):
+        super().close()
+        self.closed = True
+
+
+def test_an_engine_with_wrong_outputs_has_no_time_and_is_closed(compared):
+    class Wrong(Watched):
         def output(self):
             return super().output()[::-1]
 
-    task = Task("resnet18", "random", 10088, 2, True)
-    images = np.stack([np.full((3, 224, 224), value, np.float32) for value in (-1, 1)])
-    reference = OnnxRuntime("fp32", "CPU")
-    reference.prepare(task)
-    reference.load(images)
-    reference.infer()
-    options = type("Options", (), {"seconds": 0.1, "out": tmp_path})
-    row = compare_engines.run(task, Wrong("fp32", "CPU"), images, reference.output(), options)
-    assert "wrong outputs" in row.problem and row.median_ms is None
+    contender = Wrong("fp32", "CPU")
+    row, exact = compared(contender)
+    assert "wrong outputs" in row["problem"] and "median_ms" not in row and exact is None
+    assert contender.closed and "session" not in vars(contender)
+
+
+def test_an_engine_that_fails_while_its_accuracy_is_found_keeps_its_time(compared, capsys):
+    class Failing(Watched):
+        def load(self, images):
+            if "binding" in vars(self):
+                raise RuntimeError("out of memory")
+            super().load(images)
+
+    contender = Failing("fp32", "CPU")
+    row, exact = compared(contender)
+    assert row["median_ms"] > 0 and "problem" not in row and contender.closed
+    assert exact["problem"] == "RuntimeError: out of memory" and "top1" not in exact
+    assert "out of memory" in capsys.readouterr().out
+
+
+def test_what_was_never_prepared_can_be_closed():
+    for contender in contenders.contenders():
+        contender.close()
 
 
 # -- loops
@@ -175,38 +209,3 @@ def test_a_timetable_is_never_more_than_fully_booked(requests):
         assert sum(share for start, end, share in booked if start <= moment < end) <= 1 + 1e-9
     busy = sum(any(start <= moment < end for start, end, _ in booked) for moment in range(max(end for _, end, _ in booked)))
     assert timetable.busy_between(0, max(end for _, end, _ in booked)) == busy
-
-
-# -- pictures of models
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_node_is_drawn_once_in_the_layer_that_holds_it(checkout, tmp_path, precision):
-    onnx = pytest.importorskip("onnx")
-    graph = onnx.load(str(checkout.models / f"resnet18-{precision}.onnx")).graph
-    plan = checkout.plans / f"resnet18-{precision}.simulated.plan"
-    layers = json.loads(plan.with_name(plan.name + ".json").read_text())["layers"]
-    ordered = draw_model.groups(graph, layers)
-    drawn = [node.name for group in ordered for node in group.nodes]
-    assert sorted(drawn) == sorted(node.name for node in graph.node)
-    conv = next(group for group in ordered if group.nodes[0].op_type == "Conv")
-    assert [node.op_type for node in conv.nodes] == ["Conv", "Relu"] and conv.layer in layers
-    alone = draw_model.groups(graph, [])
-    assert len(alone) == len(graph.node) and not any(group.layer for group in alone)
-    said = draw_model.draw(checkout.models / f"resnet18-{precision}.onnx", plan, tmp_path / "model.svg")
-    assert re.search(r"nodes in \d+ of \d+ layers", said) and "</svg>" in (tmp_path / "model.svg").read_text()
-
-
-@pytest.mark.parametrize(
-    "name, nodes",
-    [
-        ("/conv1/Conv + /relu/Relu", ["/conv1/Conv", "/relu/Relu"]),
-        ("PWN(/act/Sigmoid, /act/Mul)", ["/act/Sigmoid", "/act/Mul"]),
-        (
-            "/layer1.0/conv2/Conv + /layer1.0/Add + /layer1.0/relu_1/Relu",
-            ["/layer1.0/conv2/Conv", "/layer1.0/Add", "/layer1.0/relu_1/Relu"],
-        ),
-    ],
-)
-def test_a_fused_layer_s_name_names_its_nodes(name, nodes):
-    assert draw_model.named(name) == nodes

@@ -64,7 +64,7 @@ def test_outputs_and_operations_are_pytorch_s(name, tmp_path):
     size, images = models.MODELS[name], noise_images(range(3), models.MODELS[name], 5)
     model, _ = create_model(name, "random", 7)
     paths = {"fp32": tmp_path / "fp32.onnx", "fp16": tmp_path / "fp16.onnx"}
-    models.export_onnx(model, size, paths["fp32"])
+    models.save(models.exported(model, size), paths["fp32"])
     models.convert_to_fp16(paths["fp32"], paths["fp16"])
     with torch.no_grad():
         reference = model(torch.from_numpy(images)).numpy()

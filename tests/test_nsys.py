@@ -35,12 +35,11 @@ def old_nvtx(tmp_path_factory) -> Path:
 
 
 def profile(nsys: Nsys, folder: Path, script: Path, arguments: list[str], nvtx: Path | None) -> Path:
-    report, sqlite, log = folder / "report", folder / "report.sqlite", folder / "log"
+    sqlite, log = folder / "report.sqlite", folder / "log"
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, [nvtx, ROOT])))
     try:
-        nsys.profile(report, [sys.executable, str(script), *arguments], log)
-        nsys.export(report, sqlite, log)
+        nsys.trace([sys.executable, str(script), *arguments], sqlite, log)
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     return sqlite
@@ -163,9 +162,8 @@ def test_flags_that_a_version_does_not_have_are_left_out(monkeypatch, tmp_path):
 def test_a_profiler_that_writes_nothing_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("NSYS", str(fake(tmp_path, 'echo "version 2025.3.1"')))
     found = find()
-    found.profile(tmp_path / "report", ["true"], tmp_path / "log")
     with pytest.raises(NsysError, match="wrote no report"):
-        found.export(tmp_path / "report", tmp_path / "x.sqlite", tmp_path / "log")
+        found.trace(["true"], tmp_path / "report.sqlite", tmp_path / "log")
 
 
 # -- the page

@@ -105,6 +105,8 @@ def test_buffers_are_reused_from_stage_2_on(checkout, tmp_path):
 @pytest.mark.parametrize("script", STAGES)
 def test_the_modelled_h200_is_near_the_measured_one_at_batch_1(checkout, tmp_path, script):
     """The device file was measured without any stage; what the scripts make of it lands near the stages measured after it."""
+    if script == "8_multi_context":
+        pytest.skip("the report is of this stage's earlier form, a thread for each context (commit 4ce059e)")
     path = tmp_path / "h200.json"
     measured_ms = json.loads((ROOT / "reports" / "h200-trt8.6-batch1" / f"{script}.json").read_text())["per_batch_ms"]
     more = ("--batches", "30", "--measure", "20", "--no-verify", "--json", path)
