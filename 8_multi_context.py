@@ -17,11 +17,9 @@ busy all the time: the contexts then queue for the same units, each costs memory
 
     python 8_multi_context.py --contexts 3
 
-Measured with a thread that submits for each context, as this stage had one then: 1.40 ms a batch where stage 6, with one
-context and less memory, takes 1.39 (reports/h200-trt8.6-batch128); and at batch 1, where kernels of both contexts run at the
-same time, 0.19 where stage 6 takes 0.29 (reports/h200-trt8.6-batch1). Side by side on two hosts a thread for each context is no
-faster at batch 128, and at batch 1 by 1 to 13 %, for 1.5 to 2 times the host's work and twice the code: threads that launch
-at once hold each other up (reports/h200-tried/contexts.txt).
+The reports h200-trt8.6-* are of an earlier form, with a thread that submits for each context: 1.40 ms a batch at batch 128,
+where stage 6 takes 1.39, and 0.19 at batch 1. Side by side on two hosts (reports/h200-tried/contexts.txt) this form takes as
+long at batch 128; at batch 1, where the host's submission is what takes the time, 0.27 and 0.29 ms against 0.24 and 0.29.
 
 In the timeline: copies of one stream under kernels of another, without a single event between the two.
 """
