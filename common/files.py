@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,20 @@ def _sha256(path: Path, *state: int) -> str:
 
 Column = tuple[str, str, str]
 """Of a table: title, key of the row, format."""
+
+
+def column(title: str, form: str = "{}", tables: Sequence[str] = ("main",), default: Any = None) -> Any:
+    """A dataclass's field that ``tables`` show under ``title``."""
+    return field(default=default, metadata=dict.fromkeys(tables, (title, form)))
+
+
+def columns(
+    kind: type, names: str = "", otherwise: Mapping[str, tuple[str, str]] | None = None, table: str = "main"
+) -> list[Column]:
+    """A table's columns: the fields ``names``, or all that it shows; some under another title, in another format."""
+    shown = {each.name: each.metadata[table] for each in fields(kind) if table in each.metadata}
+    shown.update(otherwise or {})
+    return [(shown[name][0], name, shown[name][1]) for name in names.split() or shown]
 
 
 def cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from common.console import out
-from common.files import atomic_path, write_json, write_text
+from common.files import atomic_path, columns, write_json, write_text
 from common.record import Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
 from harness.advice import advice, remedy
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import Row, columns, read_rows
+from harness.rows import Row, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 

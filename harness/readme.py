@@ -16,9 +16,9 @@ import re
 import sys
 from pathlib import Path
 
-from common.files import grid, write_text
+from common.files import columns, grid, write_text
 from harness import tables
-from harness.rows import Row, columns, read_rows
+from harness.rows import Row, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (table|step|file): (\S+)((?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -44,10 +44,10 @@ def filled(match: re.Match[str]) -> str:
         assert found is not None, f"there is no report {path}"
         run, rows = found
         if kind == "table":
-            made = tables.markdown(run, rows, columns(Row, TABLE, **QUOTED, **ROUGH))
+            made = tables.markdown(run, rows, columns(Row, TABLE, QUOTED | ROUGH))
         else:
             stages = {row.stage: vars(row) for row in rows}
-            made = "\n".join([*grid([stages[name] for name in match[4].split()], columns(Row, STEP, **QUOTED)), ""])
+            made = "\n".join([*grid([stages[name] for name in match[4].split()], columns(Row, STEP, QUOTED)), ""])
     return f"{match[1]}{made}{match[5]}"
 
 

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.files import Column, read_json
+from common.files import column, read_json
 from common.record import Conditions, from_json
-
-
-def column(title: str, form: str = "{}", default: Any = None) -> Any:
-    """A field that tables show under ``title``."""
-    return field(default=default, metadata={"shown": (title, form)})
-
-
-def columns(kind: type, names: str = "", **otherwise: tuple[str, str]) -> list[Column]:
-    """A table's columns: the fields ``names``, or all that have a title; some under another title, in another format."""
-    shown = {each.name: each.metadata["shown"] for each in fields(kind) if each.metadata} | otherwise
-    return [(shown[name][0], name, shown[name][1]) for name in names.split() or shown]
 
 
 @dataclass
@@ -27,10 +16,10 @@ class Row:
 
     stage: str = column("stage")
     precision: str | None = None
-    per_batch_ms: float = column("ms a batch", "{:.3f}", 0.0)
+    per_batch_ms: float = column("ms a batch", "{:.3f}", default=0.0)
     images_per_s: float | None = column("images/s", "{:,.0f}")
     speedup_vs_previous: float | None = column("× before", "{:.2f}")
-    speedup_vs_baseline: float = column("× baseline", "{:.2f}", 1.0)
+    speedup_vs_baseline: float = column("× baseline", "{:.2f}", default=1.0)
     h2d_ms: float | None = column("H2D", "{:.3f}")
     compute_ms: float | None = column("compute", "{:.3f}")
     d2h_ms: float | None = column("D2H", "{:.3f}")

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from common.console import out
-from common.files import Column, cells, grid
+from common.files import Column, cells, column, columns, grid
 from common.record import Conditions
 from harness.advice import advice
 from harness.analysis import PARTS
-from harness.rows import Row, column, columns
+from harness.rows import Row
 
 ORDER = """
     stage per_batch_ms spread images_per_s speedup_vs_previous speedup_vs_baseline h2d_ms compute_ms d2h_ms postprocess_ms

@@ -7,8 +7,7 @@ import datetime
 import os
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from common.console import out
-from common.files import atomic_path, cells, grid, read_json, write_json, write_text
+from common.files import atomic_path, cells, column, columns, grid, read_json, write_json, write_text
 from common.record import from_json
 from peers.contenders import Contender, Task, contenders
 
-
-def column(title: str, form: str = "{}", tables: Sequence[str] = ("speed",)) -> Any:
-    """A field that is a column of the table of speed, of accuracy or of both."""
-    return field(default=None, metadata=dict.fromkeys(tables, (title, form)))
-
-
-BOTH, EXACT = ("speed", "accuracy"), ("accuracy",)
+BOTH, EXACT = ("main", "accuracy"), ("accuracy",)
 
 
 @dataclass
@@ -86,10 +79,7 @@ class Row:
         return {name: value for name, value in vars(self).items() if value not in (None, "")}
 
 
-SPEED, ACCURACY = (
-    [(each.metadata[table][0], each.name, each.metadata[table][1]) for each in fields(Row) if table in each.metadata]
-    for table in BOTH
-)
+SPEED, ACCURACY = (columns(Row, table=table) for table in BOTH)
 
 
 def report(folder: Path) -> None:
