@@ -48,6 +48,7 @@ def infer(run: session.Session) -> None:
 
         def enqueue_input(index: int) -> None:
             slot = slots[index % SLOTS]
+            run.begin(index)
             copy_to_device_async(slot.device_input, run.batches[index], copy_in)
             slot.copied.record(copy_in)
 

@@ -66,5 +66,4 @@ if __name__ == "__main__":
         metavar="A,B,…",
         help="batch sizes, in turn (default: an eighth of the batch, and the batch)",
     )
-    parser.set_defaults(measure=4)  # as many small batches as large ones
     session.main(parser, infer, precision="fp16", page_lock=True)

@@ -1,16 +1,16 @@
-"""What a measured window needs: an interpreter that does not pause, a host whose speed is known, and a second clock, the
-GPU's own."""
+"""What a measured window needs: an interpreter that does not pause, and a second clock, the GPU's own."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from statistics import median
+from typing import Any
 
+from common import backend
 from common.cuda import Event, Stream
+from common.host import Gpu, core_us
 
 
 @contextlib.contextmanager
@@ -32,33 +32,26 @@ def undisturbed() -> Iterator[list[float]]:
         gc.unfreeze()
 
 
-def core_us() -> float:
-    """How long this core takes just now for a fixed piece of Python (20,000 additions), in µs: the median of five.
-
-    A core is often one of two hardware threads of a physical one, and on a rented machine the other may be somebody else's.
-    The time of work that never changes is all that shows it.
-    """
-    times = []
-    for _ in range(5):
-        started, total = time.perf_counter_ns(), 0
-        for number in range(20_000):
-            total += number
-        times.append((time.perf_counter_ns() - started) / 1e3)
-    return median(times)
-
-
-class EventClock:
-    """Two events on a stream that has nothing else to do, so that they are recorded when they are enqueued."""
+class Instruments:
+    """What is read at both ends of a measured window: two events on a stream that has nothing else to do, so that they are
+    recorded when they are enqueued, and on a real GPU what its driver tells."""
 
     def __init__(self, resources: ExitStack) -> None:
         self._stream = resources.enter_context(Stream())
         self._events = [resources.enter_context(Event(timing=True)) for _ in range(2)]
+        self._gpu = None if backend.current().simulator else Gpu()
+        self._energy_j: float | None = None
 
     def start(self) -> None:
+        self._energy_j = self._gpu.energy_j() if self._gpu is not None else None
         self._events[0].record(self._stream)
 
-    def stop(self) -> float:
-        """Milliseconds since ``start``."""
+    def stop(self) -> dict[str, Any]:
+        """``window_event_ms``, ``energy_j`` and ``gpu`` of a ``common.record.Window``."""
         self._events[1].record(self._stream)
         self._events[1].synchronize()
-        return self._events[1].ms_since(self._events[0])
+        found: dict[str, Any] = {"window_event_ms": self._events[1].ms_since(self._events[0])}
+        if self._gpu is not None:
+            found["gpu"], now_j = self._gpu.reading(), self._gpu.energy_j()
+            found["energy_j"] = now_j - self._energy_j if now_j is not None and self._energy_j is not None else None
+        return found

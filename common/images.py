@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,16 +107,13 @@ class Images:
 
 
 def prepare(
-    images: Images, allocated: Iterator[np.ndarray], sizes: Sequence[int], options: argparse.Namespace
+    images: Images, allocated: Iterator[np.ndarray], sizes: Sequence[int], most: int | None
 ) -> list[tuple[np.ndarray, list[str]]]:
-    """All batches, of ``sizes`` in turn, each with its images' names, before the clock starts: reading images is not the
-    subject. ``allocated`` gives the arrays; a run longer than its distinct batches repeats them."""
-    needed, least = -(-len(images) * len(sizes) // sum(sizes)), options.measure + 1
-    count = options.batches or max(10, needed)
-    if count < least:
-        raise UsageFault(f"--measure {least - 1} leaves no batch to warm up with: --batches must be at least {least}.")
-    distinct = min(count, needed if len(images) else DISTINCT)
-    distinct = min(count, -(-distinct // len(sizes)) * len(sizes))  # whole turns of the sizes
+    """The distinct batches, of ``sizes`` in turn, each with its images' names, before the clock starts: reading images is not
+    the subject. As many as the photographs fill, or ``DISTINCT``; at most ``most``. ``allocated`` gives the arrays."""
+    needed = -(-len(images) * len(sizes) // sum(sizes))
+    distinct = min(needed or DISTINCT, most or sys.maxsize)
+    distinct = -(-distinct // len(sizes)) * len(sizes)  # whole turns of the sizes
     batches, first = [], 0
     for _ in track(range(distinct), "preparing batches", console=err, transient=True, disable=not err.is_terminal):
         batch = next(allocated)
@@ -124,5 +121,5 @@ def prepare(
         batches.append((batch, [images.name(first + row) for row in range(len(batch))]))
         first += len(batch)
     if len(images) > first:
-        err.print(f"{first} of {len(images)} images fit into {count} batches; --batches {needed} takes them all")
-    return [batches[index % distinct] for index in range(count)]
+        err.print(f"{first} of {len(images)} images fit into {distinct} batches; --batches {needed} takes them all")
+    return batches

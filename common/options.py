@@ -20,8 +20,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of the default plan (default: the stage's own)")
     sizes = f"{backend.PUBLISHED_BATCH}; simulated: {backend.SIMULATED_BATCH}"
     run.add_argument("--batch", **number, help=f"images a batch (default: {sizes})")
-    run.add_argument("--batches", **number, help="to run, warm-up included (default: 10, or as many as --images fills)")
-    run.add_argument("--measure", **number, default=3, help="how many of the last ones are measured (default: %(default)s)")
+    run.add_argument("--batches", **number, help="to run, warm-up included (default: the measured ones, and 10 to warm up)")
+    measured = f"how many of the last ones are measured (default: 1 s, at least 100; simulated: {backend.SIMULATED_MEASURED})"
+    run.add_argument("--measure", **number, help=measured)
+    run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
     run.add_argument("--seed", type=int, default=10088, help="seed of the synthetic images (default: %(default)s)")
     run.add_argument(
         "--images", type=Path, metavar="DIR", help="a photograph, or a folder of them, instead of synthetic images"

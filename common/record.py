@@ -6,12 +6,14 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, median_high
 from typing import Any, TypeVar
 
 from common.files import read_json, write_json
 
 T = TypeVar("T")
+FAULTY = 101.0
+"""Percent of its limit from which on a result is no result."""
+FAULT = "a fault of the measurement: run it again with more batches (--measure)"
 
 
 def from_json(cls: type[T], content: dict[str, Any]) -> T:
@@ -47,23 +49,38 @@ class Conditions:
 
 
 @dataclass
-class Record(Conditions):
-    """Milliseconds, images a second, megabytes. None is what the run did not find out.
+class Window:
+    """One measured window, in milliseconds: ``per_batch_ms`` is ``window_ms`` over the number of measured batches.
 
-    ``per_batch_ms`` is ``window_ms`` over ``measured`` batches. ``fp32_…`` compare with the FP32 plan, the other differences
-    with a serial run of the same plan. The last block is what the harness adds from further runs of the stage.
+    ``latency_ms`` is from the submission of a batch to its post-processed outputs; ``energy_j`` is what the whole GPU took in
+    the window; ``core_us`` is the core's speed before and after (``common.host``), ``gpu`` the GPU's own word at its end.
     """
 
-    stage: str = ""
     per_batch_ms: float = 0.0
     images_per_s: float | None = None
-    precision: str | None = None
-    batches: int | None = None
     window_ms: float | None = None
     window_event_ms: float | None = None
     intervals_ms: list[float] = field(default_factory=list)
     submit_ms: float | None = None
-    core_us: list[Any] | None = None
+    latency_ms: dict[str, float] | None = None  # median, p95, p99
+    energy_j: float | None = None
+    core_us: list[float] | None = None
+    gpu: dict[str, Any] | None = None
+
+
+@dataclass
+class Record(Window, Conditions):
+    """A run of one pipeline. None is what it did not find out.
+
+    The window is the median one of ``windows``, which has those of all runs; everything else is of the process in which that
+    window was measured. ``parts_ms`` are the parts of a batch, each run by itself there. ``fp32_…`` compare with the FP32
+    plan, the other differences with a serial run of the same plan.
+    """
+
+    stage: str = ""
+    precision: str | None = None
+    batches: int | None = None
+    parts_ms: dict[str, float] | None = None  # h2d, compute, d2h, postprocess
     outputs_match: bool | None = None
     max_abs_diff: float | None = None
     top1_agreement: float | None = None
@@ -71,12 +88,13 @@ class Record(Conditions):
     fp32_top1_agreement: float | None = None
     races: int | None = None  # nobody looks for them yet
     peak_device_memory_mb: float | None = None
+    host: dict[str, Any] | None = None
     plan: str | None = None
     time_base: str | None = None
     notes: list[str] = field(default_factory=list)
+    windows: list[Any] = field(default_factory=list)
 
-    arguments: list[str] | None = None
-    repeats_ms: list[float] = field(default_factory=list)
+    arguments: list[str] | None = None  # of the harness, as is the next
     profiled: dict[str, float] | None = None  # the profiled run's window by the host's clock and by CUDA events
 
     def write(self, path: Path) -> None:
@@ -87,7 +105,11 @@ class Record(Conditions):
         """The record in a file; None where there is none."""
         content = read_json(path)
         timed = isinstance(content.get("per_batch_ms"), (int, float)) and content["per_batch_ms"] > 0
-        return from_json(cls, content) if timed and "stage" in content else None
+        if not timed or "stage" not in content:
+            return None
+        record = from_json(cls, content)
+        record.windows = [from_json(Window, window) for window in record.windows]
+        return record
 
     @classmethod
     def read_all(cls, folder: Path) -> list[Record]:
@@ -97,16 +119,16 @@ class Record(Conditions):
         return [dataclasses.replace(record, stage=name) for name, record in found if record is not None]
 
     @classmethod
-    def typical(cls, runs: list[Record]) -> Record:
-        """Of several runs of one stage the one with the median time, with the times of all in ``repeats_ms``."""
-        times = [run.per_batch_ms for run in runs]
-        return dataclasses.replace(runs[times.index(median_high(times))], repeats_ms=times)
+    def of(cls, runs: list[Record]) -> Record:
+        """Of all windows of several runs the median one, in the record of its run, with all of them beside it."""
+        windows = sorted(((window, run) for run in runs for window in run.windows), key=lambda pair: pair[0].per_batch_ms)
+        window, run = windows[len(windows) // 2]
+        return dataclasses.replace(run, **vars(window), windows=[each for own in runs for each in own.windows])
 
     @property
-    def spread(self) -> float | None:
-        """How far apart the repeated runs are, as a share of their median; None without a repeat."""
-        times = self.repeats_ms
-        return (max(times) - min(times)) / median(times) if len(times) > 1 else None
+    def repeats_ms(self) -> list[float]:
+        """Milliseconds a batch of every window."""
+        return [window.per_batch_ms for window in self.windows]
 
 
 def ladder_order(name: str) -> tuple[int, str]:

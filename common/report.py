@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from common import backend
 from common.console import out
 from common.options import Size
+from common.parts import PARTS
 from common.postprocess import top
-from common.record import Record
+from common.record import FAULT, FAULTY, Record
 from common.timeline import TITLES, timeline
-from common.verify import Verified
+from common.verify import Reference
 
 if TYPE_CHECKING:
     from common.session import Session
@@ -20,7 +21,7 @@ UNEVEN = 1.1
 """Mean over median from which on some batches took much longer than the others."""
 
 
-def print_result(record: Record, session: Session, size: Size, verified: Verified | None) -> None:
+def print_result(record: Record, session: Session, size: Size, reference: Reference | None) -> None:
     """The window, the time of a batch, the limit, and whether the outputs are right."""
     out.print(f"\n[bold]{record.stage}[/]  {record.precision}, {size}, {record.device}")
     print_timeline()
@@ -33,20 +34,22 @@ def print_result(record: Record, session: Session, size: Size, verified: Verifie
     typical = median(session.intervals_ms)
     if record.per_batch_ms > UNEVEN * typical and len({len(batch) for batch in session.batches}) == 1:
         line("uneven", f"{typical:9.3f} ms   the median batch; the slowest took {max(session.intervals_ms):.3f}")
-    if verified is not None:
-        limit, name = max((value, name) for name, value in verified.parts.items())
-        reached = 100 * limit / record.per_batch_ms
-        alone = "run alone it waits for its own launches, which this run hides"
-        verdict = f"this run is at {reached:.0f} % of it" if reached <= 101 else alone
-        line("limit", f"{limit:9.3f} ms   {name}, the longest part of a batch run by itself; {verdict}")
-        line("parts", ", ".join(f"{name} {value:.3f}" for name, value in verified.parts.items()) + " ms")
+    times, late, parts = record.repeats_ms, record.latency_ms or {}, record.parts_ms or {}
+    if len(times) > 1:
+        line("windows", f"{len(times)}, the median one above; {min(times):.3f} to {max(times):.3f} ms a batch")
+    line("latency", f"{late['median']:9.3f} ms   from submission to post-processed outputs; p99 {late['p99']:.3f}")
+    part = max(parts, key=lambda name: parts[name])
+    reached = 100 * parts[part] / record.per_batch_ms
+    verdict = f"this run is at {reached:.0f} % of it" if reached <= FAULTY else f"{reached:.0f} % of it is {FAULT}"
+    line("limit", f"{parts[part]:9.3f} ms   {PARTS[part]}, the longest part of a batch by itself; {verdict}")
+    line("parts", ", ".join(f"{PARTS[name]} {ms:.3f}" for name, ms in parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
-    if verified is None:
+    if reference is None:
         line("outputs", "[yellow]not verified[/] (--no-verify)")
     else:
         same = "identical to" if record.max_abs_diff == 0 else f"within {record.max_abs_diff:.2g} of"
         line("outputs", f"[green]right[/]: {same} the same plan run serially, one batch at a time")
-        if (away := verified.from_fp32) is not None:
+        if (away := reference.from_fp32) is not None:
             share = f"within {away.largest:.2g} of fp32 ({away.largest / away.scale:.2%} of the largest logit)"
             line(str(record.precision), f"{share}, the same top-1 on {away.same_top1:.1%} of the images")
     for note in session.notes:

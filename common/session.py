@@ -7,55 +7,74 @@ inside ``run.submit(index)`` and gives each batch's outputs, in order, to ``run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
+import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
+from math import lcm
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from common import backend, options, ranges, report
 from common.buffers import page_locked, pageable
-from common.clock import EventClock, undisturbed
+from common.clock import Instruments, undisturbed
 from common.console import err
 from common.cuda import cudart
 from common.engine import Engine
 from common.errors import VERIFIED, Fault, UsageFault
 from common.files import check_writable
+from common.host import processor
 from common.images import Images, prepare
+from common.parts import Allocate, parts_ms
 from common.plans import ROOT, check_memory, check_sizes, default_plan
 from common.postprocess import Predictions
-from common.record import Record
-from common.verify import Allocate, Verified, check, verify
+from common.record import Record, Window
+from common.verify import Reference, check
 
 Infer = Callable[["Session"], None]
 Names = Sequence[Sequence[str]]
 KEPT = 100
 """Intervals between batches in a record: enough to see whether the window was steady."""
+WARM_UP, PILOT = 10, 20
+"""Batches before a window, and in the window of the run that finds out how many there should be in the others."""
+SECOND_MS, LEAST = 1000, 100
+"""A window on a GPU lasts a second, and has a hundred batches."""
+SHORT = 10
+"""A window shorter than so many times what the pipeline holds at once says as much of its ends as of its rate."""
 
 
 class Session:
-    """One run of one pipeline over its batches.
+    """One run of one pipeline over its batches, of which the last ``measured`` are the window.
 
     ``batches`` are N×3×S×S FP32 arrays, page-locked where the stage asked for it; ``engine`` is the stage's plan.
     """
 
     def __init__(
-        self, engine: Engine, batches: Sequence[np.ndarray], names: Names, options: Namespace, clock: EventClock | None = None
+        self,
+        engine: Engine,
+        batches: Sequence[np.ndarray],
+        names: Names,
+        options: Namespace,
+        measured: int,
+        instruments: Instruments | None = None,
     ) -> None:
         self.engine, self.batches, self.names, self.options = engine, batches, names, options
-        self.measured, self._clock, self._range = options.measure, clock, None
+        self.measured, self._instruments, self._range = measured, instruments, None
         self.predictions = Predictions(engine.facts.get("labels", []))
         self.outputs = [pageable(engine.output_shape(len(batch))) for batch in batches]
+        self.begun_ns: dict[int, int] = {}  # when the first work of each batch was submitted
         self.done_ns: list[int] = []  # when each batch was finished
+        self.depth = 0  # most batches that were submitted and not finished
         self.submit_ms: list[float] = []
-        self.postprocess_ms: list[float] = []
         self.notes: list[str] = []
-        self.window_event_ms: float | None = None
+        self.read: dict[str, Any] = {}  # by the instruments
         self.used_memory = 0  # on the whole GPU, the largest seen
 
     @property
@@ -76,30 +95,37 @@ class Session:
     def submit(self, index: int) -> Iterator[None]:
         """The NVTX range ``infer``: the host's work to submit batch ``index``, whenever the GPU does it."""
         clock_ns = backend.current().clock_ns
+        self.begin(index)
         started = clock_ns()
         with ranges.pushed(ranges.INFER, index):
             yield
         self.submit_ms.append((clock_ns() - started) / 1e6)
+        self.depth = max(self.depth, index + 1 - len(self.done_ns))
         if index == 0:
             self.used_memory = used_memory()
+
+    def begin(self, index: int) -> None:
+        """The latency of batch ``index`` counts from here, where its first work is submitted before its ``infer`` range."""
+        self.begun_ns.setdefault(index, backend.current().clock_ns())
+
+    def postprocess(self, index: int, host_output: np.ndarray) -> None:
+        """Predictions of batch ``index``, and a copy of its outputs for the verification."""
+        with ranges.pushed(ranges.POSTPROCESS, len(host_output)):
+            self.predictions.add(self.names[index], host_output)
+            np.copyto(self.outputs[index], host_output)
 
     def finish(self, index: int, host_output: np.ndarray) -> None:
         """Post-process batch ``index``, whose outputs are on the host now. Batches are finished in order."""
         assert index == len(self.done_ns), f"batch {index} finished after {len(self.done_ns) - 1}"
-        clock_ns = backend.current().clock_ns
-        started = clock_ns()
-        with ranges.pushed(ranges.POSTPROCESS, len(host_output)):
-            self.predictions.add(self.names[index], host_output)
-            np.copyto(self.outputs[index], host_output)  # kept for the verification
-        self.postprocess_ms.append((clock_ns() - started) / 1e6)
+        self.postprocess(index, host_output)
         left = len(self.batches) - 1 - index
-        if left == self.measured and self._clock is not None:
-            self._clock.start()
+        if left == self.measured and self._instruments is not None:
+            self._instruments.start()
             self._range = ranges.start(ranges.MEASURED)
-        self.done_ns.append(clock_ns())
-        if left == 0 and self._clock is not None:
+        self.done_ns.append(backend.current().clock_ns())
+        if left == 0 and self._instruments is not None:
             ranges.end(self._range)
-            self.window_event_ms = self._clock.stop()
+            self.read = self._instruments.stop()
             self.used_memory = max(self.used_memory, used_memory())
 
     @property
@@ -113,12 +139,18 @@ class Session:
         done = self.done_ns[-1 - self.measured :]
         return [(later - earlier) / 1e6 for earlier, later in zip(done, done[1:])]
 
+    @property
+    def latencies_ms(self) -> list[float]:
+        """From the submission of each measured batch to its post-processed outputs."""
+        first = len(self.done_ns) - self.measured
+        return [(self.done_ns[index] - self.begun_ns[index]) / 1e6 for index in range(first, len(self.done_ns))]
+
     def control(self, infer: Infer, engine: Engine, where: str) -> None:
         """Run the same batches on another engine too, outside the measured window; note both runs' times by batch size."""
         if None in [engine.profile_for(len(batch)) for batch in self.batches]:
             self.notes.append(f"no run {where}: {engine.plan} takes batches of {engine.profiles}")
             return
-        other = Session(engine, self.batches, self.names, self.options)
+        other = Session(engine, self.batches, self.names, self.options, self.measured)
         infer(other)
         if not self.options.no_verify:
             check(self.outputs, other.outputs)
@@ -176,6 +208,20 @@ def batch_sizes(chosen: Namespace, size: options.Size) -> list[int]:
     return [each // share for each in chosen.sizes]
 
 
+def measured_batches(chosen: Namespace, pilot: Callable[[], Session], turn: int) -> int:
+    """How many batches the window has: as asked for, or on a GPU as many as take a second.
+
+    Those begin and end with the pipeline equally full: whole turns of its slots, and of the ``turn`` batch sizes.
+    """
+    if chosen.measure or chosen.batches:
+        return chosen.measure or max(chosen.batches - WARM_UP, chosen.batches // 2)
+    if backend.current().simulator is not None:
+        return backend.SIMULATED_MEASURED
+    run = pilot()
+    turn = lcm(turn, run.depth)
+    return -(-max(LEAST, int(SECOND_MS / (run.window_ms / run.measured))) // turn) * turn
+
+
 def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, chosen: Namespace) -> None:
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     here, sizes = backend.current(), batch_sizes(chosen, size)
@@ -189,16 +235,34 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     images = Images(chosen.images, engine.input_shape(1)[-1], chosen.seed)
     for name in images.unreadable:
         err.print(f"skipped {name}", markup=False)
-    batches, names = zip(*prepare(images, (allocate(engine.input_shape(batch)) for batch in cycle(sizes)), sizes, chosen))
-    with contextlib.ExitStack() as resources:
-        session = Session(engine, batches, names, chosen, EventClock(resources))
+    distinct = prepare(images, (allocate(engine.input_shape(batch)) for batch in cycle(sizes)), sizes, chosen.batches)
+
+    def run(count: int, measured: int, instruments: Instruments | None = None) -> Session:
+        if count <= measured:
+            raise UsageFault(
+                f"--measure {measured} leaves no batch to warm up with: --batches must be at least {measured + 1}."
+            )
+        batches, names = zip(*(distinct[index % len(distinct)] for index in range(count)))
+        session = Session(engine, batches, names, chosen, measured, instruments)
         with undisturbed() as core_us:
             infer(session)
-    verified = None if chosen.no_verify else verify(session, allocate)
-    record = describe(session, stage, size, verified)
-    record.core_us = None if here.simulator else core_us
+        session.read["core_us"] = None if here.simulator else core_us
+        return session
+
+    with contextlib.ExitStack() as resources:
+        instruments, records, reference = Instruments(resources), [], None
+        measured = measured_batches(chosen, lambda: run(WARM_UP + PILOT, PILOT), len(sizes))
+        count = chosen.batches or max(measured + WARM_UP, len(distinct))
+        for _ in range(chosen.windows):
+            session = run(count, measured, instruments)
+            if not chosen.no_verify:
+                reference = reference or Reference(session)
+            records.append(describe(session, stage, size, reference))
+    record = Record.of(records)
+    record.parts_ms = parts_ms(session, allocate)
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
-    report.print_result(record, session, size, verified)
+    record.host = {"processor": processor(), "system": platform.platform()}
+    report.print_result(record, session, size, reference)
     if chosen.top:
         report.print_top(session, chosen.top)
     if chosen.json:
@@ -207,20 +271,23 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         session.predictions.write(chosen.predictions)
 
 
-def describe(session: Session, stage: str, size: options.Size, verified: Verified | None) -> Record:
-    """The run's record, as far as the session knows it."""
+def describe(session: Session, stage: str, size: options.Size, reference: Reference | None) -> Record:
+    """The run's record, as far as the session knows it. Raises ``WrongOutputs`` where its outputs are not the reference's."""
     here, window_ms, today = backend.current(), session.window_ms, datetime.date.today().isoformat()
+    difference = reference.check(session) if reference is not None else None
+    window = Window(window_ms=window_ms, per_batch_ms=window_ms / session.measured, **session.read)
+    window.images_per_s = sum(map(len, session.batches[-session.measured :])) * here.scale / (window_ms / 1e3)
+    window.intervals_ms = [round(interval, 4) for interval in session.intervals_ms[-KEPT:]]
+    window.submit_ms = median(session.submit_ms[-session.measured :])
+    window.latency_ms = dict(zip(("median", "p95", "p99"), np.percentile(session.latencies_ms, [50, 95, 99]).tolist()))
     record = Record(here.name, here.device, here.library, size.charged, size.batch, session.measured, today, here.versions())
+    record = dataclasses.replace(record, **vars(window), windows=[window])
     record.stage, record.plan, record.precision = stage, os.path.relpath(session.engine.plan, ROOT), session.precision
     record.batches, record.time_base, record.notes = len(session.batches), here.time_base, session.notes
-    record.window_ms, record.per_batch_ms = window_ms, window_ms / session.measured
-    record.window_event_ms = session.window_event_ms
-    record.images_per_s = sum(map(len, session.batches[-session.measured :])) * here.scale / (window_ms / 1e3)
-    record.intervals_ms = [round(interval, 4) for interval in session.intervals_ms[-KEPT:]]
-    record.submit_ms = median(session.submit_ms[-session.measured :])
-    if verified is not None:
-        difference, away = verified.difference, verified.from_fp32
+    if session.measured < SHORT * session.depth:
+        session.notes.append(f"a short window: {session.measured} batches, with up to {session.depth} on their way at once")
+    if difference is not None and reference is not None:
         record.outputs_match, record.max_abs_diff, record.top1_agreement = True, difference.largest, difference.same_top1
-        if away is not None:
+        if (away := reference.from_fp32) is not None:
             record.fp32_max_abs_diff, record.fp32_top1_agreement = away.largest, away.same_top1
     return record

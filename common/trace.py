@@ -46,7 +46,10 @@ class Calls:
 
 @dataclass
 class Trace:
-    """One stage's timeline in ns: ranges and operations as N×2 intervals; ``simulated`` is what a simulator says of itself."""
+    """One stage's timeline in ns: ranges and operations as N×2 intervals; ``simulated`` is what a simulator says of itself.
+
+    ``whole_graphs``: a graph is one operation among the kernels, its copies included (nsys without --cuda-graph-trace=node).
+    """
 
     path: Path
     device: str
@@ -59,6 +62,7 @@ class Trace:
     d2h: Operations
     calls: Calls
     simulated: dict[str, str]
+    whole_graphs: bool = False
 
     @cached_property
     def measured(self) -> list[int]:
@@ -147,7 +151,8 @@ class Reader:
         facts = dict(self.rows(f"META_DATA_CAPTURE WHERE name IN {wanted}", "name, value"))
         simulated, threads = facts if facts.get("SIMULATED") == "true" else {}, numbers(infer, 2)
         ranges = (intervals(infer), threads, intervals(postprocess))
-        return Trace(self.path, device, window, *ranges, kernels, h2d, d2h, self.calls(), simulated)
+        whole_graphs = bool(self.rows("CUPTI_ACTIVITY_KIND_GRAPH_TRACE LIMIT 1", "start"))
+        return Trace(self.path, device, window, *ranges, kernels, h2d, d2h, self.calls(), simulated, whole_graphs)
 
     def ranges(self, name: str, kind: int) -> list[tuple[int, int, int]]:
         """(start, end, thread) of the closed ranges of a name, by start; in our domain, or else in the default one."""

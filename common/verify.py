@@ -1,22 +1,16 @@
-"""The reference that every pipeline is held to: the same plan, run serially, one batch at a time.
-
-The serial run also times what a batch is made of with CUDA events; the largest part is a limit that no schedule of the
-same work can beat.
-"""
+"""The reference that every pipeline is held to: the same plan, run serially, one batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
+from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, pageable
 from common.console import err
-from common.cuda import Event, Stream
 from common.engine import Context, Engine
 from common.errors import WrongOutputs
 from common.plans import default_plan
@@ -27,8 +21,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-2
 """Share of the largest logit. Kernels chosen for another profile round differently (TF32 and FP16 have 11 bits of
 mantissa); a batch in another's place is off by 10 % or more. The same profile gives the same bits."""
-PARTS = ("host-to-device copy", "compute", "device-to-host copy", "post-processing")
-Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,43 +32,24 @@ class Difference:
     same_top1: float
 
 
-def run_serially(
-    engine: Engine, batches: Sequence[np.ndarray], allocate: Allocate = page_locked
-) -> tuple[list[np.ndarray], list[tuple[float, ...]]]:
-    """Outputs of each batch, and its (H2D, compute, D2H) milliseconds by CUDA events.
-
-    The first batch of each shape runs twice, so that no initialisation is timed. ``allocate`` makes the host outputs.
-    """
-    outputs, times = [], []
+def run_serially(engine: Engine, batches: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of each batch: copied in, run, copied out, one batch after the other on the default stream."""
+    batches, outputs = list(batches), []
     largest = max(len(batch) for batch in batches)
     contexts: dict[int | None, Context] = {}
-    with ExitStack() as resources:
-        stream = resources.enter_context(Stream())
-        events = [resources.enter_context(Event(timing=True)) for _ in range(4)]
-        device_input = resources.enter_context(DeviceBuffer(4 * int(np.prod(engine.input_shape(largest)))))
-        device_output = resources.enter_context(DeviceBuffer(4 * int(np.prod(engine.output_shape(largest)))))
-        warmed_up: set[int] = set()
+    nbytes = [4 * prod(shape) for shape in (engine.input_shape(largest), engine.output_shape(largest))]
+    with DeviceBuffer(nbytes[0]) as device_input, DeviceBuffer(nbytes[1]) as device_output:
         for batch in batches:
             profile = engine.profile_for(len(batch))
             if profile not in contexts:
                 contexts[profile] = engine.create_context(profile)
-            context = contexts[profile]
-            context.set_input_shape(batch.shape)
-            context.bind(device_input, device_output)
-            host_output = allocate(engine.output_shape(len(batch)))
-            for _ in range(1 if len(batch) in warmed_up else 2):
-                events[0].record(stream)
-                copy_to_device_async(device_input, batch, stream)
-                events[1].record(stream)
-                context.execute_async_v3(stream)
-                events[2].record(stream)
-                copy_to_host_async(host_output, device_output, stream)
-                events[3].record(stream)
-                stream.synchronize()
-            warmed_up.add(len(batch))
-            outputs.append(host_output)
-            times.append(tuple(after.ms_since(before) for before, after in zip(events, events[1:])))
-    return outputs, times
+            contexts[profile].set_input_shape(batch.shape)
+            contexts[profile].bind(device_input, device_output)
+            copy_to_device(device_input, batch)
+            contexts[profile].execute_async_v3(None)
+            outputs.append(pageable(engine.output_shape(len(batch))))
+            copy_to_host(outputs[-1], device_output)
+    return outputs
 
 
 def compare(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Difference:
@@ -98,26 +71,19 @@ def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Dif
     return compare(outputs, reference)
 
 
-@dataclass(frozen=True)
-class Verified:
-    """A run whose outputs are right: how near they are, the milliseconds that each of a batch's ``PARTS`` takes by itself, how
-    far a default plan is from FP32's."""
+class Reference:
+    """What a run's outputs are held to; ``from_fp32``: how far a default plan's are from those of the FP32 plan."""
 
-    difference: Difference
-    parts: dict[str, float]
-    from_fp32: Difference | None
+    def __init__(self, session: Session) -> None:
+        distinct, self.from_fp32 = {id(batch): batch for batch in session.batches}, None
+        with err.status("running the same plan serially"):
+            outputs = run_serially(session.engine, distinct.values())
+            self._expected = dict(zip(distinct, outputs))
+            if session.precision != "fp32" and session.options.plan is None:
+                engine = Engine(default_plan("fp32"))
+                if None not in [engine.profile_for(len(batch)) for batch in distinct.values()]:
+                    self.from_fp32 = compare(outputs, run_serially(engine, distinct.values()))
 
-
-def verify(session: Session, allocate: Allocate) -> Verified:
-    """Hold a run's outputs to the same plan run serially; raises ``WrongOutputs``. ``allocate`` makes the host outputs."""
-    distinct = list({id(batch): batch for batch in session.batches}.values())
-    index_of = {id(batch): index for index, batch in enumerate(distinct)}
-    with err.status("verifying against the same plan, run serially"):
-        expected, times = run_serially(session.engine, distinct, allocate)
-        difference = check(session.outputs, [expected[index_of[id(batch)]] for batch in session.batches])
-        parts, from_fp32 = dict(zip(PARTS, map(median, [*zip(*times), session.postprocess_ms]))), None
-        if session.precision != "fp32" and session.options.plan is None:
-            engine = Engine(default_plan("fp32"))
-            if None not in [engine.profile_for(len(batch)) for batch in distinct]:
-                from_fp32 = compare(expected, run_serially(engine, distinct)[0])
-    return Verified(difference, parts, from_fp32)
+    def check(self, session: Session) -> Difference:
+        """Raises ``WrongOutputs``."""
+        return check(session.outputs, [self._expected[id(batch)] for batch in session.batches])

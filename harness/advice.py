@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from common.record import FAULT
 from harness.rows import Row
 
-BESIDE = 110
-"""Percent of the limit from which on it is no accident of the window's ends that batches take less than their kernels."""
 OVERLAPPED = 0.5
 """Share of the shorter of copy and compute from which on a stage counts as one that overlaps them."""
 PINNED_SHARE = 0.6
@@ -36,9 +35,6 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         return "the GPU waits for single launches: capture them into a CUDA graph (stage 7), or use larger batches"
     if what == "postprocess":
         return "the host's post-processing is the longest part: several workers, or do it on the GPU"
-    if what == "compute" and (stage.percent_of_limit or 0) > BESIDE:
-        cause = "kernels of several batches run side by side, which one after the other leave multiprocessors idle"
-        return f"{cause}: more contexts (stage 8), or larger batches"
     if what == "compute":
         if stage.precision == "fp32":
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"
@@ -59,7 +55,10 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 
 def advice(rows: list[Row]) -> str:
     """The line that ends the table: the fastest stage, and what stands in its way."""
-    best = max(rows, key=lambda row: row.speedup_vs_baseline)
+    right = [row for row in rows if not row.faulty]
+    if not right:
+        return f"No stage counts: {FAULT}."
+    best = max(right, key=lambda row: row.speedup_vs_baseline)
     faster = f"{best.speedup_vs_baseline:.1f} times the first stage"
     gain = faster if best is not rows[0] else "no stage is faster than the first"
     return f"Fastest: {best.stage} ({best.per_batch_ms:.3f} ms a batch, {gain}). Next: {remedy(best, rows)}."

@@ -7,23 +7,26 @@ the window's edges; overlap and idle time are of the window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
 
 import numpy as np
 
 from common.trace import Operations, Trace
 from harness.intervals import clip, overlap, total
 
-PARTS = ("h2d", "compute", "d2h", "postprocess")
 NEAR = 90.0
 """Percent of the limit from which on a stage is said to be at it."""
 SMALL = 0.005
-"""Share of the largest copy's bytes under which a copy is the library's own business."""
+"""Share of the largest of the measured batches' copies, in bytes, under which a copy is the library's own business."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Milliseconds a batch unless named otherwise; ``overlap`` and ``gpu_idle`` are shares of 0 to 1."""
+    """Milliseconds a batch unless named otherwise; ``overlap``, ``copy_hidden`` and ``gpu_idle`` are shares of 0 to 1.
+
+    ``overlap`` is of the shorter of input copies and compute, ``copy_hidden`` of the copies. A batch's figures are medians over
+    the measured batches; of batches of several sizes, the mean of each size's median.
+    """
 
     per_batch_ms: float
     h2d_ms: float
@@ -33,66 +36,62 @@ class Analysis:
     submit_ms: float
     launch_gaps_ms: float
     overlap: float
+    copy_hidden: float
     gpu_idle: float
     launches: int
     allocations: float
     library_allocations: float
     h2d_gb_s: float
 
-    @property
-    def limit(self) -> tuple[float, str]:
-        """The longest part and its name: no schedule of the same work can take less than that a batch."""
-        return max((getattr(self, f"{part}_ms"), part) for part in PARTS)
-
 
 def analyse(trace: Trace) -> Analysis:
     start, end = trace.window
     measured, batch_of_kernel = trace.measured, trace.batches_of(trace.kernels)
-    kernels, gaps = [], []
-    for batch in measured:
-        own = trace.kernels.intervals[batch_of_kernel == batch]
-        kernels.append(total(own))
-        gaps.append(own[:, 1].max() - own[:, 0].min() - kernels[-1] if len(own) else 0)
+    own = [trace.kernels.intervals[batch_of_kernel == batch] for batch in measured]
+    kernels = np.array([total(intervals) for intervals in own])
+    spans = np.array([intervals[:, 1].max() - intervals[:, 0].min() if len(intervals) else 0 for intervals in own])
     h2d, compute, d2h = (clip(part.intervals, start, end) for part in (trace.h2d, trace.kernels, trace.d2h))
-    shorter = min(total(h2d), total(compute))
-    inputs = batch_copies(trace.h2d, trace)
-    lengths = np.maximum(np.diff(trace.h2d.intervals[inputs])[:, 0], 1)
+    hidden, shorter = overlap(h2d, compute), min(total(h2d), total(compute))
+    copied_in, copied_out = batch_copies(trace.h2d, trace), batch_copies(trace.d2h, trace)
     calls = trace.ranges_of(np.arange(len(trace.calls.names)))
     launches = [name for name in set(trace.calls.names) if "Launch" in name and "HostFunc" not in name]
     launched = calls[np.isin(trace.calls.names, launches)]
     between, inside = allocations(trace)
+    _, sizes = copied_out  # outputs are copied in their own batch's range; some inputs in that of the batch before
+
+    def typical(values: Any) -> float:
+        """Of one value a measured batch."""
+        values = np.asarray(values)
+        return float(sum(np.median(values[sizes == size]) * np.mean(sizes == size) for size in np.unique(sizes)))
+
     return Analysis(
         per_batch_ms=(end - start) / 1e6 / len(measured),
-        h2d_ms=copy_ms(trace.h2d, trace),
-        compute_ms=median(kernels) / 1e6,
-        d2h_ms=copy_ms(trace.d2h, trace),
-        postprocess_ms=median_ms(trace.postprocess[-len(measured) :]),
-        submit_ms=median_ms(trace.infer[measured]),
-        launch_gaps_ms=median(gaps) / 1e6,
-        overlap=overlap(h2d, compute) / shorter if shorter else 0.0,
+        h2d_ms=typical(copied_in[0]) / 1e6,
+        compute_ms=typical(kernels) / 1e6,
+        d2h_ms=typical(copied_out[0]) / 1e6,
+        postprocess_ms=typical(np.diff(trace.postprocess[measured])[:, 0]) / 1e6,
+        submit_ms=typical(np.diff(trace.infer[measured])[:, 0]) / 1e6,
+        launch_gaps_ms=typical(spans - kernels) / 1e6,
+        overlap=hidden / shorter if shorter else 0.0,
+        copy_hidden=hidden / total(h2d) if total(h2d) else 0.0,
         gpu_idle=1 - total(np.concatenate([h2d, compute, d2h])) / (end - start),
-        launches=round(median(int((launched == batch).sum()) for batch in measured)),
+        launches=round(typical([int((launched == batch).sum()) for batch in measured])),
         allocations=between / len(measured),
         library_allocations=inside / len(measured),
-        h2d_gb_s=float(np.median(trace.h2d.nbytes[inputs] / lengths)) if inputs.any() else 0.0,
+        h2d_gb_s=copied_in[1].sum() / copied_in[0].sum() if copied_in[0].any() else 0.0,
     )
 
 
-def batch_copies(copies: Operations, trace: Trace) -> np.ndarray:
-    """Which copies carry batches: submitted from an `infer` range, and not one of the library's few bytes."""
-    return (trace.batches_of(copies) >= 0) & (copies.nbytes >= SMALL * max(copies.nbytes, default=0))
-
-
-def copy_ms(copies: Operations, trace: Trace) -> float:
-    """Median duration of the run's batch copies × copies a batch (a first one may be submitted before any range)."""
-    carried = batch_copies(copies, trace)
-    if not carried.any():
-        return 0.0
-    return median_ms(copies.intervals[carried]) * max(1, round(carried.sum() / len(trace.infer)))
-
-
-def median_ms(intervals: np.ndarray) -> float:
-    return float(np.median(intervals[:, 1] - intervals[:, 0])) / 1e6
+def batch_copies(copies: Operations, trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """Time (ns) and bytes of the copies that each measured batch's range submitted, but for the library's few bytes."""
+    batch_of, lengths = trace.batches_of(copies), np.diff(copies.intervals)[:, 0]
+    carried = np.isin(batch_of, trace.measured)
+    carried &= copies.nbytes >= SMALL * max(copies.nbytes[carried], default=0)
+    own = [carried & (batch_of == batch) for batch in trace.measured]
+    times, nbytes = (np.array([values[batch].sum() for batch in own]) for values in (lengths, copies.nbytes))
+    if len(times) > 1 and not times[-1]:  # a pipeline submits an input in the range of the batch before: the last has none
+        times[-1], nbytes[-1] = times[-2], nbytes[-2]
+    return times, nbytes
 
 
 def allocations(trace: Trace) -> tuple[int, int]:
@@ -110,13 +109,12 @@ def allocations(trace: Trace) -> tuple[int, int]:
     return between, inside
 
 
-def limiter(analysis: Analysis, per_batch_ms: float) -> str:
-    """What a stage is limited by: a part of the batch, or, well above the limit, what keeps it there.
+def limiter(limit_ms: float, part: str, per_batch_ms: float, launch_gaps_ms: float) -> str:
+    """What a stage is limited by: its longest ``part``, or, well above that limit, what keeps it there.
 
     ``launch``: the gaps between a batch's own kernels, in which the GPU waits for the host's next launch, make up half
     of what is lost or more. ``serialized``: parts wait for one another that could run side by side.
     """
-    limit_ms, part = analysis.limit
     if 100 * limit_ms / per_batch_ms >= NEAR:
         return part
-    return "launch" if analysis.launch_gaps_ms >= 0.5 * (per_batch_ms - limit_ms) else "serialized"
+    return "launch" if launch_gaps_ms >= 0.5 * (per_batch_ms - limit_ms) else "serialized"

@@ -1,12 +1,11 @@
 """Compare the stages of a run: what each step bought, what limits it now, what to try next.
 
     python scripts/compare.py DIR            the table, and comparison.json, .csv, .md and .html in DIR
-    python scripts/compare.py A B            two runs, stage by stage: my GPU against yours, yesterday against today
     python scripts/compare.py DIR --figures --perfetto
 
 DIR holds a trace for each stage (NAME.sqlite, from `nsys export --type sqlite` or from the simulator's --trace) and may
-hold its result record (NAME.json, from --json), which adds what a trace does not: the time without a profiler, whether
-the outputs are right, the memory. For two runs their comparison.json is enough.
+hold its result record (NAME.json, from --json), which adds what a trace does not: the time without a profiler, the limit,
+whether the outputs are right, the memory.
 """
 
 from __future__ import annotations
@@ -19,17 +18,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.console import out
-from common.files import atomic_path, columns, write_json, write_text
-from common.record import Conditions, Record, from_json, ladder_order
+from common.files import atomic_path, write_json, write_text
+from common.parts import PARTS
+from common.record import FAULT, Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
-from harness.advice import advice, remedy
+from harness.advice import advice
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import Row, read_rows
+from harness.rows import RULES, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
 
 
 class Comparison:
@@ -49,21 +52,18 @@ class Comparison:
                     trace = read(paths[name])
                     analysis, self.traces[name] = analyse(trace), trace
                     records.setdefault(name, describe(name, trace, analysis))
+                    if trace.whole_graphs:
+                        self.problems.append(f"{name}: {WHOLE_GRAPHS}")
             except TraceError as error:
                 self.problems.append(str(error))
             if name in records:
                 self.rows.append(row(records[name], analysis))
-        add_speedups(self.rows)
+        relate(self.rows)
         runs = [records[row.stage] for row in self.rows]
         self.run = from_json(
             Conditions, {each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)}
         )
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
-
-    @property
-    def result(self) -> tuple[Conditions, list[Row]]:
-        """What ``read_rows`` reads back."""
-        return self.run, self.rows
 
     @cached_property
     def timelines(self) -> dict[str, Timeline]:
@@ -99,10 +99,15 @@ class Comparison:
         out.print(f"written: {self.directory}/{', '.join(written)}", markup=False)
 
     def write(self) -> None:
-        contents = {"run": vars(self.run), "stages": [vars(stage) for stage in self.rows], "advice": advice(self.rows)}
+        contents = {
+            "rules": RULES,
+            "run": vars(self.run),
+            "stages": [vars(stage) for stage in self.rows],
+            "advice": advice(self.rows),
+        }
         write_json(self.directory / "comparison.json", contents)
         with atomic_path(self.directory / "comparison.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            columns = [key for key in vars(self.rows[0]) if key not in ("notes", "repeats_ms", "clocks")]
+            columns = [key for key, value in vars(self.rows[0]).items() if not isinstance(value, (list, dict))]
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(vars(stage) for stage in self.rows)
@@ -133,39 +138,44 @@ def describe(name: str, trace: Trace, analysis: Analysis) -> Record:
 
 
 def row(record: Record, analysis: Analysis | None) -> Row:
-    """One stage. What the record has, taken without a profiler, is the record's; the parts are the trace's."""
+    """One stage. What the record has, taken without a profiler, is the record's; what happened inside is the trace's.
+
+    The limit is the longest of the parts that the record's own run timed by themselves; without them, of the trace's.
+    """
     known = {name: value for name, value in vars(record).items() if value is not None}
-    found = from_json(Row, {**(vars(analysis) if analysis else {}), **known, "spread": record.spread})
+    found = from_json(Row, {**(vars(analysis) if analysis else {}), **known})
+    found.notes = list(record.notes)
+    if times := record.repeats_ms:
+        found.repeats_ms, found.fastest_ms, found.slowest_ms = times, min(times), max(times)
+        found.lower_quartile_ms, found.upper_quartile_ms = np.percentile(times, [25, 75]).tolist()
+    found.latency_p99_ms = (record.latency_ms or {}).get("p99")
+    if record.energy_j and record.images_per_s and record.window_ms:
+        found.energy_j_per_1000 = record.energy_j / (record.images_per_s * record.window_ms / 1e3) * 1e3
+    parts = record.parts_ms or {name: getattr(analysis, f"{name}_ms") for name in PARTS if analysis is not None}
+    if parts:
+        part = max(parts, key=lambda name: parts[name])
+        found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
+        found.limiter = limiter(parts[part], part, record.per_batch_ms, analysis.launch_gaps_ms if analysis else 0.0)
+    if found.faulty:
+        found.notes.append(f"{record.per_batch_ms:.3f} ms is less than its limit of {found.limit_ms:.3f}: {FAULT}")
     if analysis is not None:
         found.profiled_per_batch_ms = analysis.per_batch_ms
         found.clocks = {**record.profiled, "nvtx_ms": analysis.per_batch_ms} if record.profiled else None
-        found.limit_ms, found.limiter = analysis.limit[0], limiter(analysis, record.per_batch_ms)
-        found.percent_of_limit = 100 * found.limit_ms / record.per_batch_ms
     return found
 
 
-def add_speedups(rows: list[Row]) -> None:
-    """Speed-ups by images a second, which also holds for a stage with batches of several sizes."""
+def relate(rows: list[Row]) -> None:
+    """Fill in what follows from the other rows: speed-ups by images a second, which also holds for a stage with batches of
+    several sizes, and one limit for all stages with batches of the same size."""
     speeds = [stage.images_per_s or (1 / stage.per_batch_ms) for stage in rows]
     for index, stage in enumerate(rows):
         stage.speedup_vs_baseline = speeds[index] / speeds[0]
         stage.speedup_vs_previous = speeds[index] / speeds[index - 1] if index else None
-
-
-def compare_runs(folders: list[Path]) -> int:
-    """Print how each stage changed from one folder to the other."""
-    runs = [read_rows(folder / "comparison.json") or Comparison(folder).result for folder in folders]
-    changes = tables.versus(*(rows for _, rows in runs))
-    if not changes:
-        return failed(f"{folders[0]} and {folders[1]} have no stage in common.", 3)
-    for name, folder, (run, _) in zip("AB", folders, runs):
-        out.print(f"{name}: {folder} ({run})", markup=False)
-    out.print()
-    tables.print_grid("", [vars(change) for change in changes], columns(tables.Change), 150)
-    for name, (_, rows) in zip("AB", runs):
-        fastest = max(rows, key=lambda stage: stage.speedup_vs_baseline)
-        out.print(f"{name}: fastest is {fastest.stage}; {remedy(fastest, rows)}", markup=False)
-    return 0
+    alike = [stage for stage in rows if stage.parts_ms and stage.images == rows[0].images]
+    for stage in alike:
+        fastest = {name: min(other.parts_ms[name] for other in alike if other.parts_ms) for name in PARTS}
+        stage.ladder_limit_ms = max(fastest.values())
+        stage.percent_of_ladder_limit = 100 * stage.ladder_limit_ms / stage.per_batch_ms
 
 
 def failed(why: str, code: int) -> int:
@@ -175,18 +185,13 @@ def failed(why: str, code: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--figures", action="store_true", help="the timelines as SVG")
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
     options = parser.parse_args()
-    if len(options.directories) > 2:
-        parser.error("one folder, or two")
-    for directory in options.directories:
-        if not directory.is_dir():
-            return failed(f"{directory} is not a folder.", 2)
-    if len(options.directories) == 2:
-        return compare_runs(options.directories)
-    found = Comparison(options.directories[0])
+    if not options.directory.is_dir():
+        return failed(f"{options.directory} is not a folder.", 2)
+    found = Comparison(options.directory)
     for problem in found.problems:
         out.print(f"compare: {problem}", style="yellow", markup=False)
     if not found.rows:

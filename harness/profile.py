@@ -1,8 +1,9 @@
 """Profile every stage and compare them.
 
-Each stage runs once (on a GPU: --repeats times) without a profiler, which gives the time, and on a GPU once more under
-Nsight Systems, which gives the breakdown. On the simulated backend the simulator writes the timeline. The table is
-printed and written into --out, beside each stage's result record, trace and log.
+On a GPU each stage runs in --repeats processes without a profiler, with two measured windows in each: their median is the
+time. Once more it runs under Nsight Systems, which gives the breakdown. On the simulated backend, whose times have no noise,
+it runs once, and the simulator writes the timeline. The table is printed and written into --out, beside each stage's result
+record, trace and log.
 
 The repeats are dealt in rounds of all stages: what a host does besides lasts for seconds, and the runs of one stage, made
 one after the other, would all meet the same of it. All of them count.
@@ -34,6 +35,8 @@ from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
 
 ROOT = Path(__file__).resolve().parent.parent
+WINDOWS = 2  # measured windows in each process
+PROFILED = 50  # batches in the window of a profiled run
 PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan", "precision")
 
 
@@ -51,8 +54,8 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
     for name in PASSED_ON:
         p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stages, whose --help explains it")
-    repeats = "unprofiled runs of a stage on a GPU; their median is reported (default: %(default)s)"
-    p.add_argument("--repeats", type=positive, default=3, metavar="N", help=repeats)
+    repeats = f"unprofiled runs of a stage on a GPU, of {WINDOWS} windows each (default: %(default)s)"
+    p.add_argument("--repeats", type=positive, default=5, metavar="N", help=repeats)
     p.add_argument("--force", action="store_true", help="run stages again whose results are there")
     p.add_argument("--no-nsys", action="store_true", help="no profiler: times only")
     p.add_argument("--figures", action="store_true", help="the timelines as SVG too")
@@ -135,32 +138,26 @@ class Profiler:
         plan = ROOT / str(record.plan)
         oldest = min(path.stat().st_mtime for path in needed)
         newer = plan.exists() and oldest > max(script.stat().st_mtime, plan.stat().st_mtime)
-        return newer and len(record.repeats_ms) >= self.repeats
+        return newer and len(record.windows) >= self.repeats
 
     def measure(self, script: Path) -> str:
-        """An unprofiled run. The record is the first run's, verified, with the times of the median run and those of all; it
-        is written after each, so that what is interrupted can be compared too."""
+        """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
         path, runs = self.file(script, ".json"), self.runs[script]
-        trace = ["--trace", self.file(script, ".sqlite")] if self.simulated else []
-        command = self.command(script, "--json", path, *trace, *["--no-verify"] * bool(runs))
+        more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS]
         with self.file(script, ".log").open("a", encoding="utf-8") as log:
-            subprocess.run(command, stdout=log, stderr=log, check=True, cwd=ROOT)
+            subprocess.run(self.command(script, "--json", path, *more), stdout=log, stderr=log, check=True, cwd=ROOT)
         runs.append(recorded(path))
-        typical, latest = Record.typical(runs), runs[-1]
-        kept = ("window_ms", "per_batch_ms", "images_per_s", "intervals_ms", "submit_ms", "repeats_ms")
-        record = replace(runs[0], arguments=self.arguments, **{name: getattr(typical, name) for name in kept})
-        record.core_us = [run.core_us for run in runs]
-        record.profiled = clocks(runs[0]) if self.simulated else None
+        record = replace(Record.of(runs), arguments=self.arguments)
+        record.profiled = clocks(record) if self.simulated else None
         record.write(path)
-        verdict = {True: "outputs right", None: "outputs not verified"}[runs[0].outputs_match]
-        return f"{latest.per_batch_ms:9.3f} ms a batch, {verdict}"
+        return f"{runs[-1].per_batch_ms:9.3f} ms a batch, outputs right"
 
     def profile(self, script: Path) -> str:
         """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
         assert self.nsys is not None
         path, trace, log = (self.file(script, suffix) for suffix in (".json", ".sqlite", ".log"))
-        profiled = trace.with_suffix(".profiled")
-        self.nsys.trace(self.command(script, "--no-verify", "--json", profiled), trace, log)
+        profiled, measured = trace.with_suffix(".profiled"), self.options.measure or PROFILED
+        self.nsys.trace(self.command(script, "--no-verify", "--measure", measured, "--json", profiled), trace, log)
         run = recorded(profiled)
         replace(recorded(path), profiled=clocks(run)).write(path)
         profiled.unlink()

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common.files import column, read_json
-from common.record import Conditions, from_json
+from common.record import FAULTY, Conditions, from_json
+
+RULES = 2
+"""Of the figures in a comparison.json: raised when one of them comes to mean something else."""
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Row:
     postprocess_ms: float | None = column("post", "{:.3f}")
     submit_ms: float | None = column("submit", "{:.3f}")
     overlap: float | None = column("overlap", "{:.0%}")
+    copy_hidden: float | None = column("copy hidden", "{:.0%}")
     gpu_idle: float | None = column("GPU idle", "{:.0%}")
     launches: int | None = column("launches")
     allocations: float | None = None
@@ -33,10 +37,19 @@ class Row:
     h2d_gb_s: float | None = None
     profiled_per_batch_ms: float | None = None
     clocks: dict[str, float] | None = None
+    parts_ms: dict[str, float] | None = None
     limit_ms: float | None = column("limit", "{:.3f}")
-    percent_of_limit: float | None = column("% of limit", "{:.0f}")
+    percent_of_limit: float | None = column("% of limit", "{}")
+    ladder_limit_ms: float | None = None
+    percent_of_ladder_limit: float | None = column("% of ladder's", "{:.0f}")
     limiter: str | None = column("limited by")
-    spread: float | None = column("spread", "{:.1%}")
+    fastest_ms: float | None = column("fastest", "{:.3f}")
+    lower_quartile_ms: float | None = column("25 %", "{:.3f}")
+    upper_quartile_ms: float | None = column("75 %", "{:.3f}")
+    slowest_ms: float | None = column("slowest", "{:.3f}")
+    latency_ms: dict[str, float] | None = None
+    latency_p99_ms: float | None = column("latency p99", "{:.3f}")
+    energy_j_per_1000: float | None = column("J / 1,000", "{:.1f}")
     outputs_match: bool | None = column("outputs")
     max_abs_diff: float | None = None
     fp32_max_abs_diff: float | None = column("vs FP32", "{:.2g}")
@@ -46,9 +59,22 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def faulty(self) -> bool:
+        """Faster than its own limit: no speed, but a fault of the measurement."""
+        return (self.percent_of_limit or 0) > FAULTY
+
+    @property
+    def images(self) -> int | None:
+        """Images a batch, on average."""
+        return round(self.images_per_s * self.per_batch_ms / 1e3) if self.images_per_s else None
+
+    @property
     def shown(self) -> dict[str, Any]:
-        """As tables show it: whether its outputs are right, in a word."""
-        return {**vars(self), "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[self.outputs_match]}
+        """As tables show it: in words whether its outputs are right."""
+        found = {**vars(self), "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[self.outputs_match]}
+        if self.percent_of_limit is not None:
+            found["percent_of_limit"] = f"{self.percent_of_limit:.0f}{' !' * self.faulty}"
+        return found
 
 
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:

@@ -1,40 +1,27 @@
-"""The comparison as a table: on the terminal, in Markdown, and of two runs against each other."""
+"""The comparison as a table, on the terminal and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from common.console import out
-from common.files import Column, cells, column, columns, grid
+from common.files import Column, cells, columns, grid
 from common.record import Conditions
 from harness.advice import advice
-from harness.analysis import PARTS
 from harness.rows import Row
 
 ORDER = """
-    stage per_batch_ms spread images_per_s speedup_vs_previous speedup_vs_baseline h2d_ms compute_ms d2h_ms postprocess_ms
-    submit_ms overlap gpu_idle launches limit_ms percent_of_limit limiter peak_device_memory_mb fp32_max_abs_diff outputs_match
+    stage per_batch_ms fastest_ms lower_quartile_ms upper_quartile_ms slowest_ms images_per_s speedup_vs_previous speedup_vs_baseline latency_p99_ms
+    energy_j_per_1000 h2d_ms compute_ms d2h_ms postprocess_ms submit_ms overlap copy_hidden gpu_idle launches limit_ms
+    percent_of_limit percent_of_ladder_limit limiter peak_device_memory_mb fp32_max_abs_diff outputs_match
 """
 COLUMNS = columns(Row, ORDER)
 CLOCKS = {"wall_ms": "host's clock", "events_ms": "CUDA events", "nvtx_ms": "NVTX window"}
-WORDS = {"stage", "limiter", "change", "limits"}
-
-
-@dataclass
-class Change:
-    """One stage of two runs, A and B: its times, how many times faster B is, and which part changed most."""
-
-    stage: str = column("stage")
-    before_ms: float = column("A, ms", "{:.3f}")
-    after_ms: float = column("B, ms", "{:.3f}")
-    times_faster: float = column("B is", "{:.2f} ×")
-    change: str | None = column("most changed part")
-    limits: str = column("limited by")
+WORDS = {"stage", "limiter"}
 
 
 def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column], width: int) -> None:
@@ -64,18 +51,3 @@ def clocks(rows: list[Row]) -> str:
     times = [(title, key, "{:.4f}") for key, title in CLOCKS.items()]
     table = grid(timed, [("stage", "stage", "{}"), *times, ("apart", "apart", "{:.2%}")])
     return "\n".join(["", "Three clocks on the same, profiled run, ms a batch:", "", *table, ""])
-
-
-def versus(one: list[Row], other: list[Row]) -> list[Change]:
-    """The stages that two runs have in common."""
-    earlier, found = {row.stage: row for row in one}, []
-    for after in (row for row in other if row.stage in earlier):
-        before = earlier[after.stage]
-        times = {part: (getattr(before, f"{part}_ms"), getattr(after, f"{part}_ms")) for part in PARTS}
-        changes = {part: ms[1] - ms[0] for part, ms in times.items() if None not in ms}
-        part = max(changes, key=lambda name: abs(changes[name]), default=None)
-        change = f"{part} {changes[part]:+.3f} ms" if part else None
-        limits = " → ".join(dict.fromkeys(row.limiter or "–" for row in (before, after)))
-        ms = before.per_batch_ms, after.per_batch_ms
-        found.append(Change(after.stage, *ms, ms[0] / ms[1], change, limits))
-    return found

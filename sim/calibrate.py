@@ -203,7 +203,7 @@ class Bench:
         """A batch's output, page-locked, and what finishes a batch with it: at most ``count`` times, each output kept in memory
         of its own, as in a stage."""
         images, names = np.ones(engine.input_shape(batch), np.float32), [f"image-{row}" for row in range(batch)]
-        session = Session(engine, [images] * (count + 1), [names] * (count + 1), argparse.Namespace(measure=1))
+        session = Session(engine, [images] * (count + 1), [names] * (count + 1), argparse.Namespace(), measured=1)
         logits, indices = page_locked((batch, CLASSES)), iter(range(count))
         return logits, lambda: session.finish(next(indices), logits)
 

@@ -27,7 +27,6 @@ COLUMNS = [
     ("stage", "stage", "{}"),
     ("predicted", "predicted_ms", "{:.3f}"),
     ("measured", "measured_ms", "{:.3f}"),
-    ("spread", "spread", "{:.1%}"),
     ("off by", "off", "{:+.1%}"),
     ("fastest run", "fastest_ms", "{:.3f}"),
     ("off by", "off_fastest", "{:+.1%}"),
@@ -63,7 +62,7 @@ def main() -> int:
         for record in records:
             predicted, measured = predict(options.device, record), record.per_batch_ms
             fastest = min(record.repeats_ms or [measured])
-            row = (record.stage, predicted, measured, record.spread, predicted / measured - 1, fastest, predicted / fastest - 1)
+            row = (record.stage, predicted, measured, predicted / measured - 1, fastest, predicted / fastest - 1)
             rows.append(dict(zip((key for _, key, _ in COLUMNS), row)))
         write_json(folder / "prediction.json", {"device": options.device, "stages": rows})
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"

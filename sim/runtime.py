@@ -56,6 +56,7 @@ class ICudaEngine:
         largest_batch = max(high[0] for profile in self._profiles for _, _, high in profile.values())
         self.device_memory_size_v2 = largest_batch * max(layer.nbytes for layer in self._layers)  # activations of a context
         self._session: Any = None
+        self._computed: dict[bytes, dict[str, np.ndarray]] = {}
         self._durations: dict[tuple[int, int], list[Piece]] = {}
         self._space, self._charged = simulator().space, sum(layer.weight_bytes for layer in self._layers)
         self._space.charge(self._charged)
@@ -91,6 +92,13 @@ class ICudaEngine:
         return [name for name in self._tensors if self.get_tensor_mode(name) == mode]
 
     def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs, computed once for the same bytes: a pipeline sends the same few batches over and over."""
+        key = hashlib.blake2b(b"".join(array.tobytes() for array in inputs.values())).digest()
+        if key not in self._computed:
+            self._computed[key] = self._compute(inputs)
+        return self._computed[key]
+
+    def _compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._session is None:
             import onnxruntime
 

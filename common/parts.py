@@ -1,0 +1,104 @@
+"""The parts of a batch, each run by itself: the longest is a limit that no schedule of the same work can beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common import backend
+from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
+from common.cuda import CaptureError, Event, Stream
+from common.engine import Engine
+
+if TYPE_CHECKING:
+    from common.session import Session
+
+PARTS = {"h2d": "copy in", "compute": "compute", "d2h": "copy out", "postprocess": "post-processing"}
+ROUNDS = 5
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
+Work = Callable[[], None]
+
+
+def parts_ms(session: Session, allocate: Allocate) -> dict[str, float]:
+    """Milliseconds of each part, on average over the distinct batches; the median of ``ROUNDS``.
+
+    Copies and compute are enqueued behind one another and timed by CUDA events; so that the GPU never waits for the host, each
+    inference is a graph. Where the pipeline has several contexts they compute side by side here, too.
+    """
+    engine, lanes = session.engine, getattr(session.options, "contexts", 1)
+    batches = session.batches[: len({id(batch) for batch in session.batches})]
+    host_outputs = [allocate(engine.output_shape(len(batch))) for batch in batches]
+    largest = [max(array.nbytes for array in arrays) for arrays in (batches, host_outputs)]
+    with ExitStack() as resources:
+        streams = [resources.enter_context(Stream()) for _ in range(lanes)]
+        buffers = [[resources.enter_context(DeviceBuffer(nbytes)) for nbytes in largest] for _ in range(lanes)]
+        device_input, device_output = buffers[0]
+        for (other_input, _), stream in zip(buffers, streams):
+            copy_to_device_async(other_input, batches[0], stream)
+        copies_in = [partial(copy_to_device_async, device_input, batch, streams[0]) for batch in batches]
+        copies_out = [partial(copy_to_host_async, host, device_output, streams[0]) for host in host_outputs]
+        inferences = inferences_of(engine, batches, buffers, streams, resources)
+        found = {"h2d": gpu_ms(copies_in, streams[:1]), "compute": gpu_ms(inferences, streams)}
+        found["d2h"] = gpu_ms(copies_out, streams[:1])
+    clock_ns, times = backend.current().clock_ns, []
+    for _ in range(ROUNDS):
+        started = clock_ns()
+        for index in range(len(batches)):
+            session.postprocess(index, session.outputs[index])
+        times.append((clock_ns() - started) / 1e6 / len(batches))
+    return {**found, "postprocess": median(times)}
+
+
+def inferences_of(
+    engine: Engine,
+    batches: Sequence[np.ndarray],
+    buffers: Sequence[Sequence[DeviceBuffer]],
+    streams: Sequence[Stream],
+    resources: ExitStack,
+) -> list[Work]:
+    """What enqueues each batch's inference, on the streams in turn: a graph's launch, or the enqueue where it cannot be one."""
+    known: dict[tuple[int, int], Work] = {}
+    for index, batch in enumerate(batches):
+        lane = index % len(streams)
+        if (lane, len(batch)) in known:
+            continue
+        stream, context = streams[lane], engine.create_context(engine.profile_for(len(batch)))
+        context.set_input_shape(batch.shape)
+        context.bind(*buffers[lane])
+        context.execute_async_v3(stream)  # TensorRT initialises here
+        try:
+            with stream.capture() as graph:
+                context.execute_async_v3(stream)
+            known[lane, len(batch)] = partial(resources.enter_context(graph).launch, stream)
+        except CaptureError:
+            known[lane, len(batch)] = partial(context.execute_async_v3, stream)
+    return [known[index % len(streams), len(batch)] for index, batch in enumerate(batches)]
+
+
+def gpu_ms(work: Sequence[Work], streams: Sequence[Stream]) -> float:
+    """GPU time of each piece of ``work``, which is enqueued on ``streams``; the host runs ahead by one turn of it."""
+    times = []
+    with Event(timing=True) as begin, Event(timing=True) as end, Event() as joined:
+        for _ in range(1 if backend.current().simulator else ROUNDS):
+            for enqueue in work:
+                enqueue()
+            for stream in streams[1:]:
+                joined.record(stream)
+                streams[0].wait(joined)
+            begin.record(streams[0])
+            for stream in streams[1:]:
+                stream.wait(begin)
+            for enqueue in work:
+                enqueue()
+            for stream in streams[1:]:
+                joined.record(stream)
+                streams[0].wait(joined)
+            end.record(streams[0])
+            end.synchronize()
+            times.append(end.ms_since(begin) / len(work))
+    return median(times)
