@@ -15,7 +15,8 @@ from harness.advice import advice
 from harness.rows import Row
 
 ORDER = """
-    stage per_batch_ms fastest_ms lower_quartile_ms upper_quartile_ms slowest_ms images_per_s speedup_vs_previous speedup_vs_baseline latency_p99_ms
+    stage per_batch_ms fastest_ms lower_quartile_ms upper_quartile_ms slowest_ms images_per_s
+    speedup_vs_previous speedup_vs_baseline latency_p99_ms
     energy_j_per_1000 h2d_ms compute_ms d2h_ms postprocess_ms submit_ms overlap copy_hidden gpu_idle launches limit_ms
     percent_of_limit percent_of_ladder_limit limiter peak_device_memory_mb fp32_max_abs_diff outputs_match
 """

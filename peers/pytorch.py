@@ -1,29 +1,35 @@
-"""What users write in PyTorch instead of a TensorRT pipeline: the ladder's workload, host to host, in six loops.
+"""What users write in PyTorch instead of a TensorRT pipeline: the ladder's workload, host to host, in eight loops.
 
-    python -m peers.pytorch --out DIR --batch 128 --batches 60 --measure 50
+    scripts/profile_all.sh --out out/run
+    python -m scripts.peers out/run                  with a Python that has PyTorch; it needs no TensorRT
 
-Same model, seed, batches, post-processing and measured window as the stages. The outputs of every loop are held to eager
-FP32 before its time is reported. Writes DIR/NAME.json for each loop; compilation is not in the times.
+Same model, seed, batches, post-processing and measured window as the stages in DIR, in nine windows for each loop, none of them
+left out. The outputs of every loop are held to eager FP32 before its time is reported; compilation is not in the times.
+Writes DIR/peers/NAME.json for each loop and DIR/peers.md: each as a ratio to the fastest stage.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.clock import undisturbed
-from common.console import err
+from common.console import err, out
 from common.errors import Fault, WrongOutputs
-from common.images import DISTINCT, noise_images
+from common.files import column, columns, grid, write_text
+from common.host import processor
+from common.images import DEVIATION, DISTINCT, MEAN, noise_images
 from common.postprocess import Predictions
-from common.record import Record
+from common.record import Record, Window
+from common.session import LEAST, PILOT, SECOND_MS, WARM_UP
 from common.verify import compare
 from export import models
 from export.networks import create_model
@@ -31,17 +37,18 @@ from export.networks import create_model
 MODEL = "resnet18", "random", models.SEED  # the ladder's
 TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}
 """Share of the largest logit by which outputs may be off eager FP32's (which uses TF32, as TensorRT's FP32 does)."""
-Fetch = Callable[[Any], Any]
+SLOTS = 3
 Finish = Callable[[int, np.ndarray], None]
+Module = Callable[[Any], Any]
 
 
-def serial(model: Any, batches: Sequence[Any], fetch: Fetch, finish: Finish) -> None:
+def serial(model: Module, batches: Sequence[Any], device: str, finish: Finish) -> None:
     """A batch to the device, the model, the outputs back."""
     for index, batch in enumerate(batches):
-        finish(index, model(fetch(batch)).float().cpu().numpy())
+        finish(index, model(batch.to(device, non_blocking=batch.is_pinned())).cpu().numpy())
 
 
-def prefetched(model: Any, batches: Sequence[Any], fetch: Fetch, finish: Finish) -> None:
+def prefetched(model: Module, batches: Sequence[Any], device: str, finish: Finish) -> None:
     """``serial`` with the next batch copied on a stream of its own while this one computes."""
     import torch
 
@@ -49,7 +56,7 @@ def prefetched(model: Any, batches: Sequence[Any], fetch: Fetch, finish: Finish)
 
     def copied(batch: Any) -> Any:
         with torch.cuda.stream(copying):
-            return fetch(batch)
+            return batch.to(device, non_blocking=True)
 
     following = copied(batches[0])
     for index, after in enumerate([*batches[1:], None]):
@@ -57,95 +64,210 @@ def prefetched(model: Any, batches: Sequence[Any], fetch: Fetch, finish: Finish)
         images = following
         images.record_stream(computing)
         following = None if after is None else copied(after)
-        finish(index, model(images).float().cpu().numpy())
+        finish(index, model(images).cpu().numpy())
 
 
-LOOPS: dict[str, tuple[Callable[..., None], str, str | None]] = {
-    "eager-fp32": (serial, "fp32", None),
-    "eager-fp16-pinned": (serial, "fp16", None),
-    "eager-fp16-prefetch": (prefetched, "fp16", None),
-    "compile-reduce-overhead": (serial, "fp16", "reduce-overhead"),
-    "compile-max-autotune": (serial, "fp16", "max-autotune"),
-    "compile-max-autotune-prefetch": (prefetched, "fp16", "max-autotune"),
+class Slot:
+    """A batch on its way: its input on the device, a CUDA graph of the whole model on it, its output on the host."""
+
+    def __init__(self, model: Module, batch: Any, computing: Any) -> None:
+        import torch
+
+        self.input = torch.zeros_like(batch, device="cuda")
+        with torch.cuda.stream(computing):
+            for _ in range(2):
+                logits = model(self.input)
+        computing.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=computing):
+            self.logits = model(self.input)
+        self.output = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        self.copied, self.returned = torch.cuda.Event(), torch.cuda.Event()
+
+
+def overlapped(model: Module, batches: Sequence[Any], device: str, finish: Finish) -> None:
+    """The ladder's own lesson in PyTorch: three slots, a copy stream, a graph a batch, page-locked outputs copied without
+    blocking, post-processing behind the submission of later batches."""
+    import torch
+
+    copying, computing = torch.cuda.Stream(), torch.cuda.Stream()
+    slots = [Slot(model, batches[0], computing) for _ in range(SLOTS)]
+
+    def complete(index: int) -> None:
+        slot = slots[index % SLOTS]
+        slot.returned.synchronize()
+        finish(index, slot.output.numpy())
+
+    for index, batch in enumerate(batches):
+        slot = slots[index % SLOTS]
+        if index >= SLOTS:
+            complete(index - SLOTS)
+        with torch.cuda.stream(copying):
+            slot.input.copy_(batch, non_blocking=True)
+            slot.copied.record(copying)
+        with torch.cuda.stream(computing):
+            computing.wait_event(slot.copied)
+            slot.graph.replay()
+            slot.output.copy_(slot.logits, non_blocking=True)
+            slot.returned.record(computing)
+    for index in range(max(0, len(batches) - SLOTS), len(batches)):
+        complete(index)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """``mode`` is torch.compile's. FP16: weights and activations in half, channels last, and batches in page-locked memory."""
+
+    run: Callable[..., None]
+    precision: str = "fp16"
+    mode: str | None = None
+    sends: str = "float32"
+
+
+LOOPS = {
+    "eager-fp32": Loop(serial, "fp32"),
+    "eager-fp16-pinned": Loop(serial),
+    "eager-fp16-prefetch": Loop(prefetched),
+    "compile-reduce-overhead": Loop(serial, mode="reduce-overhead"),
+    "compile-max-autotune": Loop(serial, mode="max-autotune"),
+    "compile-max-autotune-prefetch": Loop(prefetched, mode="max-autotune"),
+    "graphs-3-slots": Loop(overlapped, mode="max-autotune-no-cudagraphs"),
+    "graphs-3-slots-uint8": Loop(overlapped, mode="max-autotune-no-cudagraphs", sends="uint8"),
 }
-"""Name → (loop, precision, mode of torch.compile). FP16 is batches in page-locked memory, copied without blocking; they and the
-model made FP16 and channels-last on the device."""
 
 
-def run(name: str, options: argparse.Namespace, images: list[np.ndarray], reference: list[np.ndarray]) -> Record:
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Normalised images as the uint8 pixels (N×3×S×S) that they might have been."""
+    return np.clip(np.rint((images * DEVIATION[:, None, None] + MEAN[:, None, None]) * 255), 0, 255).astype(np.uint8)
+
+
+def whole_model(loop: Loop, device: str) -> Module:
+    """From a batch on the device, as it was sent, to FP32 logits."""
+    import torch
+
+    form: dict[str, Any] = {"memory_format": torch.channels_last} if loop.precision == "fp16" else {}
+    dtype = torch.float16 if loop.precision == "fp16" else torch.float32
+    network = create_model(*MODEL)[0].to(device, dtype=dtype, **form)
+    mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (MEAN, DEVIATION))
+
+    def model(images: Any) -> Any:
+        if loop.sends == "uint8":
+            images = (images.float() / 255 - mean) / deviation
+        return network(images.to(dtype=dtype, **form)).float()
+
+    return torch.compile(model, mode=loop.mode) if loop.mode else model
+
+
+def run(name: str, options: argparse.Namespace, images: list[np.ndarray]) -> Record:
     """One loop's record; raises ``WrongOutputs`` where its outputs are not eager FP32's."""
     import torch
 
-    loop, precision, mode = LOOPS[name]
-    half, cuda = precision == "fp16", options.device == "cuda"
-    form: dict[str, Any] = {"dtype": torch.float16, "memory_format": torch.channels_last} if half else {}
-    model, tensors = create_model(*MODEL)[0].to(options.device, **form), [torch.from_numpy(batch) for batch in images]
-    model = torch.compile(model, mode=mode) if mode else model
-    tensors = [tensor.pin_memory() for tensor in tensors] if half and cuda else tensors
-    batches = [tensors[index % len(tensors)] for index in range(options.batches)]
-    names, predictions = [f"synthetic-{row:06d}" for row in range(options.batch)], Predictions([])
-    outputs, done_ns, runs = [np.empty(0)] * options.batches, [0] * options.batches, []
+    loop, cuda = LOOPS[name], options.device == "cuda"
+    if loop.run is not serial and not cuda:
+        raise Fault("it needs an NVIDIA GPU.")
+    sent = [as_pixels(batch) for batch in images] if loop.sends == "uint8" else images
+    tensors = [torch.from_numpy(batch) for batch in sent]
+    tensors = [tensor.pin_memory() for tensor in tensors] if loop.precision == "fp16" and cuda else tensors
+    model, names = whole_model(loop, options.device), [f"synthetic-{row:06d}" for row in range(len(images[0]))]
+    reference_model = whole_model(replace(loop, precision="fp32", mode=None), options.device)
 
-    def fetch(batch: Any) -> Any:
-        return batch.to(options.device, non_blocking=half).to(**form)
+    def window(measured: int) -> tuple[Window, list[np.ndarray]]:
+        count, predictions, outputs, done_ns = measured + WARM_UP, Predictions([]), list[np.ndarray](), list[int]()
 
-    def finish(index: int, output: np.ndarray) -> None:
-        predictions.add(names, output)  # as the stages do
-        outputs[index] = output.copy()
-        done_ns[index] = time.perf_counter_ns()
+        def finish(index: int, output: np.ndarray) -> None:
+            predictions.add(names, output)  # as the stages do
+            outputs.append(output.copy())
+            done_ns.append(time.perf_counter_ns())
+
+        with undisturbed() as core_us:
+            loop.run(model, [tensors[index % len(tensors)] for index in range(count)], options.device, finish)
+        window_ms = (done_ns[-1] - done_ns[-1 - measured]) / 1e6
+        rate = measured * len(names) / window_ms * 1e3
+        return Window(window_ms / measured, rate, window_ms, core_us=core_us), outputs
 
     with torch.inference_mode():
-        loop(model, batches[:4], fetch, lambda index, output: None)  # compiles, and chooses its kernels
-        for _ in range(options.repeats):
-            with undisturbed() as core_us:
-                loop(model, batches, fetch, finish)
-            window_ms = (done_ns[-1] - done_ns[-1 - options.measure]) / 1e6
-            runs.append(Record(stage=name, per_batch_ms=window_ms / options.measure, core_us=core_us))
-    difference = compare(outputs, [reference[index % len(reference)] for index in range(options.batches)])
-    if not difference.largest <= TOLERANCE[precision] * difference.scale:
-        off = f"{difference.largest:.3g} (largest logit {difference.scale:.3g})"
-        raise WrongOutputs(f"{name}: outputs differ from eager FP32 by {off}. No timing is reported.")
-    record = Record.typical(runs)
-    record.backend, record.engine, record.precision = "torch", f"PyTorch {torch.__version__}", precision
-    record.device = torch.cuda.get_device_name() if cuda else options.device
-    record.batch, record.batches, record.measured = options.batch, options.batches, options.measure
-    record.images_per_s, record.core_us = options.batch / record.per_batch_ms * 1e3, [each.core_us for each in runs]
-    record.outputs_match, record.time_base, record.date = True, "wall clock", datetime.date.today().isoformat()
-    record.fp32_max_abs_diff, record.fp32_top1_agreement = difference.largest, difference.same_top1
-    return record
+        reference = [reference_model(tensor.to(options.device)).cpu().numpy() for tensor in tensors]
+        window(1)  # compiles, and chooses its kernels
+        measured = options.measure or max(LEAST, int(SECOND_MS / window(PILOT)[0].per_batch_ms))
+        runs, outputs = zip(*(window(measured) for _ in range(options.repeats)))
+    differences = [compare(each, [reference[index % len(reference)] for index in range(len(each))]) for each in outputs]
+    worst = max(differences, key=lambda difference: difference.largest)
+    if not worst.largest <= TOLERANCE[loop.precision] * worst.scale:
+        off = f"{worst.largest:.3g} (largest logit {worst.scale:.3g})"
+        raise WrongOutputs(f"outputs differ from eager FP32 by {off}. No timing is reported.")
+    device = torch.cuda.get_device_name() if cuda else options.device
+    record = Record(stage=name, backend="torch", engine=f"PyTorch {torch.__version__}", device=device, batch=len(names))
+    record.precision, record.measured, record.windows = loop.precision, measured, list(runs)
+    record.outputs_match, record.fp32_max_abs_diff, record.fp32_top1_agreement = True, worst.largest, worst.same_top1
+    record.time_base, record.date, record.host = "wall clock", date.today().isoformat(), {"processor": processor()}
+    return Record.of([record])
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    name: str = column("instead of the ladder")
+    per_batch_ms: float = column("ms a batch", "{:.3f}")
+    ratio: float = column("times as long", "{:.2f}")
+    fastest: float = column("fastest", "{:.3f}")
+    slowest: float = column("slowest", "{:.3f}")
+    windows: int = column("windows")
+
+
+def table(best: Record, peers: list[Record]) -> str:
+    """Every loop beside the fastest stage, in Markdown, and how much longer the best loop takes."""
+    rows = []
+    for name, each in [(f"`{best.stage}`, the fastest stage", best), *((peer.stage, peer) for peer in peers)]:
+        times = each.repeats_ms or [each.per_batch_ms]
+        ratio = each.per_batch_ms / best.per_batch_ms
+        rows.append(vars(Row(name, each.per_batch_ms, ratio, min(times), max(times), len(times))))
+    lines = [f"{best}; {', '.join(dict.fromkeys(str(peer.engine) for peer in peers))}:", "", *grid(rows, columns(Row)), ""]
+    if peers:
+        first = min(peers, key=lambda peer: peer.per_batch_ms)
+        lines += [f"The best loop, {first.stage}, takes {first.per_batch_ms / best.per_batch_ms:.2f} times as long.", ""]
+    return "\n".join(lines)
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("loops", nargs="*", metavar="LOOP", help=f"default: all of {', '.join(LOOPS)}")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for option, default in (("--batch", 128), ("--batches", 60), ("--measure", 50), ("--repeats", 3)):
-        p.add_argument(option, type=int, default=default)
-    p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    p.add_argument("--repeats", type=int, default=9, metavar="N", help="windows of each loop (default: %(default)s)")
+    p.add_argument("--measure", type=int, metavar="N", help="batches in a window (default: 1 s, at least 100)")
+    p.add_argument("--table-only", action="store_true", help="make the table again from the records that are there")
     options = p.parse_args()
     if unknown := set(options.loops) - set(LOOPS):
         p.error(f"there is no loop {', '.join(sorted(unknown))}")
-    try:
-        torch = models.needs("torch", "a PyTorch loop")
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise Fault("PyTorch sees no NVIDIA GPU.")
-        numbers = np.arange(options.batch * min(DISTINCT, options.batches)).reshape(-1, options.batch)
-        images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
-        model = create_model(*MODEL)[0].to(options.device)
-        with torch.inference_mode():
-            reference = [model(torch.from_numpy(batch).to(options.device)).cpu().numpy() for batch in images]
-    except Fault as fault:
-        err.print(f"peers_pytorch: error: {fault}", style="red", markup=False)
-        return fault.exit_code
+    stages = Record.read_all(options.directory)  # but none whose batches are of other sizes as well: the peers run one
+    stages = [stage for stage in stages if round((stage.images_per_s or 0) * stage.per_batch_ms / 1e3) == (stage.batch or 0)]
     failed = 0
-    for name in options.loops or LOOPS:
-        try:
-            record = run(name, options, images, reference)
-            record.write(options.out / f"{name}.json")
-            err.print(f"  {name:<32} {record.per_batch_ms:9.3f} ms a batch")
-        except Exception as error:  # compilers fail in ways of their own; the other loops are still worth their time
-            err.print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", style="red", markup=False)
-            failed = 1
+    try:
+        if not stages:
+            raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
+        best = min(stages, key=lambda stage: stage.per_batch_ms)
+        options.device = "cpu" if best.backend == "simulated" else "cuda"
+        if not options.table_only:
+            torch = models.needs("torch", "a PyTorch loop")
+            if options.device == "cuda" and not torch.cuda.is_available():
+                raise Fault("PyTorch sees no NVIDIA GPU.")
+            numbers = np.arange((best.batch or 1) * DISTINCT).reshape(DISTINCT, -1)
+            images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
+            for name in options.loops or LOOPS:
+                try:
+                    record = run(name, options, images)
+                    record.write(options.directory / "peers" / f"{name}.json")
+                    err.print(f"  {name:<32} {record.per_batch_ms:9.3f} ms a batch")
+                except Exception as error:  # compilers fail in ways of their own; the others are still worth their time
+                    said = " ".join(str(error).split())[:300]
+                    err.print(f"  {name:<32} not run: {type(error).__name__}: {said}", style="red", markup=False)
+                    failed = 1
+    except Fault as fault:
+        err.print(f"peers: error: {fault}", style="red", markup=False)
+        return fault.exit_code
+    text = table(best, Record.read_all(options.directory / "peers"))
+    write_text(options.directory / "peers.md", text)
+    out.print(text, markup=False)
     return failed
 
 

@@ -1,5 +1,5 @@
-"""See peers/measure.py."""
+"""See peers.pytorch.py."""
 
 import runpy
 
-runpy.run_module("peers.measure", run_name="__main__", alter_sys=True)
+runpy.run_module("peers.pytorch", run_name="__main__", alter_sys=True)
