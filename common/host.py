@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +37,10 @@ def core_us() -> float:
     return median(times)
 
 
+THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
+"""Of NVML's reasons for lower clocks those that slow a measurement down."""
+
+
 class Gpu:
     """The first GPU's clocks, temperature, power and energy, by the package nvidia-ml-py; without it nothing is known.
 
@@ -61,14 +66,33 @@ class Gpu:
         return used_mj / 1e3 if used_mj is not None else None
 
     def reading(self) -> dict[str, Any] | None:
-        """Clocks in MHz, temperature in °C, power in W, and NVML's bit mask of what holds the clocks down."""
+        """Clocks in MHz, temperature in °C, power in W, and what holds the clocks down."""
         if self._nvml is None:
             return None
-        power_mw = self._ask("nvmlDeviceGetPowerUsage")
+        power_mw, reasons = self._ask("nvmlDeviceGetPowerUsage"), self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return {
             "sm_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
             "memory_mhz": self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_MEM),
             "temperature_c": self._ask("nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU),
             "power_w": power_mw / 1e3 if power_mw is not None else None,
-            "throttle_reasons": self._ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
+            "throttled": [name for bit, name in THROTTLES.items() if bit & (reasons or 0)],
         }
+
+
+def beside(windows: Iterable[Any], processor: str | None) -> str:
+    """What is known of the host and the GPU over many ``common.record.Window``s, in a sentence; "" where nothing is."""
+    windows = list(windows)
+    readings = [window.gpu for window in windows if window.gpu]
+    ranges = {
+        "a core's piece of work {} µs": [us for window in windows for us in window.core_us or ()],
+        "SM clock {} MHz": [reading["sm_mhz"] for reading in readings],
+        "{} °C": [reading["temperature_c"] for reading in readings],
+    }
+    said = [processor] if processor else []
+    for text, values in ranges.items():
+        if known := [value for value in values if value is not None]:
+            said.append(text.format(f"{min(known):,.0f} to {max(known):,.0f}"))
+    throttles = {name for reading in readings for name in reading["throttled"]}
+    if readings:
+        said.append(f"clocks held down by {', '.join(sorted(throttles))}" if throttles else "nothing held the clocks down")
+    return f"Beside the {len(windows)} windows: {'; '.join(said)}." if said else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from common.record import FAULT
 from harness.rows import Row
 
+BUSY = 0.97
+"""Share of a batch's time in which its kernels run from which on nothing is left between them."""
 OVERLAPPED = 0.5
 """Share of the shorter of copy and compute from which on a stage counts as one that overlaps them."""
 PINNED_SHARE = 0.6
@@ -39,7 +41,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         if stage.precision == "fp32":
             return f"compute-bound at {percent:.0f} % of its limit: FP16 (stage 4)"
         rest = "; no schedule helps"
-        if percent < 97 and (stage.launches or 0) > 1:
+        if (stage.compute_ms or 0) < BUSY * stage.per_batch_ms and (stage.launches or 0) > 1:
             rest = ", and a CUDA graph (stage 7) for the gaps between kernels"
         return f"compute-bound at {percent:.0f} % of its limit: a faster engine (INT8) or a smaller model{rest}"
     if what == "h2d":

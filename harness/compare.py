@@ -22,6 +22,7 @@ import numpy as np
 
 from common.console import out
 from common.files import atomic_path, write_json, write_text
+from common.host import beside
 from common.parts import PARTS
 from common.record import FAULT, Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
@@ -63,6 +64,8 @@ class Comparison:
         self.run = from_json(
             Conditions, {each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)}
         )
+        windows = [window for run in runs for window in run.windows if run.backend != "simulated"]
+        self.host = beside(windows, next((run.host["processor"] for run in runs if run.host), None)) if windows else ""
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
 
     @cached_property
@@ -86,7 +89,8 @@ class Comparison:
         for stage in self.rows:
             for note in stage.notes:
                 out.print(f"{stage.stage}: {note}", markup=False)
-        out.print(f"\n{advice(self.rows)}", markup=False)
+        for said in filter(None, (self.host, advice(self.rows))):
+            out.print(f"\n{said}", markup=False)
         self.write()
         written = ["comparison.json", ".csv", ".md", ".html"]
         if with_perfetto:
@@ -111,7 +115,7 @@ class Comparison:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(vars(stage) for stage in self.rows)
-        markdown = tables.markdown(self.run, self.rows) + tables.clocks(self.rows)
+        markdown = tables.markdown(self.run, self.rows) + (self.host and f"\n{self.host}\n") + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
         html = page.page(self.run, self.rows, self.timelines, self.parents())
         write_text(self.directory / "comparison.html", html)

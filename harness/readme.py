@@ -1,7 +1,7 @@
 """Rewrite the tables in README.md and reports/ from the committed reports.
 
     python scripts/update_readme.py            rewrite
-    python scripts/update_readme.py --check    exit 1 where a table is not what its report says
+    python scripts/update_readme.py --check    exit 1 where a table is not what its report says, or of older rules
 
 Between a mark and `<!-- end -->` stands
 
@@ -29,7 +29,7 @@ TABLE = """
     outputs_match
 """
 STEP = """
-    stage per_batch_ms spread h2d_ms compute_ms postprocess_ms submit_ms overlap gpu_idle limit_ms percent_of_limit
+    stage per_batch_ms h2d_ms compute_ms postprocess_ms submit_ms overlap gpu_idle limit_ms percent_of_limit
     peak_device_memory_mb
 """
 

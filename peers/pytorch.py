@@ -163,7 +163,7 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray]) -> Rec
     import torch
 
     loop, cuda = LOOPS[name], options.device == "cuda"
-    if loop.run is not serial and not cuda:
+    if loop.precision == "fp16" and not cuda:
         raise Fault("it needs an NVIDIA GPU.")
     sent = [as_pixels(batch) for batch in images] if loop.sends == "uint8" else images
     tensors = [torch.from_numpy(batch) for batch in sent]

@@ -58,8 +58,8 @@ def test_real_traces_give_the_known_figures(real_traces, name, per_batch, h2d, c
     assert found.gpu_idle == pytest.approx(idle, abs=0.0006)
     assert found.launches == 41
     assert found.h2d_gb_s == pytest.approx(55.4, abs=0.1)
-    assert found.limit[1] == "h2d"
-    assert limiter(found, found.per_batch_ms) == "serialized"
+    assert found.h2d_ms == max(found.h2d_ms, found.compute_ms, found.d2h_ms, found.postprocess_ms)
+    assert limiter(found.h2d_ms, "h2d", found.per_batch_ms, found.launch_gaps_ms) == "serialized"
 
 
 def test_the_real_device_is_named(real_traces):
@@ -84,7 +84,7 @@ def test_a_trace_and_the_stage_s_own_clock_agree(checkout, tmp_path, script):
         assert found.overlap >= 0.9
         assert found.compute_ms == pytest.approx(8.6, abs=0.02)  # slowed by the copy beside it
     if script == "6_multi_threads":
-        assert found.per_batch_ms == pytest.approx(found.limit[0], rel=0.01)  # pipelined: the longest part
+        assert found.per_batch_ms == pytest.approx(found.compute_ms, rel=0.01)  # pipelined: the longest part
 
 
 def test_a_trace_without_our_ranges_says_why(tmp_path):
@@ -170,7 +170,8 @@ def test_each_modelled_stage_is_sent_to_the_step_that_helps(modelled):
         assert words in found[number], found[number]
     last = "compute-bound at" if device.startswith("v100") else "fewer bytes"
     assert last in found["6"] and last in found["7"]
-    assert "at 100 % of its limit" in found["6"]
+    assert not [row.stage for row in rows if row.faulty]
+    assert "no schedule helps" in found["6"] or "neither a faster engine nor another schedule" in found["6"]
 
 
 def test_each_measured_stage_is_sent_to_the_step_that_helps():
@@ -181,7 +182,6 @@ def test_each_measured_stage_is_sent_to_the_step_that_helps():
         assert words in found[number], (number, found[number])
     found = remedies(report("h200-trt8.6-batch1"))
     assert "stage 7" in found["6"] and "compute-bound at 97 %" in found["7"]
-    assert "side by side" in remedies(report("h200-trt8.6-batch1-other-host"))["8"]
     found = remedies(report("h200-trt8.6-batch128-other-host"))
     assert "fewer bytes" in found["6"] and "fewer bytes" in found["7"]
 

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common import backend, images, options, plans, verify
 from common.buffers import DeviceBuffer, Slot, copy_to_device, copy_to_host, copy_to_host_async, page_locked, pageable
@@ -17,8 +19,8 @@ from common.cuda import CaptureError, CudaError, Event, Stream, cudart
 from common.engine import Engine, TensorRTError, layer_precision, require
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
-from common.record import Conditions, Record
-from common.session import Session, batch_sizes
+from common.record import Conditions, Record, Window
+from common.session import Session, batch_sizes, measured_batches
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +194,7 @@ def session(checkout, batches: int = 4, measure: int = 2) -> Session:
     engine = Engine(checkout.tiny)
     arrays = [images.noise_images(range(2 * index, 2 * index + 2), 32, 1) for index in range(batches)]
     names = [[f"{index}-{row}" for row in range(2)] for index in range(batches)]
-    return Session(engine, arrays, names, argparse.Namespace(measure=measure, no_verify=False, precision="fp16"))
+    return Session(engine, arrays, names, argparse.Namespace(no_verify=False, precision="fp16"), measure)
 
 
 def test_batches_are_finished_in_order(checkout):
@@ -209,15 +211,53 @@ def test_the_window_is_from_the_last_warm_up_batch_to_the_last(checkout, here):
         with run.submit(index):
             pass
         run.finish(index, np.zeros((2, 10), np.float32))
-    own = run.postprocess_ms[0]
     assert run.window_ms == pytest.approx(16 - 4, rel=0.01) and run.window_ms == pytest.approx(sum(run.intervals_ms))
-    assert run.measured == 2 and len(run.intervals_ms) == 2 and own > 0
+    assert run.measured == 2 and len(run.intervals_ms) == 2
     assert [row[0] for row in run.predictions.rows()] == [f"{index}-{row}" for index in range(4) for row in range(2)]
+
+
+def test_latency_is_from_a_batch_s_first_work_and_depth_is_what_is_on_its_way(checkout, here):
+    run, clock = session(checkout, batches=6, measure=3), here.simulator.clock.thread()
+    for index in range(6):  # submitted two ahead of what is finished; batch 5's copy in even before batch 4
+        for each in (5, 4) if index == 4 else (index,):
+            clock.now += 1_000_000
+            run.begin(each)
+        with run.submit(index):
+            pass
+        if index >= 2:
+            clock.now += 3_000_000
+            run.finish(index - 2, np.zeros((2, 10), np.float32))
+    for index in (4, 5):
+        clock.now += 3_000_000
+        run.finish(index, np.zeros((2, 10), np.float32))
+    assert run.depth == 3
+    assert run.latencies_ms == pytest.approx([3 * 3 + 1 + 1, 3 * 3 + 0 + 1, 4 * 3 + 2], abs=2.5)
+
+
+@pytest.mark.parametrize(
+    "words, batch_ms, depth, turn, batches",
+    [
+        ([], 12.5, 1, 1, 100),  # a second would be fewer
+        ([], 1.39, 3, 1, 720),  # whole turns of three slots
+        ([], 1.39, 4, 2, 720),
+        ([], 2.0, 1, 3, 501),  # of three sizes
+        (["--measure", "7"], 1.0, 1, 1, 7),
+        (["--batches", "30"], 1.0, 1, 1, 20),
+        (["--batches", "6"], 1.0, 1, 1, 3),
+    ],
+)
+def test_a_window_on_a_gpu_lasts_a_second(monkeypatch, words, batch_ms, depth, turn, batches):
+    class Pilot:
+        window_ms, measured = 20 * batch_ms, 20
+
+    Pilot.depth = depth
+    monkeypatch.setattr(backend, "current", lambda: argparse.Namespace(simulator=None))
+    assert measured_batches(options.parser("").parse_args(words), Pilot, turn) == batches
 
 
 def test_a_control_on_another_engine_is_verified_and_noted(checkout):
     def serve(run: Session) -> None:
-        outputs, _ = verify.run_serially(run.engine, run.batches)
+        outputs = verify.run_serially(run.engine, run.batches)
         for index, output in enumerate(outputs):
             run.finish(index, output)
 
@@ -295,19 +335,23 @@ def test_what_cannot_be_written_is_said_before_the_run(tmp_path):
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    record = Record(stage="4_use_fp16", per_batch_ms=1.5, batch=128, notes=["a note"], repeats_ms=[1.0, 1.5, 2.0])
+    record = Record(stage="4_use_fp16", per_batch_ms=1.5, batch=128, notes=["a note"], windows=[Window(1.5), Window(2.0)])
     record.write(tmp_path / "4_use_fp16.json")
     assert Record.read(tmp_path / "4_use_fp16.json") == record
     (tmp_path / "other.json").write_text(json.dumps({"stage": "x"}))
     (tmp_path / "10_later.json").write_text(json.dumps({"stage": "x", "per_batch_ms": 1, "of_a_later_version": 1}))
     assert [each.stage for each in Record.read_all(tmp_path)] == ["4_use_fp16", "10_later"]
-    assert record.spread == pytest.approx(1 / 1.5) and Record().spread is None
 
 
-def test_the_typical_run_is_the_median_one():
-    runs = [Record(stage="x", per_batch_ms=time, submit_ms=time / 10) for time in (3.0, 1.0, 2.0)]
-    typical = Record.typical(runs)
-    assert (typical.per_batch_ms, typical.submit_ms, typical.repeats_ms) == (2.0, 0.2, [3.0, 1.0, 2.0])
+@given(st.lists(st.lists(st.floats(1, 9), min_size=1, max_size=3), min_size=1, max_size=5))
+def test_a_record_of_several_runs_is_of_the_one_with_the_median_window(times):
+    runs = [
+        Record(stage="x", notes=[str(number)], windows=[Window(time, submit_ms=time / 10) for time in own])
+        for number, own in enumerate(times)
+    ]
+    found, every = Record.of(runs), sorted(time for own in times for time in own)
+    assert sorted(found.repeats_ms) == every and found.per_batch_ms == every[len(every) // 2]
+    assert found.submit_ms == found.per_batch_ms / 10 and found.per_batch_ms in times[int(found.notes[0])]
 
 
 def test_conditions_say_what_was_modelled():

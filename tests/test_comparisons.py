@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.record import Record
+from common.images import DEVIATION, MEAN
+from common.record import Record, Window
 from export import models
-from peers import compare_engines, contenders, measure
+from peers import compare_engines, contenders, pytorch
 from sim import device as devices
 from sim.clock import Timetable
 from sim.kernels import kernel
@@ -146,17 +147,26 @@ def test_what_was_never_prepared_can_be_closed():
 
 def test_peers_are_ratios_to_the_fastest_stage():
     best = Record(stage="7_cuda_graph", per_batch_ms=0.5, engine="TensorRT 8.6.0", precision="fp16", batch=1, measured=50)
-    peer = Record(stage="eager", per_batch_ms=1.25, engine="PyTorch", precision="fp32")
-    assert "| eager | 1.250 | 2.50 | PyTorch | fp32 |" in measure.table(best, [peer], None)
+    peers = [Record(stage=f"loop {ms}", per_batch_ms=ms, windows=[Window(ms), Window(9.0)]) for ms in (1.25, 1.0)]
+    text = pytorch.table(best, peers)
+    assert "| loop 1.25 | 1.250 | 2.50 | 1.250 | 9.000 | 2 |" in text
+    assert "The best loop, loop 1.0, takes 2.00 times as long." in text
+
+
+def test_pixels_are_the_images_rounded():
+    pictures = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
+    normalised = (pictures / np.float32(255) - MEAN[:, None, None]) / DEVIATION[:, None, None]
+    assert (pytorch.as_pixels(normalised) == pictures).all()
 
 
 @pytest.mark.slow
-def test_a_pytorch_loop_is_verified_and_timed(checkout, tmp_path):
+def test_pytorch_loops_are_verified_and_timed_or_say_what_they_need(checkout, tmp_path):
     pytest.importorskip("torch")
-    few = ("--device", "cpu", "--batch", "1", "--batches", "4", "--measure", "2", "--repeats", "1")
-    done = checkout.run("-m", "peers.pytorch", "eager-fp32", *few, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "eager-fp32.json").read_text())["per_batch_ms"] > 0
+    Record(stage="4_use_fp16", per_batch_ms=1.0, images_per_s=1000, batch=1, backend="simulated").write(tmp_path / "4_x.json")
+    done = checkout.run("-m", "scripts.peers", tmp_path, "eager-fp32", "graphs-3-slots", "--measure", "2", "--repeats", "3")
+    assert done.returncode == 1 and "graphs-3-slots" in done.stderr and "it needs an NVIDIA GPU" in done.stderr
+    found = Record.read(tmp_path / "peers" / "eager-fp32.json")
+    assert found.per_batch_ms > 0 and len(found.windows) == 3 and "eager-fp32" in (tmp_path / "peers.md").read_text()
 
 
 # -- predictions

@@ -187,7 +187,7 @@ def test_the_page_is_whole_and_needs_no_network(compared):
     trace = json.loads((compared / "5_multi_streams.perfetto.json").read_text())["traceEvents"]
     assert {event["ph"] for event in trace} == {"X", "M"}
     assert {event["args"]["name"] for event in trace if event["name"] == "thread_name"} >= {"H2D copy", "compute", "D2H copy"}
-    assert sum(event["name"] == "infer" for event in trace) == 10
+    assert sum(event["name"] == "infer" for event in trace) == 58
 
 
 def test_pictures_are_whole_svg_of_their_own(compared):
@@ -201,7 +201,7 @@ def test_pictures_are_whole_svg_of_their_own(compared):
         assert len(drawn) == count and drawn[-1].get("aria-label").startswith("Timeline of ")
         titles = [title.text for title in drawn[-1].iter(f"{svg}title")]
         assert sum(title.startswith("compute, batch") for title in titles) >= 3
-        assert sum(title.startswith("limit: ") for title in titles) == 3
+        assert sum(title.startswith("limit: ") for title in titles) == 8
 
 
 def test_the_page_renders_in_a_browser(compared, tmp_path):
