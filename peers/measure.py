@@ -1,7 +1,7 @@
 """What users would do instead, measured beside the ladder: the loops of peers/pytorch.py.
 
     scripts/profile_all.sh --out out/run --batches 60 --measure 50
-    python -m scripts.peers out/run
+    python -m peers.measure out/run
 
 Runs every loop with the batches that the stages in DIR were run with, and writes DIR/peers.json and DIR/peers.md: each as a
 ratio to the fastest stage. PyTorch may live in another Python: --torch-python.
