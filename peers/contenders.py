@@ -35,13 +35,17 @@ class Task:
 
     model: str
     weights: str
-    seed: int
     batch: int
     transfers: bool
 
     @property
     def tag(self) -> str:
-        return models.tag(self.model, self.weights, self.seed)
+        return models.tag(self.model, self.weights, models.SEED)
+
+    @property
+    def weights_name(self) -> str:
+        file = Path(self.weights)
+        return file.name if file.is_file() else f"{self.weights} weights"
 
     @property
     def weights_sha256(self) -> str:
@@ -51,9 +55,15 @@ class Task:
     def onnx(self, precision: str) -> Path:
         return ROOT / "models" / f"{self.tag}-{precision}.onnx"
 
+    def export(self, calibration_images: Path | None) -> None:
+        """Make the ONNX files, the INT8 one too where it can be calibrated; raises ``EnvironmentFault``."""
+        calibrated = ["--int8", "--calibration-images", calibration_images] if calibration_images else []
+        if problem := self.build("--export-only", *calibrated):
+            raise EnvironmentFault(f"no ONNX files: {problem}")
+
     def build(self, *options: object) -> str | None:
         """Run 0_build.py for the model; what went wrong, or None."""
-        return run_quietly("0_build.py", "--model", self.model, "--weights", self.weights, "--seed", self.seed, *options)
+        return run_quietly("0_build.py", "--model", self.model, "--weights", self.weights, *options)
 
 
 class Missing(Exception):
@@ -78,12 +88,8 @@ class Contender(Protocol):
     def load(self, images: np.ndarray) -> None: ...
     def infer(self) -> None: ...
     def output(self) -> np.ndarray: ...
-    def close(self) -> None: ...
-
-    def forget(self, *names: str) -> None:
-        """Let go of what these attributes hold, if they are there."""
-        for name in names:
-            vars(self).pop(name, None)
+    def close(self) -> None:
+        return
 
     def memory_mb(self) -> float | None:
         """Device memory that it holds; None on a CPU, or where it cannot tell."""
@@ -118,7 +124,7 @@ class PyTorch(Contender):
             raise Missing("an NVIDIA GPU (FP16 convolutions on a CPU are emulated)")
         self.where = "cuda" if self.gpu else "cpu"
         self.form = {"dtype": torch.half, "memory_format": torch.channels_last} if half else {"dtype": torch.float}
-        self.model = create_model(task.model, task.weights, task.seed)[0].to(self.where, **self.form)
+        self.model = create_model(task.model, task.weights, models.SEED)[0].to(self.where, **self.form)
         if self.mode:
             self.model = torch.compile(self.model, mode=None if self.mode == "default" else self.mode)
 
@@ -145,7 +151,8 @@ class PyTorch(Contender):
         return (self.free_before - self.torch.cuda.mem_get_info()[0]) / 1e6 if self.gpu else None
 
     def close(self) -> None:
-        self.forget("model", "images", "logits")
+        for name in ("model", "images", "logits"):
+            vars(self).pop(name, None)
         if self.mode and self.torch:
             self.torch._dynamo.reset()
         if self.gpu:
@@ -195,9 +202,6 @@ class OnnxRuntime(Contender):
 
     def output(self) -> np.ndarray:
         return self.binding.copy_outputs_to_cpu()[0]
-
-    def close(self) -> None:
-        self.forget("binding", "images", "session")
 
 
 class TensorRT(Contender):
@@ -252,7 +256,6 @@ class TensorRT(Contender):
 
     def close(self) -> None:
         self.resources.close()
-        self.forget("context", "host_input", "host_output")
 
 
 class Pipeline(TensorRT):
