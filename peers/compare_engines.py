@@ -12,7 +12,6 @@ different Pythons fill one table: run it once with each.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import re
 import sys
@@ -20,6 +19,7 @@ import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from common.images import Images
 from common.options import positives
 from export import models
 from export.train import labelled_files, load
-from peers.contenders import Contender, Missing, Pipeline, Task, contenders
+from peers.contenders import CONTENDERS, Contender, Missing, Ready, Task, pipeline
 from peers.processes import ROOT
 from peers.rows import Row, host, report
 
@@ -59,51 +59,50 @@ def labelled(task: Task, directory: Path) -> tuple[np.ndarray, ...]:
     return images, targets, reference(task, images)
 
 
-def timed(contender: Contender, seconds: float, least: int) -> list[float]:
+def timed(ready: Ready, loaded: Any, seconds: float, least: int) -> list[float]:
     """Milliseconds of single inferences, for so many seconds."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < least or (time.perf_counter() < until and len(times) < MOST):
         started = time.perf_counter()
-        contender.infer()
+        ready.infer(loaded)
         times.append((time.perf_counter() - started) * 1e3)
     return times
 
 
-def speed(row: Row, contender: Contender, task: Task, images: np.ndarray, expected: np.ndarray, options: Namespace) -> None:
-    """Prepare the contender and write its times into its row; raises ``WrongOutputs``."""
-    started = time.perf_counter()
-    contender.prepare(task)
-    contender.load(images)
-    contender.infer()
-    row.prepare_s = time.perf_counter() - started
-    row.version, row.device, row.build_s = contender.version, contender.device, contender.build_s
-    output = contender.output()
+def check(row: Row, ready: Ready, images: np.ndarray, expected: np.ndarray) -> Any:
+    """Run the images once and write how far the outputs are off into the row; raises ``WrongOutputs``. Gives what it loaded."""
+    loaded = ready.load(images)
+    output = ready.output(ready.infer(loaded))
     row.largest_difference = models.largest_difference(output, expected)
     row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    arithmetic = "tf32" if row.precision == "fp32" and row.device != "CPU" else row.precision
+    arithmetic = "tf32" if row.precision == "fp32" and ready.device != "CPU" else row.precision
     if not row.largest_difference <= TOLERANCE[arithmetic]:
         raise WrongOutputs(f"off by {row.largest_difference:.2g} of the largest logit")
-    if isinstance(contender, Pipeline):
-        record = contender.rate(options.seconds, options.out)
+    return loaded
+
+
+def speed(row: Row, ready: Ready, loaded: Any, seconds: float) -> None:
+    """Write its times into its row."""
+    if ready.rate:
+        record = ready.rate(seconds)
         row.median_ms, row.count = record.per_batch_ms, record.measured
         row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
         return
-    timed(contender, options.seconds / 5, least=0)  # warm-up
+    timed(ready, loaded, seconds / 5, least=0)  # warm-up
     with undisturbed():
-        times = timed(contender, options.seconds, LEAST)
-    row.memory_mb, row.count = contender.memory_mb(), len(times)
+        times = timed(ready, loaded, seconds, LEAST)
+    row.memory_mb, row.count = ready.memory_mb(), len(times)
     row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
-    row.images_per_s = task.batch * len(times) / sum(times) * 1e3
+    row.images_per_s = row.batch * len(times) / sum(times) * 1e3
 
 
-def accuracy(row: Row, contender: Contender, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
-    """Write top-1, top-5, and how the logits compare with the reference's, into the row of a contender that is prepared."""
+def accuracy(row: Row, ready: Ready, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
+    """Write top-1, top-5, and how the logits compare with the reference's, into its row."""
     parts = []
     for batch in np.split(images, range(row.batch, len(images), row.batch)):
-        contender.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
-        contender.infer()
-        parts.append(contender.output()[: len(batch)].copy())
+        full = np.resize(batch, (row.batch, *batch.shape[1:]))  # the last one is filled up with its own images
+        parts.append(ready.output(ready.infer(ready.load(full)))[: len(batch)].copy())
     found = np.concatenate(parts)
     ranked = np.argsort(-found, axis=1)[:, :5]
     row.images = len(images)
@@ -126,18 +125,22 @@ def compare(
     transfers = "in" if task.transfers else "out"
     words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {transfers}"
     path = options.out / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
-    photographs = None if isinstance(contender, Pipeline) else photographs
+    photographs = None if contender.prepare is pipeline else photographs  # its plan's accuracy is TensorRT's
     before, weights = Row.read(path), task.weights_sha256
-    if before.weights_sha256 == weights and before.median_ms and (photographs is None or before.top1 is not None):
+    if before.weights_sha256 == weights and before.median_ms and (before.top1 is not None or not photographs):
         return
     row, today = Row(contender.name, contender.precision, task.model), datetime.date.today().isoformat()
     row.weights_name, row.weights_sha256, row.transfers = task.weights_name, weights, transfers
     row.host, row.date, row.batch = host(), today, task.batch
     try:
-        with contextlib.closing(contender):
-            speed(row, contender, task, images, expected, options)
-            if photographs is not None:
-                accuracy(row, contender, *photographs)
+        started = time.perf_counter()
+        with contender.prepare(task, contender.precision) as ready:
+            row.version, row.device, row.build_s = ready.version, ready.device, ready.build_s
+            loaded = check(row, ready, images, expected)
+            row.prepare_s = time.perf_counter() - started
+            speed(row, ready, loaded, options.seconds)
+            if photographs:
+                accuracy(row, ready, *photographs)
     except Missing as missing:
         row.problem = f"needs {missing}"
     except Exception as error:
@@ -148,6 +151,12 @@ def compare(
     said += [] if row.problem is None else [row.problem]
     who = f"{task.model:<18} batch {task.batch:<4} {contender.name:<30} {contender.precision}"
     out.print(f"  {who}  {', '.join(said)}", markup=False)
+
+
+def chosen(words: str) -> list[Contender]:
+    """All contenders with one of these comma-separated words in their name or precision."""
+    wanted = [word.strip().lower() for word in words.split(",")]
+    return [each for each in CONTENDERS if any(word in f"{each.name} {each.precision}".lower() for word in wanted)]
 
 
 def parse_options() -> Namespace:
@@ -179,7 +188,7 @@ def main() -> int:
             images.fill(pixels, 0)
             expected = reference(task, pixels)
             photographs = labelled(task, options.labelled) if options.labelled and (model, batch) == kinds[-1] else None
-            for contender in contenders(options.engines):
+            for contender in chosen(options.engines):
                 with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
                     compare(task, contender, pixels, expected, photographs, options)
     except KeyboardInterrupt:

@@ -15,8 +15,9 @@ from rich.markdown import Markdown
 from common.console import out
 from common.files import column, columns, grid, read_json, write_json, write_text
 from common.record import from_json
-from peers.contenders import contenders
+from peers.contenders import CONTENDERS
 
+PALETTE = {"PyTorch": "#D55E00", "ONNX": "#0072B2", "TensorRT": "#009E73"}
 BOTH, EXACT = ("main", "accuracy"), ("accuracy",)
 
 
@@ -74,7 +75,7 @@ SPEED, ACCURACY = (columns(Row, table=table) for table in BOTH)
 def report(folder: Path) -> None:
     """Print the tables and write them, as JSON, Markdown and pictures, from the rows that are there."""
     found = [Row.read(path) for path in sorted((folder / "rows").glob("*.json"))]
-    order = [(contender.name, contender.precision) for contender in contenders()]
+    order = [(contender.name, contender.precision) for contender in CONTENDERS]
     found.sort(key=lambda row: (row.model, row.batch, order.index((row.engine, row.precision))))
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
     lines = [conditions(rows), ""]
@@ -91,12 +92,42 @@ def report(folder: Path) -> None:
     write_text(folder / "engines.md", "\n".join(lines))
     written = ["engines.json, .md"]
     try:
-        from peers import figures
-
-        written += figures.draw(rows, folder)
+        written += draw(rows, folder)
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
+
+
+def draw(rows: list[Row], folder: Path) -> list[str]:
+    """Write MODEL-rates.svg for every model: bar charts, one for each batch size; returns the files' names."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("Agg")
+    pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
+    written = []
+    for model in dict.fromkeys(row.model for row in rows):
+        batches = sorted({row.batch for row in rows if row.model == model})
+        groups = [[row for row in rows if (row.model, row.batch) == (model, batch)] for batch in batches]
+        size = (4.2 * len(groups) + 2, 0.34 * sum(map(len, groups)) / len(groups) + 1.2)
+        figure, charts = pyplot.subplots(1, len(groups), figsize=size, squeeze=False)
+        for axes, batch, mine in zip(charts[0], batches, groups):
+            rates = [row.images_per_s or 0 for row in mine]
+            colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
+            bars = axes.barh(range(len(mine)), rates, color=colours, height=0.7)
+            axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates], fontsize=8)
+            axes.set_xlim(0, 1.2 * max(rates))
+            axes.set_yticks(range(len(mine)), [f"{row.engine} {row.precision}" for row in mine])
+            axes.tick_params(labelleft=axes is charts[0, 0])
+            axes.set_title(f"{model}, batch {batch}", loc="left", fontsize=10)
+            axes.set_xlabel("images a second")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.invert_yaxis()
+        figure.tight_layout()
+        figure.savefig(folder / f"{model}-rates.svg", metadata={"Date": None})
+        pyplot.close(figure)
+        written.append(f"{model}-rates.svg")
+    return written
 
 
 def not_run(rows: list[Row]) -> list[str]:

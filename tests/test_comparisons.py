@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -10,9 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import backend
 from common.record import Record
+from export import models
 from peers import compare_engines, contenders, measure
 from sim import device as devices
+from sim import simulator
 from sim.clock import Timetable
 from sim.kernels import kernel
 from sim.network import Layer
@@ -97,42 +103,66 @@ def compared(checkout, tmp_path, monkeypatch):
     return compare
 
 
-class Watched(contenders.OnnxRuntime):
-    closed = False
+class Changed:
+    """ONNX Runtime with something about it changed."""
 
-    def close(self):
-        super().close()
-        self.closed = True
+    def __init__(self, change) -> None:
+        self.change, self.closed = change, False
+
+    @contextlib.contextmanager
+    def prepare(self, task, precision):
+        with contenders.onnx_runtime(task, precision, "CPU") as ready:
+            try:
+                yield self.change(ready)
+            finally:
+                self.closed = True
 
 
 def test_an_engine_with_wrong_outputs_has_no_time_and_is_closed(compared):
-    class Wrong(Watched):
-        def output(self):
-            return super().output()[::-1]
-
-    contender = Wrong("fp32", "CPU")
-    row = compared(contender)
+    wrong = Changed(lambda ready: dataclasses.replace(ready, output=lambda given: ready.output(given)[::-1]))
+    row = compared(contenders.Contender("ONNX Runtime CPU", "fp32", wrong.prepare))
     assert "WrongOutputs" in row["problem"] and "median_ms" not in row and "top1" not in row
-    assert contender.closed
+    assert wrong.closed
 
 
 def test_an_engine_that_fails_while_its_accuracy_is_found_keeps_its_time(compared, capsys):
-    class Failing(Watched):
-        def load(self, images):
-            if "binding" in vars(self):
-                raise RuntimeError("out of memory")
-            super().load(images)
+    times = itertools.count()
 
-    contender = Failing("fp32", "CPU")
-    row = compared(contender)
-    assert row["median_ms"] > 0 and contender.closed
+    def change(ready):
+        def load(images):
+            if next(times):
+                raise RuntimeError("out of memory")
+            return ready.load(images)
+
+        return dataclasses.replace(ready, load=load)
+
+    failing = Changed(change)
+    row = compared(contenders.Contender("ONNX Runtime CPU", "fp32", failing.prepare))
+    assert row["median_ms"] > 0 and failing.closed
     assert row["problem"] == "RuntimeError: out of memory" and "top1" not in row
     assert "out of memory" in capsys.readouterr().out
 
 
-def test_what_was_never_prepared_can_be_closed():
-    for contender in contenders.contenders():
-        contender.close()
+@pytest.mark.parametrize("transfers", [True, False])
+def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(checkout, monkeypatch, transfers):
+    """On the simulated GPU, which TensorRT's contender takes for a real one here."""
+    monkeypatch.setattr(contenders, "ROOT", checkout.folder)
+    monkeypatch.setattr(backend, "_current", None)
+    here = backend.select("simulated", "h200")
+    monkeypatch.setattr(backend, "select", lambda name: here)
+    monkeypatch.setattr(
+        contenders.Task, "plan", lambda task, precision: checkout.plans / f"resnet18-{precision}.simulated.plan"
+    )
+    task = contenders.Task("resnet18", "random", 2, transfers)
+    images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
+    with contenders.tensorrt(task, "fp16") as ready:
+        for given in (images, images[::-1]):
+            logits = ready.output(ready.infer(ready.load(given)))
+            assert models.largest_difference(logits, compare_engines.reference(task, given)) < 3e-2
+        assert ready.memory_mb() > 0
+    del ready
+    assert not here.leaks()
+    simulator.start().close()
 
 
 # -- loops
