@@ -129,9 +129,8 @@ def compare(
     before, weights = Row.read(path), task.weights_sha256
     if before.weights_sha256 == weights and before.median_ms and (before.top1 is not None or not photographs):
         return
-    row, today = Row(contender.name, contender.precision, task.model), datetime.date.today().isoformat()
-    row.weights_name, row.weights_sha256, row.transfers = task.weights_name, weights, transfers
-    row.host, row.date, row.batch = host(), today, task.batch
+    row = Row(contender.name, contender.precision, task.model, Path(task.weights).name, weights, transfers, batch=task.batch)
+    row.host, row.date = host(), datetime.date.today().isoformat()
     try:
         started = time.perf_counter()
         with contender.prepare(task, contender.precision) as ready:

@@ -47,11 +47,6 @@ class Task:
         return models.tag(self.model, self.weights, models.SEED)
 
     @property
-    def weights_name(self) -> str:
-        file = Path(self.weights)
-        return file.name if file.is_file() else f"{self.weights} weights"
-
-    @property
     def weights_sha256(self) -> str:
         """The hash of a file of weights; `random` and `imagenet` are names already."""
         return sha256(Path(self.weights)) if Path(self.weights).is_file() else self.weights

@@ -81,10 +81,15 @@ def report(folder: Path) -> None:
     lines = [conditions(rows), ""]
     for model, weights, transfers in dict.fromkeys((row.model, row.weights_name, row.transfers) for row in rows):
         mine = [vars(row) for row in rows if (row.model, row.weights_name, row.transfers) == (model, weights, transfers)]
-        lines += [f"## {model} ({weights}), transfers {transfers} the time, ms a batch", "", *grid(mine, SPEED, words=2), ""]
+        lines += [
+            f"## {model} (weights: {weights}), transfers {transfers} the time, ms a batch",
+            "",
+            *grid(mine, SPEED, words=2),
+            "",
+        ]
     if exact:
         accuracy = grid([vars(row) for row in exact], ACCURACY, words=2)
-        lines += [f"## Accuracy on {exact[0].images} labelled images ({exact[0].weights_name})", "", *accuracy, ""]
+        lines += [f"## Accuracy on {exact[0].images} labelled images (weights: {exact[0].weights_name})", "", *accuracy, ""]
     if problems := not_run(found):
         lines += ["## Not run", "", *problems, ""]
     (out if out.is_terminal else Console(width=175, highlight=False)).print(Markdown("\n".join(lines)))

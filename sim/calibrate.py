@@ -157,10 +157,9 @@ class Bench:
         found: dict[str, Any] = by_size(batches, partial(self.times_of_batch, engine))
         found["opt"] = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
         found["steps"] = self.steps(engine)
-        found["compute_beside_copies"] = self.beside_copies(context := self.context(engine, batches[-1]))
-        found["enqueued_by_two"] = self.enqueued_by_two(
-            *((self.context(engine, 1), lane) for lane in (self.stream, self.other))
-        )
+        context = self.context(engine, batches[-1])
+        found["compute_beside_copies"] = self.beside_copies(context)
+        found["enqueued_by_two"] = self.enqueued_by_two(engine)
         if batches[-1] > 1:
             shapes = cycle([engine.input_shape(2), engine.input_shape(1)])
             steps: dict[str, Call] = {
@@ -210,11 +209,8 @@ class Bench:
     def steps(self, engine: Engine) -> dict[str, dict[str, float]]:
         """Host time of each call of two loops at batch 1: a serial one on the default stream, where the last copy waits for the
         inference, and one on streams with events between them and a graph for the inference."""
-        context, image, (logits, finish) = (
-            self.context(engine, 1),
-            page_locked((IMAGE // 4,)),
-            self.finisher(engine, 1, 3 * TURNS),
-        )
+        context, image = self.context(engine, 1), page_locked((IMAGE // 4,))
+        logits, finish = self.finisher(engine, 1, 3 * TURNS)
         with self.stream.capture() as graph:
             context.execute_async_v3(self.stream)
         serial: dict[str, Call] = {
@@ -236,23 +232,27 @@ class Bench:
         with graph:
             return {"serial": in_turn_us(serial), "streamed": in_turn_us(streamed)}
 
-    @settled
-    def enqueued_by_two(self, *lanes: tuple[Context, Stream]) -> float:
+    def enqueued_by_two(self, engine: Engine) -> float:
         """Host time of a pair of enqueues at batch 1, one in each of two threads that do nothing else, a context and a stream
         each: from the start of the first thread to the end of the last, over the pairs."""
-        clock_ns = backend.current().clock_ns
+        clock_ns, lanes = backend.current().clock_ns, (self.stream, self.other)
+        contexts = [self.context(engine, 1) for _ in lanes]
 
-        def enqueue(lane: tuple[Context, Stream]) -> tuple[int, int]:
+        def enqueue(context: Context, stream: Stream) -> tuple[int, int]:
             started = clock_ns()
             for _ in range(PAIRS):
-                lane[0].execute_async_v3(lane[1])
+                context.execute_async_v3(stream)
             return started, clock_ns()
 
+        @settled
+        def pair_us() -> float:
+            starts, ends = zip(*pool.map(enqueue, contexts, lanes))
+            for stream in lanes:
+                stream.synchronize()
+            return (max(ends) - min(starts)) / 1e3 / PAIRS
+
         with ThreadPoolExecutor(2) as pool:
-            starts, ends = zip(*pool.map(enqueue, lanes))
-        for _, stream in lanes:
-            stream.synchronize()
-        return (max(ends) - min(starts)) / 1e3 / PAIRS
+            return pair_us()
 
     def beside_copies(self, context: Context) -> float:
         """Compute time of a batch, enqueued launch by launch as in a pipeline, while the other stream copies to a buffer of
@@ -285,10 +285,13 @@ class Bench:
                 back.put(item)
 
         found: dict[str, Any] = by_size(BATCHES, finish_us)
-        found["range"] = typical_us(marked, 1000)
-        found["queue"] = typical_us(lambda: (queue.put(1), queue.get()), 1000)
         threading.Thread(target=answer, daemon=True).start()
-        found["thread_round_trip"] = typical_us(lambda: (there.put(1), back.get()), 1000)
+        steps: dict[str, Call] = {
+            "range": marked,
+            "queue": lambda: (queue.put(1), queue.get()),
+            "thread_round_trip": lambda: (there.put(1), back.get()),
+        }
+        found.update(in_turn_us(steps, 1000))
         there.put(None)
         return found
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from importlib import resources
-from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -44,28 +43,30 @@ def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
     """
     nets = {name: network(name) for name in plans if name in device.arithmetic_rates}
 
-    def attempt(tried: Device, precision: str, share: float) -> tuple[float, Device]:
-        net, opt, error = nets[precision], plans[precision]["opt"], 0.0
-        tried = replace(tried, last_wave_shares={**tried.last_wave_shares, precision: share})
+    def error(tried: Device) -> float:
+        measured = [(name, plan["opt"], *time) for name, plan in plans.items() for time in plan["compute"].items()]
+        modelled = (compute_us(tried, nets[name.split(",")[0]], int(batch), opt) for name, opt, batch, _ in measured)
+        return sum((modelled_us / us - 1) ** 2 for modelled_us, (*_, us) in zip(modelled, measured))
+
+    def with_share(tried: Device, precision: str, share: float) -> Device:
+        """With the rate at which the plan's time at its OPT is the measured one."""
+        opt, shares = plans[precision]["opt"], {**tried.last_wave_shares, precision: share}
+        tried = replace(tried, last_wave_shares=shares)
         for _ in range(12):
-            off = compute_us(tried, net, opt, opt) / plans[precision]["compute"][str(opt)]
+            off = compute_us(tried, nets[precision], opt, opt) / plans[precision]["compute"][str(opt)]
             if abs(off - 1) < 1e-6:
                 break
             rates = tried.arithmetic_rates
             tried = replace(tried, arithmetic_rates={**rates, precision: rates[precision] * off})
-        for plan in (plan for name, plan in plans.items() if name.split(",")[0] == precision):
-            for batch, time_us in plan["compute"].items():
-                error += (compute_us(tried, net, int(batch), plan["opt"]) / time_us - 1) ** 2
-        return error, tried
+        return tried
 
-    def best(floor_us: float) -> tuple[float, Device]:
-        tried, total = replace(device, kernel_floor=round(floor_us * 1e3)), 0.0
+    fitted = []
+    for floor_us in FLOORS_US:
+        tried = replace(device, kernel_floor=round(floor_us * 1e3))
         for precision in nets:
-            error, tried = min((attempt(tried, precision, share) for share in WAVE_SHARES), key=itemgetter(0))
-            total += error
-        return total, tried
-
-    return min(map(best, FLOORS_US), key=itemgetter(0))[1]
+            tried = min((with_share(tried, precision, share) for share in WAVE_SHARES), key=error)
+        fitted.append(tried)
+    return min(fitted, key=error)
 
 
 def rate(times: dict[str, float]) -> float:
