@@ -21,7 +21,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial, wraps
 from itertools import cycle
@@ -159,7 +158,8 @@ class Bench:
         found["steps"] = self.steps(engine)
         context = self.context(engine, batches[-1])
         found["compute_beside_copies"] = self.beside_copies(context)
-        found["enqueued_by_two"] = self.enqueued_by_two(engine)
+        lanes = (self.context(engine, 1), self.stream), (self.context(engine, 1), self.other)
+        found["enqueued_by_two"] = self.enqueued_by_two(*lanes)
         if batches[-1] > 1:
             shapes = cycle([engine.input_shape(2), engine.input_shape(1)])
             steps: dict[str, Call] = {
@@ -232,27 +232,27 @@ class Bench:
         with graph:
             return {"serial": in_turn_us(serial), "streamed": in_turn_us(streamed)}
 
-    def enqueued_by_two(self, engine: Engine) -> float:
+    @settled
+    def enqueued_by_two(self, *lanes: tuple[Context, Stream]) -> float:
         """Host time of a pair of enqueues at batch 1, one in each of two threads that do nothing else, a context and a stream
         each: from the start of the first thread to the end of the last, over the pairs."""
-        clock_ns, lanes = backend.current().clock_ns, (self.stream, self.other)
-        contexts = [self.context(engine, 1) for _ in lanes]
+        clock_ns, spans = backend.current().clock_ns, []
 
-        def enqueue(context: Context, stream: Stream) -> tuple[int, int]:
+        def enqueue(context: Context, stream: Stream) -> None:
             started = clock_ns()
             for _ in range(PAIRS):
                 context.execute_async_v3(stream)
-            return started, clock_ns()
+            spans.append((started, clock_ns()))
 
-        @settled
-        def pair_us() -> float:
-            starts, ends = zip(*pool.map(enqueue, contexts, lanes))
-            for stream in lanes:
-                stream.synchronize()
-            return (max(ends) - min(starts)) / 1e3 / PAIRS
-
-        with ThreadPoolExecutor(2) as pool:
-            return pair_us()
+        threads = [threading.Thread(target=enqueue, args=lane) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.stream.synchronize()
+        self.other.synchronize()
+        starts, ends = zip(*spans)
+        return (max(ends) - min(starts)) / 1e3 / PAIRS
 
     def beside_copies(self, context: Context) -> float:
         """Compute time of a batch, enqueued launch by launch as in a pipeline, while the other stream copies to a buffer of
