@@ -4,178 +4,164 @@
     python -m scripts.compare_engines --model resnet50 --transfers out --out out/resnet50
     python -m scripts.compare_engines --weights models/resnet18-digits.pt --labelled models/digits/test
 
-Every contender gets the same inputs and the same warm-up, is synchronized where it must be, and has its outputs held to
-PyTorch's in FP32 before a time is reported. What this machine lacks is a row that says what it needs. Finished rows stay
-in --out and are not run again, so an interrupted comparison goes on where it stopped, and contenders that live in
+Every contender gets the same inputs and the same warm-up, is synchronized where it must be, and has its outputs held to those
+of the FP32 ONNX file on the CPU before a time is reported. What this machine lacks is said below the table. Finished rows
+stay in --out and are not run again, so an interrupted comparison goes on where it stopped, and contenders that live in
 different Pythons fill one table: run it once with each.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
+import datetime
 import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.clock import undisturbed
 from common.console import out
-from common.errors import EnvironmentFault, Fault
-from common.files import atomic_path, read_json, write_json
+from common.errors import Fault, WrongOutputs
+from common.files import write_json
 from common.images import Images
 from common.options import positives
-from common.record import from_json
 from export import models
-from export.networks import create_model, logits
 from export.train import labelled_files, load
-from peers.contenders import Contender, Missing, Pipeline, Task, contenders, installed
+from peers.contenders import CONTENDERS, Contender, Missing, Ready, Task, pipeline
 from peers.processes import ROOT
-from peers.rows import Row, report
+from peers.rows import Row, host, report
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
-"""Share of the largest logit by which outputs may be off PyTorch's in FP32 on the CPU. On a GPU, convolutions of FP32 work in
+"""Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
 TF32, whose mantissa is FP16's. What INT8 costs is the accuracy's to say."""
 LEAST, MOST = 20, 2000  # timed inferences
 
 
-def reference(task: Task, images: np.ndarray, names: Sequence[str], folder: Path) -> np.ndarray:
-    """PyTorch's logits in FP32 on the CPU (N×C), kept in ``folder`` for Pythons without PyTorch: once for these weights and
-    the images of these names."""
-    of = "\n".join([task.weights_sha256, str(task.seed), *names])
-    path = folder / f"reference-{task.tag}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.npy"
-    if path.exists():
-        return np.load(path)
-    if not installed("torch"):
-        raise EnvironmentFault("the first run needs PyTorch, for the reference outputs.")
-    expected = logits(create_model(task.model, task.weights, task.seed)[0], images)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, expected)
-    return expected
+def reference(task: Task, images: np.ndarray) -> np.ndarray:
+    """Logits of the FP32 ONNX file on the CPU (N×C), 64 images at a time."""
+    parts = np.split(images, range(64, len(images), 64))
+    return np.concatenate([models.run_onnx(task.onnx("fp32"), part) for part in parts])
 
 
-@functools.lru_cache(maxsize=1)
-def labelled(task: Task, directory: Path, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images of a labelled folder (N×3×S×S FP32), their classes' numbers (−1: none of the model's) and PyTorch's logits
-    (N×C); read once for all contenders."""
+def labelled(task: Task, directory: Path) -> tuple[np.ndarray, ...]:
+    """The images of a labelled folder (N×3×S×S FP32), their classes' numbers (−1: none of the model's) and the reference's
+    logits (N×C)."""
     files, labels = labelled_files(directory)
     if not files:
         raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
     images = load(files, models.MODELS[task.model])
     classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
     targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
-    return images, targets, reference(task, images, [str(path.relative_to(directory)) for path in files], folder)
+    return images, targets, reference(task, images)
 
 
-def timed(contender: Contender, seconds: float, least: int) -> list[float]:
+def timed(ready: Ready, loaded: Any, seconds: float, least: int) -> list[float]:
     """Milliseconds of single inferences, for so many seconds."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < least or (time.perf_counter() < until and len(times) < MOST):
         started = time.perf_counter()
-        contender.infer()
+        ready.infer(loaded)
         times.append((time.perf_counter() - started) * 1e3)
     return times
 
 
-@contextlib.contextmanager
-def noted(row: Row) -> Iterator[None]:
-    """What a contender lacks, or fails at, is said in its row; it is not the end of the comparison."""
-    try:
-        yield
-    except Missing as missing:
-        row.needs = str(missing)
-    except Exception as error:
-        row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def speed(row: Row, contender: Contender, task: Task, images: np.ndarray, expected: np.ndarray, options: Namespace) -> None:
-    """Prepare the contender and write its times into its row, or what was wrong with its outputs."""
-    started = time.perf_counter()
-    contender.prepare(task)
-    contender.load(images)
-    contender.infer()
-    row.prepare_s = time.perf_counter() - started
-    row.version, row.device, row.build_s = contender.version, contender.device, contender.build_s
-    output = contender.output()
+def check(row: Row, ready: Ready, images: np.ndarray, expected: np.ndarray) -> Any:
+    """Run the images once and write how far the outputs are off into the row; raises ``WrongOutputs``. Gives what it loaded."""
+    loaded = ready.load(images)
+    output = ready.output(ready.infer(loaded))
     row.largest_difference = models.largest_difference(output, expected)
     row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    arithmetic = "tf32" if row.precision == "fp32" and row.device != "CPU" else row.precision
+    arithmetic = "tf32" if row.precision == "fp32" and ready.device != "CPU" else row.precision
     if not row.largest_difference <= TOLERANCE[arithmetic]:
-        row.problem = f"wrong outputs: off by {row.largest_difference:.2g} of the largest logit"
-    elif isinstance(contender, Pipeline):
-        record = contender.rate(options.seconds, options.out)
-        row.median_ms, row.count, row.rate_only = record.per_batch_ms, record.measured, True
+        raise WrongOutputs(f"off by {row.largest_difference:.2g} of the largest logit")
+    return loaded
+
+
+def speed(row: Row, ready: Ready, loaded: Any, seconds: float) -> None:
+    """Write its times into its row."""
+    if ready.rate:
+        record = ready.rate(seconds)
+        row.median_ms, row.count = record.per_batch_ms, record.measured
         row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
-    else:
-        timed(contender, options.seconds / 5, least=0)  # warm-up
-        with undisturbed():
-            times = timed(contender, options.seconds, LEAST)
-        row.memory_mb, row.count, row.times_ms = contender.memory_mb(), len(times), [round(each, 4) for each in times]
-        row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
-        row.images_per_s = task.batch * len(times) / sum(times) * 1e3
+        return
+    timed(ready, loaded, seconds / 5, least=0)  # warm-up
+    with undisturbed():
+        times = timed(ready, loaded, seconds, LEAST)
+    row.memory_mb, row.count = ready.memory_mb(), len(times)
+    row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
+    row.images_per_s = row.batch * len(times) / sum(times) * 1e3
 
 
-def accuracy(row: Row, contender: Contender, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
-    """Write top-1, top-5, and how the logits compare with PyTorch's, into the row of a contender that is prepared."""
+def accuracy(row: Row, ready: Ready, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
+    """Write top-1, top-5, and how the logits compare with the reference's, into its row."""
     parts = []
     for batch in np.split(images, range(row.batch, len(images), row.batch)):
-        contender.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
-        contender.infer()
-        parts.append(contender.output()[: len(batch)].copy())
+        full = np.resize(batch, (row.batch, *batch.shape[1:]))  # the last one is filled up with its own images
+        parts.append(ready.output(ready.infer(ready.load(full)))[: len(batch)].copy())
     found = np.concatenate(parts)
     ranked = np.argsort(-found, axis=1)[:, :5]
-    cosine = (found * expected).sum(axis=1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1))
-    row.version, row.device, row.images = contender.version, contender.device, len(images)
+    row.images = len(images)
     row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
     row.agreement = float((ranked[:, 0] == expected.argmax(axis=1)).mean())
     row.largest_logit_difference, row.largest_logit = float(np.abs(found - expected).max()), float(np.abs(expected).max())
-    row.cosine, row.smallest_cosine = float(cosine.mean()), float(cosine.min())
     row.top1 = float((ranked[:, 0] == targets).mean())
 
 
-def compare(task: Task, contender: Contender, images: np.ndarray, expected: np.ndarray, options: Namespace) -> None:
-    """Make a contender's row, and at the last model's last batch size its row of accuracy, unless they are there."""
-    words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {'in' if task.transfers else 'out'}"
-    name = re.sub(r"[\W_]", "-", words).replace("--", "-")
-    speed_path, accuracy_path = (options.out / "rows" / f"{kind}{name}.json" for kind in ("", "accuracy-"))
-    wants_speed = options.force or not finished(speed_path, task)
-    last = (task.model, task.batch) == (options.models[-1], options.batches[-1]) and not isinstance(contender, Pipeline)
-    wants_accuracy = options.labelled and last and (options.force or not finished(accuracy_path, task))
-    if not (wants_speed or wants_accuracy):
+def compare(
+    task: Task,
+    contender: Contender,
+    images: np.ndarray,
+    expected: np.ndarray,
+    photographs: Sequence[np.ndarray] | None,
+    options: Namespace,
+) -> None:
+    """Make a contender's row unless it is there: its speed, and where there are labelled ``photographs`` its accuracy. What it
+    lacks, or fails at, is said in its row; it is not the end of the comparison."""
+    transfers = "in" if task.transfers else "out"
+    words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {transfers}"
+    path = options.out / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
+    photographs = None if contender.prepare is pipeline else photographs  # its plan's accuracy is TensorRT's
+    before, weights = Row.read(path), task.weights_sha256
+    if before.weights_sha256 == weights and before.median_ms and (before.top1 is not None or not photographs):
         return
-    photographs = labelled(task, options.labelled, options.out) if wants_accuracy else None
-    row, exact = Row.of(task, contender), Row.of(task, contender)
-    with noted(row), contextlib.closing(contender):
-        speed(row, contender, task, images, expected, options)
-        if photographs and not row.problem:
-            with noted(exact):
-                accuracy(exact, contender, *photographs)
-    said = row.problem or "not here" if row.median_ms is None else f"{row.median_ms:9.3f} ms"
-    if wants_speed:
-        write_json(speed_path, row.facts, indent=None)
-    if exact.top1 is not None or exact.problem:
-        write_json(accuracy_path, exact.facts, indent=None)
-        said += f", top-1 {exact.top1:.2%}" if exact.top1 is not None else f", no accuracy: {exact.problem}"
-    out.print(f"  {task.model:<18} batch {task.batch:<4} {contender.name:<30} {contender.precision}  {said}", markup=False)
+    row = Row(contender.name, contender.precision, task.model, Path(task.weights).name, weights, transfers, batch=task.batch)
+    row.host, row.date = host(), datetime.date.today().isoformat()
+    try:
+        started = time.perf_counter()
+        with contender.prepare(task, contender.precision) as ready:
+            row.version, row.device, row.build_s = ready.version, ready.device, ready.build_s
+            loaded = check(row, ready, images, expected)
+            row.prepare_s = time.perf_counter() - started
+            speed(row, ready, loaded, options.seconds)
+            if photographs:
+                accuracy(row, ready, *photographs)
+    except Missing as missing:
+        row.problem = f"needs {missing}"
+    except Exception as error:
+        row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    write_json(path, row.facts, indent=None)
+    said = [] if row.median_ms is None else [f"{row.median_ms:9.3f} ms"]
+    said += [] if row.top1 is None else [f"top-1 {row.top1:.2%}"]
+    said += [] if row.problem is None else [row.problem]
+    who = f"{task.model:<18} batch {task.batch:<4} {contender.name:<30} {contender.precision}"
+    out.print(f"  {who}  {', '.join(said)}", markup=False)
 
 
-def finished(path: Path, task: Task) -> bool:
-    """Whether a row is there, was made of the same weights and is no gap that this Python might fill."""
-    row = from_json(Row, read_json(path))
-    return row.weights_sha256 == task.weights_sha256 and not (row.needs or row.problem)
+def chosen(words: str) -> list[Contender]:
+    """All contenders with one of these comma-separated words in their name or precision."""
+    wanted = [word.strip().lower() for word in words.split(",")]
+    return [each for each in CONTENDERS if any(word in f"{each.name} {each.precision}".lower() for word in wanted)]
 
 
 def parse_options() -> Namespace:
     p = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
-    p.add_argument("--seed", type=int, default=models.SEED)
     p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
     p.add_argument("--engines", default="", metavar="WORDS", help="only those with one of these in their name or precision")
     transfers = "copies to and from the device in the time or out of it, for all engines alike (default: %(default)s)"
@@ -184,7 +170,6 @@ def parse_options() -> Namespace:
     p.add_argument("--labelled", type=Path, metavar="DIR", help="labelled images, a folder a class: accuracy as well")
     p.add_argument("--calibration-images", type=Path, metavar="DIR", help="for INT8, see 0_build.py")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
-    p.add_argument("--force", action="store_true", help="run rows again that are there")
     options = p.parse_args()
     options.models = options.models or ["resnet18"]
     return options
@@ -192,21 +177,19 @@ def parse_options() -> Namespace:
 
 def main() -> int:
     options = parse_options()
-    (options.out / "rows").mkdir(parents=True, exist_ok=True)
     kinds = [(model, batch) for model in options.models for batch in options.batches]
-    calibrated = ["--int8", "--calibration-images", options.calibration_images] if options.calibration_images else []
     try:
         for model, batch in kinds:
-            task = Task(model, options.weights, options.seed, batch, options.transfers == "in")
-            if batch == options.batches[0] and (problem := task.build("--export-only", *calibrated)):
-                out.print(f"no ONNX files: {problem}", style="yellow", markup=False)
-            images = Images(options.calibration_images, models.MODELS[model], options.seed, limit=batch)
+            task = Task(model, options.weights, batch, options.transfers == "in")
+            task.export(options.calibration_images)
+            images = Images(options.calibration_images, models.MODELS[model], models.SEED, limit=batch)
             pixels = np.empty((batch, 3, images.size, images.size), np.float32)
             images.fill(pixels, 0)
-            expected = reference(task, pixels, [images.name(row) for row in range(batch)], options.out)
-            for contender in contenders(options.engines):
+            expected = reference(task, pixels)
+            photographs = labelled(task, options.labelled) if options.labelled and (model, batch) == kinds[-1] else None
+            for contender in chosen(options.engines):
                 with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
-                    compare(task, contender, pixels, expected, options)
+                    compare(task, contender, pixels, expected, photographs, options)
     except KeyboardInterrupt:
         out.print("compare_engines: interrupted; finished rows are kept and will not run again", style="red")
         return 130

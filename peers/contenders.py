@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -35,13 +39,12 @@ class Task:
 
     model: str
     weights: str
-    seed: int
     batch: int
     transfers: bool
 
     @property
     def tag(self) -> str:
-        return models.tag(self.model, self.weights, self.seed)
+        return models.tag(self.model, self.weights, models.SEED)
 
     @property
     def weights_sha256(self) -> str:
@@ -51,43 +54,48 @@ class Task:
     def onnx(self, precision: str) -> Path:
         return ROOT / "models" / f"{self.tag}-{precision}.onnx"
 
+    def plan(self, precision: str) -> Path:
+        return ROOT / "plans" / f"{self.tag}-{precision}.plan"
+
+    def export(self, calibration_images: Path | None) -> None:
+        """Make the ONNX files, the INT8 one too where it can be calibrated; raises ``EnvironmentFault``."""
+        calibrated = ["--int8", "--calibration-images", calibration_images] if calibration_images else []
+        if problem := self.build("--export-only", *calibrated):
+            raise EnvironmentFault(f"no ONNX files: {problem}")
+
     def build(self, *options: object) -> str | None:
         """Run 0_build.py for the model; what went wrong, or None."""
-        return run_quietly("0_build.py", "--model", self.model, "--weights", self.weights, "--seed", self.seed, *options)
+        return run_quietly("0_build.py", "--model", self.model, "--weights", self.weights, *options)
 
 
 class Missing(Exception):
     """This machine lacks what the contender needs; the message says what."""
 
 
-class Contender(Protocol):
-    """One way to run a model: ``prepare``, then ``load``, ``infer`` and ``output`` in that order, any number of times.
+@dataclass
+class Ready:
+    """A model that can run. ``load`` takes a batch, N×3×S×S FP32: into page-locked memory, or onto the device where transfers
+    are not timed. ``infer`` takes what ``load`` made of it, and is what is timed, to its end. ``output`` makes the logits, N×C
+    FP32, of what ``infer`` returned; it is called before the next ``infer``."""
 
-    ``prepare`` loads, compiles or builds, or raises ``Missing``. ``load`` takes the next batch, N×3×S×S FP32: into
-    page-locked memory, or onto the device where transfers are not timed. ``infer`` is what is timed, to its end. ``output``
-    is the last batch's logits, N×C FP32. ``close`` gives everything back, however far ``prepare`` came.
-    """
+    version: str  # the library and its version
+    load: Callable[[np.ndarray], Any]
+    infer: Callable[[Any], Any]
+    output: Callable[[Any], np.ndarray]
+    device: str = "CPU"
+    memory_mb: Callable[[], float | None] = lambda: None  # device memory that it holds
+    build_s: float | None = None  # seconds of an earlier build, whose result was only loaded
+    rate: Callable[[float], Record] | None = None  # of a pipeline: the record of a measured window of about so many seconds
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a model. ``prepare(task, precision)`` loads, compiles or builds it, or raises ``Missing``; everything is
+    given back at the end of its context."""
 
     name: str
     precision: str
-    version: str  # the library and its version
-    device: str = "CPU"
-    build_s: float | None = None  # seconds of an earlier build, whose result ``prepare`` only loads
-
-    def prepare(self, task: Task) -> None: ...
-    def load(self, images: np.ndarray) -> None: ...
-    def infer(self) -> None: ...
-    def output(self) -> np.ndarray: ...
-    def close(self) -> None: ...
-
-    def forget(self, *names: str) -> None:
-        """Let go of what these attributes hold, if they are there."""
-        for name in names:
-            vars(self).pop(name, None)
-
-    def memory_mb(self) -> float | None:
-        """Device memory that it holds; None on a CPU, or where it cannot tell."""
-        return None
+    prepare: Callable[[Task, str], AbstractContextManager[Ready]]
 
 
 def installed(package: str) -> Any:
@@ -96,195 +104,163 @@ def installed(package: str) -> Any:
         return importlib.import_module(package)
 
 
-class PyTorch(Contender):
+@contextlib.contextmanager
+def pytorch(task: Task, precision: str, mode: str | None = None) -> Iterator[Ready]:
     """Eager, or compiled in ``mode``. FP16 means weights and activations in half, channels last."""
+    torch, half = installed("torch"), precision == "fp16"
+    if not torch:
+        raise Missing("pip install torch torchvision")
+    gpu = torch.cuda.is_available()
+    if half and not gpu:
+        raise Missing("an NVIDIA GPU (FP16 convolutions on a CPU are emulated)")
+    where, free_before = ("cuda", torch.cuda.mem_get_info()[0]) if gpu else ("cpu", 0)
+    form = {"dtype": torch.half, "memory_format": torch.channels_last} if half else {"dtype": torch.float}
+    model = create_model(task.model, task.weights, models.SEED)[0].to(where, **form)
+    model = torch.compile(model, mode=mode) if mode else model
 
-    torch: Any = None
-    gpu = False
+    def to_device(images: Any) -> Any:
+        return images.to(where, non_blocking=True).to(**form)
 
-    def __init__(self, precision: str, mode: str | None = None) -> None:
-        self.precision, self.mode = precision, mode
-        self.name = f"PyTorch compile ({mode})" if mode else "PyTorch eager"
-
-    def prepare(self, task: Task) -> None:
-        torch, half = installed("torch"), self.precision == "fp16"
-        if not torch:
-            raise Missing("pip install torch torchvision")
-        self.torch, self.transfers, self.version = torch, task.transfers, f"PyTorch {torch.__version__}"
-        self.gpu = torch.cuda.is_available()
-        if self.gpu:
-            self.device, self.free_before = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
-        elif half:
-            raise Missing("an NVIDIA GPU (FP16 convolutions on a CPU are emulated)")
-        self.where = "cuda" if self.gpu else "cpu"
-        self.form = {"dtype": torch.half, "memory_format": torch.channels_last} if half else {"dtype": torch.float}
-        self.model = create_model(task.model, task.weights, task.seed)[0].to(self.where, **self.form)
-        if self.mode:
-            self.model = torch.compile(self.model, mode=None if self.mode == "default" else self.mode)
-
-    def load(self, images: np.ndarray) -> None:
-        self.images = self.torch.from_numpy(images)
-        if not self.transfers:
-            self.images = self._on_device()
-        elif self.gpu:
-            self.images = self.images.pin_memory()
-
-    def _on_device(self) -> Any:
-        return self.images.to(self.where, non_blocking=True).to(**self.form)
-
-    def infer(self) -> None:
-        with self.torch.inference_mode():
-            self.logits = self.model(self._on_device()).float().cpu() if self.transfers else self.model(self.images)
-        if self.gpu:
-            self.torch.cuda.synchronize()
-
-    def output(self) -> np.ndarray:
-        return self.logits.float().cpu().numpy()
-
-    def memory_mb(self) -> float | None:
-        return (self.free_before - self.torch.cuda.mem_get_info()[0]) / 1e6 if self.gpu else None
-
-    def close(self) -> None:
-        self.forget("model", "images", "logits")
-        if self.mode and self.torch:
-            self.torch._dynamo.reset()
-        if self.gpu:
-            self.torch.cuda.empty_cache()
-
-
-class OnnxRuntime(Contender):
-    """One of ONNX Runtime's execution providers."""
-
-    def __init__(self, precision: str, provider: str) -> None:
-        self.precision, self.provider = precision, provider
-        self.name = f"ONNX Runtime {provider}"
-
-    def prepare(self, task: Task) -> None:
-        ort, provider, file = installed("onnxruntime"), f"{self.provider}ExecutionProvider", task.onnx(self.precision)
-        if not ort:
-            raise Missing("pip install onnxruntime")
-        if provider not in ort.get_available_providers():
-            raise Missing(f"an onnxruntime with the {provider} (pip install onnxruntime-gpu) and an NVIDIA GPU")
-        if not file.exists():
-            raise Missing(f"{file.name}: python 0_build.py --{self.precision} --calibration-images DIR")
-        self.ort, self.torch, self.version = ort, None, f"ONNX Runtime {ort.__version__}"
-        self.place = "cpu" if task.transfers or self.provider == "CPU" else "cuda"
-        if self.provider != "CPU":
-            ort.preload_dlls()  # CUDA's and cuDNN's libraries from their Python packages, where those are installed
-            torch = installed("torch")
-            self.torch = torch if torch and torch.cuda.is_available() else None
-            self.device = self.torch.cuda.get_device_name() if self.torch else "GPU 0"
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        settings = {"trt_fp16_enable": True} if self.provider == "Tensorrt" and self.precision == "fp16" else {}
-        self.session = ort.InferenceSession(str(file), options, providers=[(provider, settings)])
-        if provider not in self.session.get_providers():
-            raise Missing(f"{provider}'s libraries, which could not be loaded here")
-
-    def load(self, images: np.ndarray) -> None:
-        if self.torch:  # into page-locked memory; from ordinary memory the copies are slower
-            images = self.torch.from_numpy(images).pin_memory().numpy()
-        self.images = self.ort.OrtValue.ortvalue_from_numpy(images, self.place, 0)
-        self.binding = self.session.io_binding()
-        self.binding.bind_ortvalue_input(models.INPUT, self.images)
-        self.binding.bind_output(models.OUTPUT, self.place, 0)
-
-    def infer(self) -> None:
-        self.session.run_with_iobinding(self.binding)
-        self.binding.synchronize_outputs()
-
-    def output(self) -> np.ndarray:
-        return self.binding.copy_outputs_to_cpu()[0]
-
-    def close(self) -> None:
-        self.forget("binding", "images", "session")
-
-
-class TensorRT(Contender):
-    """A plan run serially: copy in, enqueue, copy out, one batch at a time. Built by 0_build.py when missing."""
-
-    name = "TensorRT"
-
-    def __init__(self, precision: str) -> None:
-        self.precision, self.resources = precision, contextlib.ExitStack()
-
-    def prepare(self, task: Task) -> None:
-        try:
-            here = backend.select("tensorrt")
-        except Fault as fault:
-            raise Missing(f"TensorRT and an NVIDIA GPU ({fault})") from None
-        self.task, self.plan = task, ROOT / "plans" / f"{task.tag}-{self.precision}.plan"
-        precision = [] if self.precision == "fp32" else [f"--{self.precision}"]
-        if unusable(self.plan, self.plan) and (problem := task.build("--backend", "tensorrt", *precision)):
-            raise Missing(f"a plan; the build failed: {problem}")
-        self.device, self.version, self.used_before = here.device, here.library, used_memory()
-        engine = Engine(self.plan)
-        engine.require_precision(self.precision)
-        self.build_s, profile = engine.facts.get("build_s"), engine.profile_for(task.batch)
-        if profile is None:
-            raise Missing(f"a plan for batches of {task.batch}: python 0_build.py --profile 1,{task.batch},{task.batch}")
-        self.context = engine.create_context(profile)
-        self.host_input, self.host_output = map(page_locked, (engine.input_shape(task.batch), engine.output_shape(task.batch)))
-        self.stream = self.resources.enter_context(Stream())
-        buffers = (DeviceBuffer(host.nbytes) for host in (self.host_input, self.host_output))
-        self.device_input, self.device_output = map(self.resources.enter_context, buffers)
-        self.context.set_input_shape(self.host_input.shape)
-        self.context.bind(self.device_input, self.device_output)
-
-    def load(self, images: np.ndarray) -> None:
-        np.copyto(self.host_input, images)
-        copy_to_device(self.device_input, self.host_input)
-
-    def infer(self) -> None:
-        if self.task.transfers:
-            copy_to_device_async(self.device_input, self.host_input, self.stream)
-        self.context.execute_async_v3(self.stream)
-        if self.task.transfers:
-            copy_to_host_async(self.host_output, self.device_output, self.stream)
-        self.stream.synchronize()
-
-    def output(self) -> np.ndarray:
-        copy_to_host(self.host_output, self.device_output)
-        return self.host_output.copy()
-
-    def memory_mb(self) -> float | None:
-        return (used_memory() - self.used_before) / 1e6
-
-    def close(self) -> None:
-        self.resources.close()
-        self.forget("context", "host_input", "host_output")
-
-
-class Pipeline(TensorRT):
-    """The same plan in stage 7's pipeline: several batches in flight. It has a rate; latency is not its subject."""
-
-    name = "TensorRT, stage 7's pipeline"
-
-    def prepare(self, task: Task) -> None:
+    def load(images: np.ndarray) -> Any:
+        tensor = torch.from_numpy(images)
         if not task.transfers:
-            raise Missing("--transfers in: a pipeline without transfers is none")
-        super().prepare(task)
+            return to_device(tensor)
+        return tensor.pin_memory() if gpu else tensor
 
-    def rate(self, seconds: float, folder: Path) -> Record:
-        """The stage's own record of a measured window of about ``seconds``."""
-        path = folder / f"stage7-{self.task.tag}-{self.precision}-b{self.task.batch}.json"
-        started = time.perf_counter()
-        self.infer()
-        count = max(20, min(2000, int(seconds / max(1e-4, time.perf_counter() - started))))
-        what = ["--backend", "tensorrt", "--plan", self.plan, "--precision", self.precision, "--batch", self.task.batch]
-        problem = run_quietly("7_cuda_graph.py", *what, "--batches", count + 10, "--measure", count, "--json", path)
-        record = Record.read(path)
-        path.unlink(missing_ok=True)
-        if problem or record is None:
-            raise EnvironmentFault(str(problem))
-        return record
+    def infer(images: Any) -> Any:
+        with torch.inference_mode():
+            logits = model(to_device(images)).float().cpu() if task.transfers else model(images)
+        if gpu:
+            torch.cuda.synchronize()
+        return logits
+
+    def memory_mb() -> float | None:
+        return (free_before - torch.cuda.mem_get_info()[0]) / 1e6 if gpu else None
+
+    device = torch.cuda.get_device_name() if gpu else "CPU"
+    try:
+        yield Ready(f"PyTorch {torch.__version__}", load, infer, lambda it: it.float().cpu().numpy(), device, memory_mb)
+    finally:
+        model = None  # of which ``infer`` knows as well
+        if mode:
+            torch._dynamo.reset()
+        if gpu:
+            torch.cuda.empty_cache()
 
 
-def contenders(words: str = "") -> list[Contender]:
-    """In the order of the table, all with one of these comma-separated words in their name or precision."""
-    torch = PyTorch("fp32"), PyTorch("fp16"), PyTorch("fp32", "default"), PyTorch("fp16", "max-autotune")
-    onnx_cpu = OnnxRuntime("fp32", "CPU"), OnnxRuntime("int8", "CPU")
-    onnx_gpu = OnnxRuntime("fp32", "CUDA"), OnnxRuntime("fp16", "CUDA"), OnnxRuntime("fp16", "Tensorrt")
-    tensorrt = TensorRT("fp32"), TensorRT("fp16"), TensorRT("int8"), Pipeline("fp16"), Pipeline("int8")
-    found, wanted = [*torch, *onnx_cpu, *onnx_gpu, *tensorrt], [word.strip().lower() for word in words.split(",")]
-    return [each for each in found if any(word in f"{each.name} {each.precision}".lower() for word in wanted)]
+@contextlib.contextmanager
+def onnx_runtime(task: Task, precision: str, provider: str) -> Iterator[Ready]:
+    """One of ONNX Runtime's execution providers."""
+    ort, full_name, file, device = installed("onnxruntime"), f"{provider}ExecutionProvider", task.onnx(precision), "CPU"
+    if not ort:
+        raise Missing("pip install onnxruntime")
+    if full_name not in ort.get_available_providers():
+        raise Missing(f"an onnxruntime with the {full_name} (pip install onnxruntime-gpu) and an NVIDIA GPU")
+    if not file.exists():
+        raise Missing(f"{file.name}: python 0_build.py --{precision} --calibration-images DIR")
+    torch, place = None, "cpu" if task.transfers or provider == "CPU" else "cuda"
+    if provider != "CPU":
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries from their Python packages, where those are installed
+        torch = installed("torch")
+        torch = torch if torch and torch.cuda.is_available() else None
+        device = torch.cuda.get_device_name() if torch else "GPU 0"
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    settings = {"trt_fp16_enable": True} if provider == "Tensorrt" and precision == "fp16" else {}
+    session = ort.InferenceSession(str(file), options, providers=[(full_name, settings)])
+    if full_name not in session.get_providers():
+        raise Missing(f"{full_name}'s libraries, which could not be loaded here")
+
+    def load(images: np.ndarray) -> Any:
+        if torch:  # into page-locked memory; from ordinary memory the copies are slower
+            images = torch.from_numpy(images).pin_memory().numpy()
+        value, binding = ort.OrtValue.ortvalue_from_numpy(images, place, 0), session.io_binding()
+        binding.bind_ortvalue_input(models.INPUT, value)
+        binding.bind_output(models.OUTPUT, place, 0)
+        return binding, value  # which keeps the images
+
+    def infer(loaded: Any) -> Any:
+        binding, _ = loaded
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding
+
+    yield Ready(f"ONNX Runtime {ort.__version__}", load, infer, lambda binding: binding.copy_outputs_to_cpu()[0], device)
+
+
+@contextlib.contextmanager
+def tensorrt(task: Task, precision: str) -> Iterator[Ready]:
+    """A plan run serially: copy in, enqueue, copy out, one batch at a time. Built by 0_build.py when missing."""
+    try:
+        here = backend.select("tensorrt")
+    except Fault as fault:
+        raise Missing(f"TensorRT and an NVIDIA GPU ({fault})") from None
+    plan, wanted = task.plan(precision), [] if precision == "fp32" else [f"--{precision}"]
+    if unusable(plan, plan) and (problem := task.build("--backend", "tensorrt", *wanted)):
+        raise Missing(f"a plan; the build failed: {problem}")
+    used_before, engine = used_memory(), Engine(plan)
+    engine.require_precision(precision)
+    profile = engine.profile_for(task.batch)
+    if profile is None:
+        raise Missing(f"a plan for batches of {task.batch}: python 0_build.py --profile 1,{task.batch},{task.batch}")
+    context = engine.create_context(profile)
+    host_input, host_output = page_locked(engine.input_shape(task.batch)), page_locked(engine.output_shape(task.batch))
+    with Stream() as stream, DeviceBuffer(host_input.nbytes) as device_input, DeviceBuffer(host_output.nbytes) as device_output:
+        context.set_input_shape(host_input.shape)
+        context.bind(device_input, device_output)
+
+        def load(images: np.ndarray) -> None:
+            np.copyto(host_input, images)
+            copy_to_device(device_input, host_input)
+
+        def infer(_: None) -> None:
+            if task.transfers:
+                copy_to_device_async(device_input, host_input, stream)
+            context.execute_async_v3(stream)
+            if task.transfers:
+                copy_to_host_async(host_output, device_output, stream)
+            stream.synchronize()
+
+        def output(_: None) -> np.ndarray:
+            copy_to_host(host_output, device_output)
+            return host_output.copy()
+
+        def memory_mb() -> float:
+            return (used_memory() - used_before) / 1e6
+
+        yield Ready(here.library, load, infer, output, here.device, memory_mb, engine.facts.get("build_s"))
+
+
+@contextlib.contextmanager
+def pipeline(task: Task, precision: str) -> Iterator[Ready]:
+    """The same plan in stage 7's pipeline: several batches in flight. It has a rate; latency is not its subject."""
+    if not task.transfers:
+        raise Missing("--transfers in: a pipeline without transfers is none")
+    with tensorrt(task, precision) as ready, tempfile.TemporaryDirectory() as folder:
+
+        def rate(seconds: float) -> Record:
+            started, path = time.perf_counter(), Path(folder) / "record.json"
+            ready.infer(None)
+            count = max(20, min(2000, int(seconds / max(1e-4, time.perf_counter() - started))))
+            what = ["--backend", "tensorrt", "--plan", task.plan(precision), "--precision", precision, "--batch", task.batch]
+            problem = run_quietly("7_cuda_graph.py", *what, "--batches", count + 10, "--measure", count, "--json", path)
+            record = Record.read(path)
+            if problem or record is None:
+                raise EnvironmentFault(str(problem))
+            return record
+
+        yield replace(ready, rate=rate)
+
+
+KINDS: list[tuple[str, str, Callable[..., AbstractContextManager[Ready]]]] = [
+    ("PyTorch eager", "fp32 fp16", pytorch),
+    ("PyTorch compile (default)", "fp32", partial(pytorch, mode="default")),
+    ("PyTorch compile (max-autotune)", "fp16", partial(pytorch, mode="max-autotune")),
+    ("ONNX Runtime CPU", "fp32 int8", partial(onnx_runtime, provider="CPU")),
+    ("ONNX Runtime CUDA", "fp32 fp16", partial(onnx_runtime, provider="CUDA")),
+    ("ONNX Runtime Tensorrt", "fp16", partial(onnx_runtime, provider="Tensorrt")),
+    ("TensorRT", "fp32 fp16 int8", tensorrt),
+    ("TensorRT, stage 7's pipeline", "fp16 int8", pipeline),
+]
+CONTENDERS = [Contender(name, precision, prepare) for name, precisions, prepare in KINDS for precision in precisions.split()]
+"""In the order of the table."""

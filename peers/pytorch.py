@@ -1,7 +1,7 @@
 """What users write in PyTorch instead of a TensorRT pipeline: the ladder's workload, host to host, in eight loops.
 
     scripts/profile_all.sh --out out/run
-    python -m scripts.peers out/run                  with a Python that has PyTorch; it needs no TensorRT
+    python -m peers.pytorch out/run                 with a Python that has PyTorch; it needs no TensorRT
 
 Same model, seed, batches, post-processing and measured window as the stages in DIR, in nine windows for each loop, none of them
 left out. The outputs of every loop are held to eager FP32 before its time is reported; compilation is not in the times.

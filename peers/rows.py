@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
 import os
 import platform
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from common.console import out
-from common.files import atomic_path, cells, column, columns, grid, read_json, write_json, write_text
+from common.files import column, columns, grid, read_json, write_json, write_text
 from common.record import from_json
-from peers.contenders import Contender, Task, contenders
+from peers.contenders import CONTENDERS
 
+PALETTE = {"PyTorch": "#D55E00", "ONNX": "#0072B2", "TensorRT": "#009E73"}
 BOTH, EXACT = ("main", "accuracy"), ("accuracy",)
 
 
 @dataclass
 class Row:
-    """What a contender came to on a task: its speed, or its accuracy, or what it ``needs``, or the ``problem`` that it had.
+    """What a contender came to on a task: its speed, its accuracy if that was asked for, the ``problem`` that it had.
 
     Differences are shares of the largest logit where they do not say otherwise. What a row does not have is None.
     """
@@ -32,7 +31,6 @@ class Row:
     engine: str = column("engine", tables=BOTH)  # the contender's name
     precision: str = column("precision", tables=BOTH)
     model: str = ""
-    weights: str = ""
     weights_name: str = ""
     weights_sha256: str = ""
     transfers: str = ""  # "in" the time or "out" of it
@@ -42,9 +40,8 @@ class Row:
     version: str | None = None
     device: str | None = None
     count: int | None = None
-    rate_only: bool | None = None  # a pipeline: its median is its window's mean
     min_ms: float | None = column("min", "{:.3f}")
-    median_ms: float | None = column("median", "{:.3f}")
+    median_ms: float | None = column("median", "{:.3f}")  # of a pipeline, which has a rate alone: its window's mean
     p90_ms: float | None = column("p90", "{:.3f}")
     p99_ms: float | None = column("p99", "{:.3f}")
     max_ms: float | None = column("max", "{:.3f}")
@@ -54,25 +51,18 @@ class Row:
     build_s: float | None = column("build, s", "{:.1f}")
     largest_difference: float | None = column("off FP32", "{:.1e}")
     top1_agreement: float | None = column("same top-1", "{:.0%}")
-    times_ms: list[float] | None = None
     images: int | None = None  # that the accuracy is of
     top1: float | None = column("top-1", "{:.2%}", EXACT)
     top5: float | None = column("top-5", "{:.2%}", EXACT)
     agreement: float | None = column("agrees with FP32", "{:.2%}", EXACT)
     largest_logit_difference: float | None = column("largest logit difference", "{:.3f}", EXACT)
     largest_logit: float | None = column("of", "{:.2f}", EXACT)
-    cosine: float | None = column("cosine", "{:.6f}", EXACT)
-    smallest_cosine: float | None = column("smallest", "{:.6f}", EXACT)
-    needs: str | None = None
     problem: str | None = None
 
     @classmethod
-    def of(cls, task: Task, contender: Contender) -> Row:
-        """What is known before anything is run."""
-        file = Path(task.weights)
-        weights = task.weights, file.name if file.is_file() else f"{task.weights} weights", task.weights_sha256
-        transfers, today = "in" if task.transfers else "out", datetime.date.today().isoformat()
-        return cls(contender.name, contender.precision, task.model, *weights, transfers, host(), today, task.batch)
+    def read(cls, path: Path) -> Row:
+        """The row in a file; one without times where there is none."""
+        return from_json(cls, read_json(path))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,67 +73,84 @@ SPEED, ACCURACY = (columns(Row, table=table) for table in BOTH)
 
 
 def report(folder: Path) -> None:
-    """Print the tables and write them, as JSON, CSV, Markdown and pictures, from the rows that are there."""
-    found = [from_json(Row, read_json(path)) for path in sorted((folder / "rows").glob("*.json"))]
-    order = {(contender.name, contender.precision): index for index, contender in enumerate(contenders())}
-    found.sort(key=lambda row: (row.model, row.batch or 0, order.get((row.engine, row.precision), len(order))))
+    """Print the tables and write them, as JSON, Markdown and pictures, from the rows that are there."""
+    found = [Row.read(path) for path in sorted((folder / "rows").glob("*.json"))]
+    order = [(contender.name, contender.precision) for contender in CONTENDERS]
+    found.sort(key=lambda row: (row.model, row.batch, order.index((row.engine, row.precision))))
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
     lines = [conditions(rows), ""]
     for model, weights, transfers in dict.fromkeys((row.model, row.weights_name, row.transfers) for row in rows):
         mine = [vars(row) for row in rows if (row.model, row.weights_name, row.transfers) == (model, weights, transfers)]
-        what = f"transfers {transfers} the time, ms a batch"
-        lines += [f"## {model} ({weights}), {what}", "", *grid(mine, SPEED, words=2), ""]
-        table = Table(title=f"{model}, {what}", box=None, title_justify="left")
-        for index, (title, *_) in enumerate(SPEED):
-            table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
-        for row in mine:
-            table.add_row(*cells(row, SPEED))
-        (out if out.is_terminal else Console(width=175, highlight=False)).print(table)
+        lines += [
+            f"## {model} (weights: {weights}), transfers {transfers} the time, ms a batch",
+            "",
+            *grid(mine, SPEED, words=2),
+            "",
+        ]
     if exact:
         accuracy = grid([vars(row) for row in exact], ACCURACY, words=2)
-        lines += [f"## Accuracy on {exact[0].images} labelled images ({exact[0].weights_name})", "", *accuracy, ""]
-        out.print("\n".join(accuracy), markup=False)
-    if absent := not_run(found):
-        lines += ["## Not run", "", *(f"- {line}" for line in absent), ""]
-        out.print("\n".join(f"not run: {line}" for line in absent), markup=False)
-    slim = [replace(row, times_ms=None).facts for row in found]
-    write_json(folder / "engines.json", {"conditions": lines[0], "rows": slim})
+        lines += [f"## Accuracy on {exact[0].images} labelled images (weights: {exact[0].weights_name})", "", *accuracy, ""]
+    if problems := not_run(found):
+        lines += ["## Not run", "", *problems, ""]
+    (out if out.is_terminal else Console(width=175, highlight=False)).print(Markdown("\n".join(lines)))
+    write_json(folder / "engines.json", {"conditions": lines[0], "rows": [row.facts for row in found]})
     write_text(folder / "engines.md", "\n".join(lines))
-    with atomic_path(folder / "engines.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        names = ["model", *(name for _, name, _ in SPEED), "transfers"]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(vars(row) for row in rows)
-    written = ["engines.json, .csv, .md"]
+    written = ["engines.json, .md"]
     try:
-        from peers import figures
-
-        written += figures.draw(rows, folder)
+        written += draw(rows, folder)
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
 
 
+def draw(rows: list[Row], folder: Path) -> list[str]:
+    """Write MODEL-rates.svg for every model: bar charts, one for each batch size; returns the files' names."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("Agg")
+    pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
+    written = []
+    for model in dict.fromkeys(row.model for row in rows):
+        batches = sorted({row.batch for row in rows if row.model == model})
+        groups = [[row for row in rows if (row.model, row.batch) == (model, batch)] for batch in batches]
+        size = (4.2 * len(groups) + 2, 0.34 * sum(map(len, groups)) / len(groups) + 1.2)
+        figure, charts = pyplot.subplots(1, len(groups), figsize=size, squeeze=False)
+        for axes, batch, mine in zip(charts[0], batches, groups):
+            rates = [row.images_per_s or 0 for row in mine]
+            colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
+            bars = axes.barh(range(len(mine)), rates, color=colours, height=0.7)
+            axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates], fontsize=8)
+            axes.set_xlim(0, 1.2 * max(rates))
+            axes.set_yticks(range(len(mine)), [f"{row.engine} {row.precision}" for row in mine])
+            axes.tick_params(labelleft=axes is charts[0, 0])
+            axes.set_title(f"{model}, batch {batch}", loc="left", fontsize=10)
+            axes.set_xlabel("images a second")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.invert_yaxis()
+        figure.tight_layout()
+        figure.savefig(folder / f"{model}-rates.svg", metadata={"Date": None})
+        pyplot.close(figure)
+        written.append(f"{model}-rates.svg")
+    return written
+
+
 def not_run(rows: list[Row]) -> list[str]:
-    """A line for each reason, with the contenders that it holds up."""
-    reasons: dict[str, list[str]] = {}
+    """A line for each problem, with the contenders that had it."""
+    whose: dict[str, list[str]] = {}
     for row in rows:
-        who = f"{row.engine} {row.precision}"
         if row.problem:
-            reasons.setdefault(row.problem, []).append(f"{row.model} {who} at batch {row.batch}")
-        elif row.needs:
-            reasons.setdefault(f"needs {row.needs}", []).append(who)
-    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
+            whose.setdefault(row.problem, []).append(f"{row.engine} {row.precision}")
+    return [f"- {', '.join(dict.fromkeys(names))}: {problem}" for problem, names in whose.items()]
 
 
 def conditions(rows: list[Row]) -> str:
     """What the numbers were obtained on."""
-    if not rows:
-        return ""
-    facts = ([vars(row)[name] for row in rows] for name in ("device", "host", "version"))
-    devices, hosts, versions = (", ".join(dict.fromkeys(values)) for values in facts)
-    dates = sorted(row.date for row in rows)
-    return f"{devices}; host: {hosts}; {versions}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}:"
+    devices, hosts, versions = (
+        ", ".join(dict.fromkeys(vars(row)[name] for row in rows)) for name in ("device", "host", "version")
+    )
+    dates = sorted({row.date for row in rows})
+    return f"{devices}; host: {hosts}; {versions}; {' to '.join(dict.fromkeys([*dates[:1], *dates[-1:]]))}:"
 
 
 def host() -> str:

@@ -1,15 +1,15 @@
 """Measure a GPU for the simulator: copies, CUDA calls, allocation, launches, compute by precision.
 
-    python -m scripts.calibrate my-gpu            measure, and write sim/devices/my-gpu.toml
-    python -m scripts.calibrate my-gpu --raw FILE --measure-only
-    python -m scripts.calibrate my-gpu --raw FILE --derive-only
+    python -m scripts.calibrate my-gpu                    measure, and write sim/devices/my-gpu.toml
+    python -m scripts.calibrate my-gpu --derive-only      write it again from what was measured before
 
-Measuring needs TensorRT and the ladder's plans (built when missing); deriving needs the onnx package. Where no Python has
-both, run the two halves one after the other: the raw medians travel in FILE, and stay as the record of what each number
-of the device file was computed from. Everything is measured through the stages' own helpers (so that Python's share is in
-it), piece by piece; no stage is timed here, and none of a stage's numbers goes into the file.
+Measuring needs TensorRT and the ladder's plans (built when missing); making the device file needs the onnx package. Where no
+Python has both, run the second line with the one that has onnx. The raw medians lie in out/my-gpu.calibration.json, and stay
+as the record of what each number of the device file was computed from.
 
-All of it is measured three times, in rounds; what is written are the medians of the three.
+Everything is measured through the stages' own helpers (so that Python's share is in it), piece by piece; no stage is timed
+here, and none of a stage's numbers goes into the file. What is written
+are the medians of three rounds.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial, wraps
 from itertools import cycle
@@ -34,9 +35,9 @@ from common import backend, ranges
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_device_async, copy_to_host, copy_to_host_async, page_locked
 from common.clock import undisturbed
 from common.console import err
-from common.cuda import Event, Graph, Stream, cudart
+from common.cuda import Event, Stream, cudart
 from common.engine import Context, Engine
-from common.errors import Fault
+from common.errors import ENVIRONMENT, Fault
 from common.files import write_json, write_text
 from common.images import DISTINCT, noise_images
 from common.plans import ROOT, default_plan
@@ -74,8 +75,14 @@ def settled(measure: Callable[..., float]) -> Callable[..., float]:
     return wraps(measure)(lambda *args, **options: median([measure(*args, **options) for _ in range(6)][1:]))
 
 
+def by_size(sizes: Iterable[int], measure: Callable[[int], dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Each of the times that ``measure`` finds, by size."""
+    found = {str(size): measure(size) for size in sizes}
+    return {name: {size: times[name] for size, times in found.items()} for name in next(iter(found.values()))}
+
+
 class Bench:
-    """Two streams, events and buffers for the largest batch; every ``measure_`` method returns raw medians in µs."""
+    """Two streams, events and buffers for the largest batch; what it measures are medians in µs."""
 
     def __init__(self, resources: ExitStack) -> None:
         own: Callable[[Any], Any] = resources.enter_context
@@ -83,6 +90,8 @@ class Bench:
         self.begin, self.end, self.event = own(Event(timing=True)), own(Event(timing=True)), own(Event())
         self.input, self.output = own(DeviceBuffer(max(BATCHES) * IMAGE)), own(DeviceBuffer(max(BATCHES) * CLASSES * 4))
         self.host = page_locked((max(BATCHES) * IMAGE // 4,))
+        # The stages' batches are more than a processor's cache holds; so are these. (Ones, so that every page is there.)
+        self.ordinary = cycle([np.ones(self.host.shape, np.float32) for _ in range(DISTINCT)])
         self.filled = own(DeviceBuffer(self.host.nbytes // 2))
 
     @settled
@@ -107,74 +116,51 @@ class Bench:
     def copy_out(self, nbytes: int, source: DeviceBuffer) -> Call:
         return partial(copy_to_host_async, self.host[: nbytes // 4], source, self.stream)
 
-    def measure_copies(self) -> dict[str, dict[str, float]]:
-        """Time of copies by size in bytes: GPU time of pinned ones, host time of pageable ones (the host waits)."""
-        # The stages' batches are more than a processor's cache holds; so are these. (Ones, so that every page is there.)
-        ordinary = cycle([np.ones(self.host.shape, np.float32) for _ in range(DISTINCT)])
+    def copies(self, nbytes: int) -> dict[str, float]:
+        """Time of copies of so many bytes: GPU time of pinned ones, host time of pageable ones (the host waits)."""
 
-        def pageable_us(copy: Callable[[np.ndarray], object]) -> Callable[[int], float]:
-            return lambda nbytes: typical_us(lambda: copy(next(ordinary)[: nbytes // 4]), 3 * DISTINCT)
+        def pageable_us(copy: Callable[[np.ndarray], object]) -> float:
+            return typical_us(lambda: copy(next(self.ordinary)[: nbytes // 4]), 3 * DISTINCT)
 
-        kinds: dict[str, Callable[[int], float]] = {
-            "h2d_pinned": lambda nbytes: self.gpu_us(self.copy_in(nbytes), 20),
-            "d2h_pinned": lambda nbytes: self.gpu_us(self.copy_out(nbytes, self.input), 20),
+        return {
+            "h2d_pinned": self.gpu_us(self.copy_in(nbytes), 20),
+            "d2h_pinned": self.gpu_us(self.copy_out(nbytes, self.input), 20),
             "h2d_pageable": pageable_us(lambda host: copy_to_device(self.input, host)),
             "d2h_pageable": pageable_us(lambda host: copy_to_host(host, self.input)),
         }
-        sizes = (SMALL, IMAGE, 16 * IMAGE, 128 * IMAGE)
-        return {name: {str(nbytes): time_us(nbytes) for nbytes in sizes} for name, time_us in kinds.items()}
 
-    def measure_memory_gb_s(self) -> float:
+    def memory_gb_s(self) -> float:
         """Bytes read and written per ns by a device-to-device copy far larger than any cache."""
         nbytes, kind = 256 << 20, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         with DeviceBuffer(nbytes) as source, DeviceBuffer(nbytes) as target:
             copy = partial(cudart.cudaMemcpyAsync, target.address, source.address, nbytes, kind, self.stream.handle)
             return 2 * nbytes / 1e3 / self.gpu_us(copy, 10)
 
-    def measure_calls(self) -> dict[str, float]:
+    def calls(self) -> dict[str, float]:
         """Host time of one image's copy, with nothing to wait for, and waited for."""
         copy, wait = self.copy_in(IMAGE), self.stream.synchronize
         alone, waited = typical_us(copy, before=wait), typical_us(lambda: (copy(), wait()))
         return {"cudaMemcpyAsync": alone, "cudaMemcpyAsync, cudaStreamSynchronize": waited}
 
-    def measure_allocation(self) -> dict[str, dict[str, float]]:
-        """cudaMalloc and cudaFree by size in bytes, the device idle."""
+    def allocation(self, nbytes: int) -> dict[str, float]:
+        """Host time of allocating and freeing so many bytes in turn, the device idle."""
         buffers: list[DeviceBuffer] = []
+        allocate, free = lambda: buffers.append(DeviceBuffer(nbytes)), lambda: buffers.pop().close()
+        return in_turn_us({"cudaMalloc": allocate, "cudaFree": free}, 30)
 
-        def both_us(nbytes: int) -> tuple[float, float]:
-            allocate = typical_us(lambda: buffers.append(DeviceBuffer(nbytes)), 30)
-            return allocate, typical_us(lambda: buffers.pop().close(), 30)
-
-        found = {str(nbytes): both_us(nbytes) for nbytes in (SMALL, IMAGE, 128 * IMAGE)}
-        return {call: {size: us[n] for size, us in found.items()} for n, call in enumerate(("cudaMalloc", "cudaFree"))}
-
-    def context(self, engine: Engine, batch: int) -> Context:
-        context = engine.create_context()
-        context.set_input_shape(engine.input_shape(batch))
-        context.bind(self.input, self.output)
-        context.execute_async_v3(self.stream)
-        self.stream.synchronize()
-        return context
-
-    def measure_plan(self, plan: Path) -> dict[str, Any]:
+    def plan(self, plan: Path) -> dict[str, Any]:
         """Of one plan: what is timed by batch, host time of each step of a loop at batch 1, and of an enqueue after a change of
         shape, compute time of the largest batch beside a stream of copies."""
         engine = Engine(plan)
-        found: dict[str, Any] = {"opt": engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]}
-        for batch in (batch for batch in BATCHES if engine.profile_for(batch) is not None):
-            context = self.context(engine, batch)
-            with self.stream.capture() as graph:
-                context.execute_async_v3(self.stream)
-            with graph:
-                for name, time_us in self.times_of_batch(context, graph, batch).items():
-                    found.setdefault(name, {})[str(batch)] = time_us
-                if batch == 1:
-                    found["steps"] = self.steps(engine, context, graph)
+        batches = [batch for batch in BATCHES if engine.profile_for(batch) is not None]
+        found: dict[str, Any] = by_size(batches, partial(self.times_of_batch, engine))
+        found["opt"] = engine.trt_engine.get_tensor_profile_shape(engine.input_name, 0)[1][0]
+        found["steps"] = self.steps(engine)
+        context = self.context(engine, batches[-1])
         found["compute_beside_copies"] = self.beside_copies(context)
-        found["enqueued_by_two"] = self.enqueued_by_two(
-            (self.context(engine, 1), self.stream), (self.context(engine, 1), self.other)
-        )
-        if batch > 1:
+        lanes = (self.context(engine, 1), self.stream), (self.context(engine, 1), self.other)
+        found["enqueued_by_two"] = self.enqueued_by_two(*lanes)
+        if batches[-1] > 1:
             shapes = cycle([engine.input_shape(2), engine.input_shape(1)])
             steps: dict[str, Call] = {
                 "synchronize": self.stream.synchronize,
@@ -184,20 +170,33 @@ class Bench:
             found["enqueue_new_shape"] = in_turn_us(steps, 20)["enqueue"]
         return found
 
-    def times_of_batch(self, context: Context, graph: Graph, batch: int) -> dict[str, float]:
+    def context(self, engine: Engine, batch: int) -> Context:
+        """A context that has run a batch of this size."""
+        context = engine.create_context()
+        context.set_input_shape(engine.input_shape(batch))
+        context.bind(self.input, self.output)
+        context.execute_async_v3(self.stream)
+        self.stream.synchronize()
+        return context
+
+    def times_of_batch(self, engine: Engine, batch: int) -> dict[str, float]:
         """Compute time (graphs back to back, so that no launch is waited for), also with a copy before or behind it on the same
         stream; host time of an enqueue."""
         images = self.host[: batch * IMAGE // 4]
         images[:] = np.resize(noise_images(range(min(batch, 8)), 224, 1), images.size)
         copy_to_device(self.input, images)
-        launch = partial(graph.launch, self.stream)
         copy_in, copy_out = self.copy_in(images.nbytes), self.copy_out(batch * CLASSES * 4, self.output)
-        return {
-            "enqueue": typical_us(lambda: context.execute_async_v3(self.stream), 100, before=self.stream.synchronize),
-            "compute": self.gpu_us(launch, 20),
-            "copy_in_and_compute": self.gpu_us(lambda: (copy_in(), launch()), 20),
-            "compute_and_copy_out": self.gpu_us(lambda: (launch(), copy_out()), 20),
-        }
+        context = self.context(engine, batch)
+        with self.stream.capture() as graph:
+            context.execute_async_v3(self.stream)
+        with graph:
+            launch = partial(graph.launch, self.stream)
+            return {
+                "enqueue": typical_us(lambda: context.execute_async_v3(self.stream), 100, before=self.stream.synchronize),
+                "compute": self.gpu_us(launch, 20),
+                "copy_in_and_compute": self.gpu_us(lambda: (copy_in(), launch()), 20),
+                "compute_and_copy_out": self.gpu_us(lambda: (launch(), copy_out()), 20),
+            }
 
     def finisher(self, engine: Engine, batch: int, count: int) -> tuple[np.ndarray, Call]:
         """A batch's output, page-locked, and what finishes a batch with it: at most ``count`` times, each output kept in memory
@@ -207,10 +206,13 @@ class Bench:
         logits, indices = page_locked((batch, CLASSES)), iter(range(count))
         return logits, lambda: session.finish(next(indices), logits)
 
-    def steps(self, engine: Engine, context: Context, graph: Graph) -> dict[str, dict[str, float]]:
+    def steps(self, engine: Engine) -> dict[str, dict[str, float]]:
         """Host time of each call of two loops at batch 1: a serial one on the default stream, where the last copy waits for the
         inference, and one on streams with events between them and a graph for the inference."""
-        image, (logits, finish) = page_locked((IMAGE // 4,)), self.finisher(engine, 1, 3 * TURNS)
+        context, image = self.context(engine, 1), page_locked((IMAGE // 4,))
+        logits, finish = self.finisher(engine, 1, 3 * TURNS)
+        with self.stream.capture() as graph:
+            context.execute_async_v3(self.stream)
         serial: dict[str, Call] = {
             "copy in": lambda: copy_to_device(self.input, image),
             "enqueue": lambda: context.execute_async_v3(None),
@@ -227,7 +229,8 @@ class Bench:
             "synchronize": self.stream.synchronize,
             "finish": finish,
         }
-        return {"serial": in_turn_us(serial), "streamed": in_turn_us(streamed)}
+        with graph:
+            return {"serial": in_turn_us(serial), "streamed": in_turn_us(streamed)}
 
     @settled
     def enqueued_by_two(self, *lanes: tuple[Context, Stream]) -> float:
@@ -246,9 +249,10 @@ class Bench:
             thread.start()
         for thread in threads:
             thread.join()
-        for _, stream in lanes:
-            stream.synchronize()
-        return (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e3 / PAIRS
+        self.stream.synchronize()
+        self.other.synchronize()
+        starts, ends = zip(*spans)
+        return (max(ends) - min(starts)) / 1e3 / PAIRS
 
     def beside_copies(self, context: Context) -> float:
         """Compute time of a batch, enqueued launch by launch as in a pipeline, while the other stream copies to a buffer of
@@ -263,14 +267,14 @@ class Bench:
                 self.other.synchronize()
         return median(times)
 
-    def measure_host(self) -> dict[str, Any]:
+    def python(self) -> dict[str, Any]:
         """Python's own work: post-processing by batch, an NVTX range, a queue, an item handed to a waiting thread and back."""
         engine, (queue, there, back) = Engine(default_plan("fp16")), [cast(Any, Queue()) for _ in range(3)]
-        found: dict[str, Any] = {"postprocess": {}}
-        for batch in BATCHES:
+
+        def finish_us(batch: int) -> dict[str, float]:
             logits, finish = self.finisher(engine, batch, 100)
             returned = partial(copy_to_host, logits, self.output)  # as in a stage, the copy engine has just written them
-            found["postprocess"][str(batch)] = typical_us(finish, 60, before=returned)
+            return {"postprocess": typical_us(finish, 60, before=returned)}
 
         def marked() -> None:
             with ranges.pushed(ranges.INFER, 0):
@@ -280,15 +284,15 @@ class Bench:
             for item in iter(there.get, None):
                 back.put(item)
 
-        found["range"] = typical_us(marked, 1000)
-        found["queue"] = typical_us(lambda: (queue.put(1), queue.get()), 1000)
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
-            found["thread_round_trip"] = typical_us(lambda: (there.put(1), back.get()), 1000)
-        finally:
-            there.put(None)
-            thread.join()
+        found: dict[str, Any] = by_size(BATCHES, finish_us)
+        threading.Thread(target=answer, daemon=True).start()
+        steps: dict[str, Call] = {
+            "range": marked,
+            "queue": lambda: (queue.put(1), queue.get()),
+            "thread_round_trip": lambda: (there.put(1), back.get()),
+        }
+        found.update(in_turn_us(steps, 1000))
+        there.put(None)
         return found
 
 
@@ -301,21 +305,22 @@ def measure() -> dict[str, Any]:
     raw: dict[str, Any] = {"device": properties.name.decode(), "capability": [properties.major, properties.minor]}
     raw |= {"multiprocessors": properties.multiProcessorCount, "memory_bytes": properties.totalGlobalMem}
     raw |= {"engine": here.library, "versions": here.versions(), "date": datetime.date.today().isoformat()}
-    rounds, readings = [], []
+    rounds = []
     with ExitStack() as resources:
         bench = Bench(resources)
         for number in range(ROUNDS):  # a host's memory and cores are busy with other things for seconds on end
             err.print(f"round {number + 1} of {ROUNDS}")
             with undisturbed() as core_us:
-                parts = ("copies", "calls", "allocation", "memory_gb_s", "host")
-                found = {part: getattr(bench, f"measure_{part}")() for part in parts}
-                found["plans"] = {name: bench.measure_plan(plan) for name, plan in plans.items()}
-            rounds.append(found)
-            readings += core_us
-    raw.update(medians(rounds), unit="microseconds, medians")
-    if not here.simulator:
-        raw["core_us"] = {"quickest": min(readings), "slowest": max(readings)}
-    return raw
+                found: dict[str, Any] = {
+                    "copies": by_size((SMALL, IMAGE, 16 * IMAGE, 128 * IMAGE), bench.copies),
+                    "calls": bench.calls(),
+                    "allocation": by_size((SMALL, IMAGE, 128 * IMAGE), bench.allocation),
+                    "memory_gb_s": bench.memory_gb_s(),
+                    "host": bench.python(),
+                    "plans": {name: bench.plan(path) for name, path in plans.items()},
+                }
+            rounds.append({**found, "core_us": max(core_us)})
+    return {**raw, "unit": "microseconds, medians", **medians(rounds)}
 
 
 def medians(found: list[Any]) -> Any:
@@ -329,31 +334,20 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("name", help="the device file's name, and what --device will call it")
     p.add_argument("--raw", type=Path, metavar="FILE", help="the raw medians (default: out/NAME.calibration.json)")
-    known = "simulated: to check this script, which has to give back the modelled GPU's figures"
-    p.add_argument("--backend", choices=("tensorrt", "simulated"), default="tensorrt", help=known)
-    p.add_argument("--device", metavar="NAME", help="simulated: the GPU to model")
-    half = p.add_mutually_exclusive_group()
-    half.add_argument("--measure-only", action="store_true")
-    half.add_argument("--derive-only", action="store_true")
-    p.add_argument("--output", type=Path, metavar="TOML", help="default: sim/devices/NAME.toml")
+    p.add_argument("--derive-only", action="store_true", help="measure nothing: only make the device file from FILE")
     options = p.parse_args()
-    raw = options.raw or ROOT / "out" / f"{options.name}.calibration.json"
-    output = options.output or ROOT / "sim" / "devices" / f"{options.name}.toml"
+    raw = (options.raw or ROOT / "out" / f"{options.name}.calibration.json").resolve()
+    output = ROOT / "sim" / "devices" / f"{options.name}.toml"
     try:
         if not options.derive_only:
-            backend.select(options.backend, options.device)
+            backend.select("tensorrt")
             write_json(raw, measure())
             err.print(f"written: {raw}")
-        if not options.measure_only:
-            whole = raw.resolve()
-            source = str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else whole.name
-            text = device_file.derive(json.loads(raw.read_text(encoding="utf-8")), source)
-            write_text(output, text)
-            err.print(f"written: {output}")
-    except (OSError, Fault) as error:
-        said = f"{raw}: {error.strerror}." if isinstance(error, OSError) else error
-        err.print(f"calibrate: error: {said}", style="red", markup=False)
-        return error.exit_code if isinstance(error, Fault) else 3
+        write_text(output, device_file.derive(json.loads(raw.read_text(encoding="utf-8")), os.path.relpath(raw, ROOT)))
+        err.print(f"written: {output}")
+    except (OSError, ImportError, Fault) as error:
+        err.print(f"calibrate: error: {error}", style="red", markup=False)
+        return error.exit_code if isinstance(error, Fault) else ENVIRONMENT
     return 0
 
 

@@ -1,12 +1,14 @@
-"""The simulator's device file from a calibration's raw medians: each number with what it was computed from."""
+"""The simulator's device file from a calibration's raw medians: ``device_file.toml.in`` says of each number what it is, the
+functions here how it is computed."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from operator import itemgetter
+from importlib import resources
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 from sim import device as devices
@@ -41,28 +43,30 @@ def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
     """
     nets = {name: network(name) for name in plans if name in device.arithmetic_rates}
 
-    def attempt(tried: Device, precision: str, share: float) -> tuple[float, Device]:
-        net, opt, error = nets[precision], plans[precision]["opt"], 0.0
-        tried = replace(tried, last_wave_shares={**tried.last_wave_shares, precision: share})
+    def error(tried: Device) -> float:
+        measured = [(name, plan["opt"], *time) for name, plan in plans.items() for time in plan["compute"].items()]
+        modelled = (compute_us(tried, nets[name.split(",")[0]], int(batch), opt) for name, opt, batch, _ in measured)
+        return sum((modelled_us / us - 1) ** 2 for modelled_us, (*_, us) in zip(modelled, measured))
+
+    def with_share(tried: Device, precision: str, share: float) -> Device:
+        """With the rate at which the plan's time at its OPT is the measured one."""
+        opt, shares = plans[precision]["opt"], {**tried.last_wave_shares, precision: share}
+        tried = replace(tried, last_wave_shares=shares)
         for _ in range(12):
-            off = compute_us(tried, net, opt, opt) / plans[precision]["compute"][str(opt)]
+            off = compute_us(tried, nets[precision], opt, opt) / plans[precision]["compute"][str(opt)]
             if abs(off - 1) < 1e-6:
                 break
             rates = tried.arithmetic_rates
             tried = replace(tried, arithmetic_rates={**rates, precision: rates[precision] * off})
-        for plan in (plan for name, plan in plans.items() if name.split(",")[0] == precision):
-            for batch, time_us in plan["compute"].items():
-                error += (compute_us(tried, net, int(batch), plan["opt"]) / time_us - 1) ** 2
-        return error, tried
+        return tried
 
-    def best(floor_us: float) -> tuple[float, Device]:
-        tried, total = replace(device, kernel_floor=round(floor_us * 1e3)), 0.0
+    fitted = []
+    for floor_us in FLOORS_US:
+        tried = replace(device, kernel_floor=round(floor_us * 1e3))
         for precision in nets:
-            error, tried = min((attempt(tried, precision, share) for share in WAVE_SHARES), key=itemgetter(0))
-            total += error
-        return total, tried
-
-    return min(map(best, FLOORS_US), key=itemgetter(0))[1]
+            tried = min((with_share(tried, precision, share) for share in WAVE_SHARES), key=error)
+        fitted.append(tried)
+    return min(fitted, key=error)
 
 
 def rate(times: dict[str, float]) -> float:
@@ -117,87 +121,63 @@ def crowded_launch_us(pair_us: float, before_us: float, launch_us: float, launch
     return low
 
 
+def without(whole: float, *parts: float) -> float:
+    """A time without those of its parts; nothing where medians of separate measurements say less than nothing."""
+    return max(0.0, whole - sum(parts))
+
+
 def derive(raw: dict[str, Any], source: str) -> str:
     """The device file's text, from a calibration's raw medians (``source`` names their file)."""
     copies, calls, host, plans = raw["copies"], raw["calls"], raw["host"], raw["plans"]
-    fp16, pinned, post = plans["fp16"], copies["h2d_pinned"], host["postprocess"]
+    fp16, post, image_us = plans["fp16"], host["postprocess"], copies["h2d_pinned"][str(IMAGE)]
     serial, streamed = fp16["steps"]["serial"], fp16["steps"]["streamed"]
-    image_us = pinned[str(IMAGE)]
-    wake_up = max(0.0, calls["cudaMemcpyAsync, cudaStreamSynchronize"] - calls["cudaMemcpyAsync"] - image_us)
-    wake_thread = max(0.0, host["thread_round_trip"] / 2 - host["queue"])
-    call = (streamed["record"] + streamed["wait"]) / 2
-    memcpy = max(call, serial["copy in"] - image_us - wake_up)
-    memcpy_async = (streamed["copy in"] + streamed["copy out"]) / 2
     malloc, free = raw["allocation"]["cudaMalloc"], raw["allocation"]["cudaFree"]
     least, most = min(malloc, key=int), max(malloc, key=int)
-    per_mb = max(0.0, sum(times[most] - times[least] for times in (malloc, free)) / 2 / (int(most) / 1e6))
     first, last = min(post, key=int), max(post, key=int)
-    per_image = (post[last] - post[first]) / (int(last) - int(first))
+    found = SimpleNamespace(tflop_s={}, rate_is={}, shares={}, share_is={})  # what the template calls the figures
+
+    found.memory_gib = raw["memory_bytes"] / 2**30
+    found.gb_s = {kind: rate(times) for kind, times in copies.items()}
+    found.latency_us = without(image_us, IMAGE / found.gb_s["h2d_pinned"] / 1e3)
+    found.handover_us = handover_us(plans, copies)
+    beside = (max(plan["compute"].values()) / plan["compute_beside_copies"] for plan in plans.values() if plan["opt"] > 1)
+    found.slows_compute = without(1, max(beside))
 
     start = devices.load(devices.available()[0])
     fitted = fit_compute(replace(start, multiprocessors=raw["multiprocessors"], memory_rate=raw["memory_gb_s"]), plans)
-    shares, rates = "", ""
+    found.kernel_floor_us = fitted.kernel_floor / 1e3
     for name in ("fp32", "fp16", "int8"):
-        of, stand_in = (name, "") if name in plans else ("fp16", "not measured: FP16's")
-        opt, compute = plans[of]["opt"], plans[of]["compute"]
+        measured = name in plans
+        same = name if measured else "fp16"
+        opt, compute = plans[same]["opt"], plans[same]["compute"]
         at_opt = f"fitted: compute at batch {opt}, {compute[str(opt)] / 1e3:.3f} ms"
-        shares += f"{name}_last_wave_share = {fitted.last_wave_shares[of]} # {stand_in or 'fitted: likewise'}\n"
-        why = f"{stand_in} rate stands in" if stand_in else at_opt
-        rates += f"{name}_tflop_s = {fitted.arithmetic_rates[of] / 1e3} # {why}\n"
-    beside = [max(plan["compute"].values()) / plan["compute_beside_copies"] for plan in plans.values() if plan["opt"] > 1]
+        found.tflop_s[name] = fitted.arithmetic_rates[same] / 1e3
+        found.shares[name] = fitted.last_wave_shares[same]
+        found.rate_is[name] = at_opt if measured else "not measured: FP16's rate stands in"
+        found.share_is[name] = "fitted: likewise" if measured else "not measured: FP16's"
 
-    handover = handover_us(plans, copies)
-    launches, pair = len(network("fp16")), fp16["enqueued_by_two"]
-    to_first = max(0.0, serial["enqueue"] + serial["copy out"] - fp16["compute"]["1"] - handover - output_us(copies) - wake_up)
-    whole, others = serial["enqueue"], launches - 1
-    launch = max(0.5, (whole - to_first) / others)
-    own = max(0.0, to_first - launch)
-    crowded = max(launch, crowded_launch_us(pair, to_first - launch, launch, launches))
-    new_shape = max(0.0, fp16["enqueue_new_shape"] - fp16["enqueue"]["1"])
-    driver = raw["versions"].get("driver")
-    text = f"""\
-# {raw["device"]}: measured by scripts/calibrate.py with {raw["engine"]}, driver CUDA {driver}, {raw["date"]}.
-# Raw medians: {source}. ResNet-18's two plans stand for arithmetic; no stage was timed for this file.
+    found.call_us = (streamed["record"] + streamed["wait"]) / 2
+    found.tensorrt_call_us = streamed["bind"] / 2
+    found.wake_up_us = without(calls["cudaMemcpyAsync, cudaStreamSynchronize"], calls["cudaMemcpyAsync"], image_us)
+    found.thread_wake_up_us = without(host["thread_round_trip"] / 2, host["queue"])
+    found.queue_us, found.range_us = host["queue"] / 2, host["range"] / 2
+    found.postprocess_us_per_image = (post[last] - post[first]) / (int(last) - int(first))
+    found.postprocess_us = without(serial["finish"], host["range"], found.postprocess_us_per_image)
+    found.allocate_us_per_mb = without(malloc[most] + free[most], malloc[least], free[least]) / 2 / (int(most) / 1e6)
+    found.malloc_us, found.free_us = malloc[least], free[least]
+    found.memcpy_us = max(found.call_us, serial["copy in"] - image_us - found.wake_up_us)
+    found.memcpy_async_us = (streamed["copy in"] + streamed["copy out"]) / 2
 
-name = "{raw["device"]}"
-capability = {raw["capability"]}
-multiprocessors = {raw["multiprocessors"]}
-memory_gib = {raw["memory_bytes"] / 2**30:.1f}
+    launches, serial_us = len(network("fp16")), serial["enqueue"] + serial["copy out"]
+    found.other_kernels, found.pair_us = launches - 1, fp16["enqueued_by_two"]
+    to_first = without(serial_us, fp16["compute"]["1"], found.handover_us, output_us(copies), found.wake_up_us)  # launch
+    launch_us = found.kernel_launch_us = max(0.5, (serial["enqueue"] - to_first) / found.other_kernels)
+    found.enqueue_us = without(to_first, launch_us)
+    found.crowded_launch_us = crowded_launch_us(found.pair_us, to_first - launch_us, launch_us, launches)
+    found.shape_change_us = without(fp16["enqueue_new_shape"], fp16["enqueue"]["1"])
 
-[copy]
-h2d_pinned_gb_s = {rate(pinned)} # measured: between 16 and 128 images
-h2d_pageable_gb_s = {rate(copies["h2d_pageable"])} # measured: between 16 and 128 images
-d2h_pinned_gb_s = {rate(copies["d2h_pinned"])} # measured: between 16 and 128 images
-d2h_pageable_gb_s = {rate(copies["d2h_pageable"])} # measured: between 16 and 128 images
-latency_us = {max(0.0, image_us - IMAGE / rate(pinned) / 1e3)} # measured: a pinned copy of one image beyond its bytes
-handover_us = {handover} # measured: compute and a copy in turn on one stream, less the two alone; half of that
-slows_compute = {max(0.0, 1 - max(beside))} # measured: compute beside copies without a pause, least affected plan
-
-[compute]
-memory_gb_s = {raw["memory_gb_s"]} # measured: a device-to-device copy, bytes read and written
-kernel_floor_us = {fitted.kernel_floor / 1e3} # fitted: compute by batch size, graphs back to back
-{shares}{rates}
-[host]
-call_us = {call} # measured: cudaEventRecord and cudaStreamWaitEvent from Python, in a loop of all steps, mean
-tensorrt_call_us = {streamed["bind"] / 2} # measured: set_tensor_address, likewise
-enqueue_us = {own} # measured: batch 1, a serial loop's enqueue and copy back, less compute, the copy, its waits, and a launch
-kernel_launch_us = {launch} # measured: the rest of execute_async_v3's {whole:.0f} µs in that loop, over \
-the {others} other modelled kernels
-crowded_launch_us = {crowded} # measured: two threads that enqueue at once, {pair:.0f} µs a pair
-shape_change_us = {new_shape} # measured: an enqueue after a change of shape, less an ordinary one
-allocate_us_per_mb = {per_mb} # measured: cudaMalloc and cudaFree by size, mean of the two
-wake_up_us = {wake_up} # measured: one image's copy and its synchronize, less the call and the copy
-thread_wake_up_us = {wake_thread} # measured: half a round trip through two queues, less the queue's cost
-queue_us = {host["queue"] / 2} # measured: half a put and a get
-range_us = {host["range"] / 2} # measured: half an NVTX range
-postprocess_us = {max(0.0, serial["finish"] - host["range"] - per_image)} # measured: batch 1, in the same loop
-postprocess_us_per_image = {per_image} # measured: by batch size
-
-[host.calls_us]
-cudaMalloc = {malloc[least]} # measured: 4 KB
-cudaFree = {free[least]} # measured: 4 KB, the device idle
-cudaMemcpy = {memcpy} # measured: one image, in the same loop, less the copy and the wake-up
-cudaMemcpyAsync = {memcpy_async} # measured: one image and its output, page-locked, in a loop of all steps
-cudaGraphLaunch = {streamed["launch"]} # measured: the FP16 plan's graph at batch 1, likewise
-"""
-    return re.sub(r"(?m)^(\w+) = (\S+) # ", lambda row: f"{row[1]} = {float(row[2]):.4g}".ljust(36) + "# ", text)
+    template = resources.files("sim").joinpath("device_file.toml.in").read_text(encoding="utf-8")
+    text = template.format(
+        raw=raw, found=found, source=source, serial=serial, streamed=streamed, driver=raw["versions"].get("driver")
+    )
+    return re.sub(r"(?m)^(\w+ = \S+) # ", lambda row: row[1].ljust(36) + "# ", text)

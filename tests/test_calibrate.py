@@ -43,8 +43,8 @@ def test_the_modelled_kernels_are_within_a_tenth_of_every_measured_compute_time(
     assert checked == 7
 
 
-def test_calibrating_a_simulated_gpu_gives_back_its_figures(checkout, tmp_path, monkeypatch):
-    """The whole script, on a GPU whose figures are known. (Its outputs are not looked at; computing them would take long.)"""
+def test_calibrating_a_simulated_gpu_gives_back_its_figures(checkout, monkeypatch):
+    """On a GPU whose figures are known. (Its outputs are not looked at; computing them would take long.)"""
 
     def outputs(self, inputs):
         batch = len(next(iter(inputs.values())))
@@ -52,12 +52,10 @@ def test_calibrating_a_simulated_gpu_gives_back_its_figures(checkout, tmp_path, 
 
     monkeypatch.setattr(runtime.ICudaEngine, "_run", outputs)
     monkeypatch.setattr(calibrate, "ROUNDS", 1)
-    files = ["--raw", str(tmp_path / "raw.json"), "--output", str(tmp_path / "copy.toml")]
-    monkeypatch.setattr("sys.argv", ["calibrate", "copy", "--backend", "simulated", "--device", "h200", *files])
     monkeypatch.setattr(backend, "_current", None)
-    assert calibrate.main() == 0
+    backend.select("simulated", "h200")
+    found = devices.parse_toml(device_file.derive(calibrate.measure(), "raw.json"))
     true = devices.parse_toml((ROOT / "sim" / "devices" / "h200.toml").read_text(encoding="utf-8"))
-    found = devices.parse_toml((tmp_path / "copy.toml").read_text(encoding="utf-8"))
     for section, key, tolerance in [
         ("copy", "h2d_pinned_gb_s", 0.01),
         ("copy", "h2d_pageable_gb_s", 0.01),
