@@ -22,17 +22,16 @@ images; noise would give scales that are wrong for yours, so there is no INT8 wi
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from common import backend, plans
+from common import backend, plans, program
 from common.building import Building
 from common.console import err
 from common.engine import Engine, logger, require
-from common.errors import EnvironmentFault, Fault
+from common.errors import EnvironmentFault
 from common.files import sha256, write_bytes, write_json
 from common.options import add_plan_options
 from export import models, source
@@ -117,34 +116,25 @@ def prove(output: Path, onnx: Path, options: argparse.Namespace, build_s: float)
     return ", ".join(f"{count} {name}" for name, count in engine.precisions().most_common())
 
 
-def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = program.parser(__doc__)
     source.add_options(parser)
     add_plan_options(parser)
     options = parser.parse_args()
-    try:
-        onnx = source.onnx_file(options)
-        if options.export_only:
-            return 0
-        here = backend.select(options.backend)
-        output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.plan_suffix}"
-        options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.plan_suffix[:-5]}.cache"
-        err.print(f"building {output.name} from {onnx.name} with {here.library}")
-        started = time.perf_counter()
-        plan = build(options, onnx)
-        plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
-        write_bytes(output, plan)
-        layers = prove(output, onnx, options, time.perf_counter() - started)
-        err.print(f"built {output} in {time.perf_counter() - started:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {layers}")
-    except Fault as fault:
-        err.print(f"0_build: error: {fault}", style="red", markup=False)
-        return fault.exit_code
-    except KeyboardInterrupt:
-        err.print("0_build: interrupted; nothing was written", style="red")
-        return 130
-    return 0
+    onnx = source.onnx_file(options)
+    if options.export_only:
+        return
+    here = backend.select(options.backend)
+    output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.plan_suffix}"
+    options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.plan_suffix[:-5]}.cache"
+    err.print(f"building {output.name} from {onnx.name} with {here.library}")
+    started = time.perf_counter()
+    plan = build(options, onnx)
+    plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
+    write_bytes(output, plan)
+    layers = prove(output, onnx, options, time.perf_counter() - started)
+    err.print(f"built {output} in {time.perf_counter() - started:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {layers}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

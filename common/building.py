@@ -37,7 +37,7 @@ class Building:
             except KeyboardInterrupt:
                 self._stopped.set()
                 if self._monitor is None:
-                    err.print("0_build: interrupted; nothing was written", style="red")
+                    err.print("0_build: interrupted", style="red")
                     os._exit(130)
                 thread.join()
                 raise

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import backend
+from common import backend, program
 from common.errors import UsageFault
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The stage's manual is its docstring; the options are the same for every stage."""
-    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = program.parser(doc)
     run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")

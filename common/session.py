@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import median
+from typing import NoReturn
 
 import numpy as np
 
-from common import backend, options, ranges, report
+from common import backend, options, program, ranges, report
 from common.buffers import page_locked, pageable
 from common.clock import EventClock, undisturbed
 from common.console import err
 from common.cuda import cudart
 from common.engine import Engine
-from common.errors import VERIFIED, Fault, UsageFault
+from common.errors import UsageFault
 from common.files import check_writable
 from common.images import Images, prepare
 from common.plans import ROOT, check_memory, check_sizes, default_plan
@@ -134,15 +135,16 @@ def used_memory() -> int:
     return total - free
 
 
-def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool) -> None:
+def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool) -> NoReturn:
     """Run a stage as a script; its exit code is the process's.
 
     ``precision`` names the default plan, ``page_lock`` says where the batches lie. A parser with ``--sizes`` makes batches of
     several sizes in turn, and the default plan has a profile for each.
     """
     parser.set_defaults(precision=precision)
-    chosen, name, code = parser.parse_args(), Path(sys.argv[0]).stem, VERIFIED
-    try:
+
+    def stage() -> None:
+        chosen, name = parser.parse_args(), Path(sys.argv[0]).stem
         here, size = options.select_backend(chosen)
         err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
         check_writable(chosen.predictions, chosen.json, chosen.trace)
@@ -152,13 +154,8 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
         if chosen.trace:
             facts = {"STAGE": name, "ENGINE": here.library, "COMPUTED_BATCH": size.batch, "CHARGED_BATCH": size.charged}
             here.simulator.write_trace(chosen.trace, **facts)
-    except Fault as fault:
-        err.print(f"{name}: error: {fault}", style="red", markup=False)
-        code = fault.exit_code
-    except KeyboardInterrupt:
-        err.print(f"{name}: interrupted", style="red")
-        code = 130
-    sys.exit(code)
+
+    program.run(stage)
 
 
 def batch_sizes(chosen: Namespace, size: options.Size) -> list[int]:

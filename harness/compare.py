@@ -11,14 +11,13 @@ the outputs are right, the memory. For two runs their comparison.json is enough.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common import program
 from common.console import out
 from common.files import atomic_path, columns, write_json, write_text
 from common.record import Conditions, Record, from_json, ladder_order
@@ -174,7 +173,7 @@ def failed(why: str, code: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program.parser(__doc__)
     parser.add_argument("directories", type=Path, nargs="+", metavar="DIR")
     parser.add_argument("--figures", action="store_true", help="the timelines as SVG")
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
@@ -197,4 +196,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from common import program
 from common.console import out
 from common.options import positive
 from common.record import Record
@@ -43,9 +44,7 @@ def stages() -> list[Path]:
 
 
 def parse_options() -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        prog="scripts/profile_all.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = program.parser(__doc__, prog="scripts/profile_all.sh")
     p.add_argument("stages", nargs="*", metavar="STAGE", help="names or numbers of stages (default: all)")
     p.add_argument("--backend", choices=("auto", "tensorrt", "simulated"), default="auto")
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
@@ -225,4 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -16,14 +16,14 @@ import contextlib
 import functools
 import hashlib
 import re
-import sys
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from common import program
 from common.clock import undisturbed
 from common.console import out
 from common.errors import EnvironmentFault, Fault
@@ -172,7 +172,7 @@ def finished(path: Path, task: Task) -> bool:
 
 
 def parse_options() -> Namespace:
-    p = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    p = program.parser(__doc__)
     p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
     p.add_argument("--seed", type=int, default=models.SEED)
@@ -190,32 +190,24 @@ def parse_options() -> Namespace:
     return options
 
 
-def main() -> int:
+def main() -> None:
     options = parse_options()
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     kinds = [(model, batch) for model in options.models for batch in options.batches]
     calibrated = ["--int8", "--calibration-images", options.calibration_images] if options.calibration_images else []
-    try:
-        for model, batch in kinds:
-            task = Task(model, options.weights, options.seed, batch, options.transfers == "in")
-            if batch == options.batches[0] and (problem := task.build("--export-only", *calibrated)):
-                out.print(f"no ONNX files: {problem}", style="yellow", markup=False)
-            images = Images(options.calibration_images, models.MODELS[model], options.seed, limit=batch)
-            pixels = np.empty((batch, 3, images.size, images.size), np.float32)
-            images.fill(pixels, 0)
-            expected = reference(task, pixels, [images.name(row) for row in range(batch)], options.out)
-            for contender in contenders(options.engines):
-                with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
-                    compare(task, contender, pixels, expected, options)
-    except KeyboardInterrupt:
-        out.print("compare_engines: interrupted; finished rows are kept and will not run again", style="red")
-        return 130
-    except Fault as fault:
-        out.print(f"compare_engines: error: {fault}", style="red", markup=False)
-        return fault.exit_code
+    for model, batch in kinds:
+        task = Task(model, options.weights, options.seed, batch, options.transfers == "in")
+        if batch == options.batches[0] and (problem := task.build("--export-only", *calibrated)):
+            out.print(f"no ONNX files: {problem}", style="yellow", markup=False)
+        images = Images(options.calibration_images, models.MODELS[model], options.seed, limit=batch)
+        pixels = np.empty((batch, 3, images.size, images.size), np.float32)
+        images.fill(pixels, 0)
+        expected = reference(task, pixels, [images.name(row) for row in range(batch)], options.out)
+        for contender in contenders(options.engines):
+            with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
+                compare(task, contender, pixels, expected, options)
     report(options.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

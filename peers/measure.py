@@ -9,11 +9,12 @@ ratio to the fastest stage. PyTorch may live in another Python: --torch-python.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from common import program
 from common.console import out
+from common.errors import EnvironmentFault
 from common.files import write_json, write_text
 from common.record import Record
 from peers.processes import run_quietly
@@ -30,7 +31,7 @@ def table(best: Record, peers: list[Record], problem: str | None) -> str:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = program.parser(__doc__)
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="the Python that has PyTorch")
     p.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each loop (default: %(default)s)")
@@ -41,9 +42,7 @@ def main() -> int:
     stages = Record.read_all(options.directory)  # but none whose batches are of other sizes as well: the peers run one
     stages = [stage for stage in stages if round((stage.images_per_s or 0) * stage.per_batch_ms / 1e3) == (stage.batch or 0)]
     if not stages:
-        why = f"{options.directory} holds no record. Run scripts/profile_all.sh first."
-        out.print(f"peers: error: {why}", style="red", markup=False)
-        return 3
+        raise EnvironmentFault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
     best = min(stages, key=lambda stage: stage.per_batch_ms)
     if not options.table_only:
         size = ["--batch", best.batch, "--batches", best.batches, "--measure", best.measured, "--repeats", options.repeats]
@@ -58,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

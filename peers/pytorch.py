@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from common import program
 from common.clock import undisturbed
 from common.console import err
 from common.errors import Fault, WrongOutputs
@@ -116,7 +116,7 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray], refere
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = program.parser(__doc__)
     p.add_argument("loops", nargs="*", metavar="LOOP", help=f"default: all of {', '.join(LOOPS)}")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     for option, default in (("--batch", 128), ("--batches", 60), ("--measure", 50), ("--repeats", 3)):
@@ -125,18 +125,14 @@ def main() -> int:
     options = p.parse_args()
     if unknown := set(options.loops) - set(LOOPS):
         p.error(f"there is no loop {', '.join(sorted(unknown))}")
-    try:
-        torch = models.needs("torch", "a PyTorch loop")
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise Fault("PyTorch sees no NVIDIA GPU.")
-        numbers = np.arange(options.batch * min(DISTINCT, options.batches)).reshape(-1, options.batch)
-        images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
-        model = create_model(*MODEL)[0].to(options.device)
-        with torch.inference_mode():
-            reference = [model(torch.from_numpy(batch).to(options.device)).cpu().numpy() for batch in images]
-    except Fault as fault:
-        err.print(f"peers_pytorch: error: {fault}", style="red", markup=False)
-        return fault.exit_code
+    torch = models.needs("torch", "a PyTorch loop")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise Fault("PyTorch sees no NVIDIA GPU.")
+    numbers = np.arange(options.batch * min(DISTINCT, options.batches)).reshape(-1, options.batch)
+    images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
+    model = create_model(*MODEL)[0].to(options.device)
+    with torch.inference_mode():
+        reference = [model(torch.from_numpy(batch).to(options.device)).cpu().numpy() for batch in images]
     failed = 0
     for name in options.loops or LOOPS:
         try:
@@ -150,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

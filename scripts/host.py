@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 
+from common import program
 from common.clock import core_us
 
 
 def main() -> None:
+    program.parser(__doc__).parse_args()
     if not hasattr(os, "sched_setaffinity"):
         print(f"This system does not say on which core a program runs; a reading of the current one: {core_us():.0f} µs.")
         return
@@ -25,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

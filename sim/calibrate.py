@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,13 +29,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from common import backend, ranges
+from common import backend, program, ranges
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_device_async, copy_to_host, copy_to_host_async, page_locked
 from common.clock import undisturbed
 from common.console import err
 from common.cuda import Event, Graph, Stream, cudart
 from common.engine import Context, Engine
-from common.errors import Fault
 from common.files import write_json, write_text
 from common.images import DISTINCT, noise_images
 from common.plans import ROOT, default_plan
@@ -325,8 +323,8 @@ def medians(found: list[Any]) -> Any:
     return median(found)
 
 
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    p = program.parser(__doc__)
     p.add_argument("name", help="the device file's name, and what --device will call it")
     p.add_argument("--raw", type=Path, metavar="FILE", help="the raw medians (default: out/NAME.calibration.json)")
     known = "simulated: to check this script, which has to give back the modelled GPU's figures"
@@ -339,23 +337,17 @@ def main() -> int:
     options = p.parse_args()
     raw = options.raw or ROOT / "out" / f"{options.name}.calibration.json"
     output = options.output or ROOT / "sim" / "devices" / f"{options.name}.toml"
-    try:
-        if not options.derive_only:
-            backend.select(options.backend, options.device)
-            write_json(raw, measure())
-            err.print(f"written: {raw}")
-        if not options.measure_only:
-            whole = raw.resolve()
-            source = str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else whole.name
-            text = device_file.derive(json.loads(raw.read_text(encoding="utf-8")), source)
-            write_text(output, text)
-            err.print(f"written: {output}")
-    except (OSError, Fault) as error:
-        said = f"{raw}: {error.strerror}." if isinstance(error, OSError) else error
-        err.print(f"calibrate: error: {said}", style="red", markup=False)
-        return error.exit_code if isinstance(error, Fault) else 3
-    return 0
+    if not options.derive_only:
+        backend.select(options.backend, options.device)
+        write_json(raw, measure())
+        err.print(f"written: {raw}")
+    if not options.measure_only:
+        whole = raw.resolve()
+        source = str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else whole.name
+        text = device_file.derive(json.loads(raw.read_text(encoding="utf-8")), source)
+        write_text(output, text)
+        err.print(f"written: {output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)
