@@ -141,10 +141,10 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
     ``precision`` names the default plan, ``page_lock`` says where the batches lie. A parser with ``--sizes`` makes batches of
     several sizes in turn, and the default plan has a profile for each.
     """
-    parser.set_defaults(precision=precision)
 
     def stage() -> None:
         chosen, name = parser.parse_args(), Path(sys.argv[0]).stem
+        chosen.precision = chosen.precision or (precision if chosen.plan is None else None)
         here, size = options.select_backend(chosen)
         err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
         check_writable(chosen.predictions, chosen.json, chosen.trace)
@@ -179,11 +179,12 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts))
     memory_before, engine = used_memory(), Engine(plan)
-    if chosen.precision != "fp32":
+    chosen.precision = chosen.precision or engine.precision()
+    if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
-    images = Images(chosen.images, engine.input_shape(1)[-1], chosen.seed)
+    images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)
     for name in images.unreadable:
         err.print(f"skipped {name}", markup=False)
     batches, names = zip(*prepare(images, (allocate(engine.input_shape(batch)) for batch in cycle(sizes)), sizes, chosen))

@@ -55,7 +55,7 @@ def random_model(name: str, seed: int) -> Any:
         deviation = np.sqrt(2 / np.prod(weight.dims[1:]))  # He et al., 2015
         weight.raw_data = (deviation * draw.standard_normal(weight.dims)).astype("<f4").tobytes()
         bias.raw_data = (0.1 * draw.standard_normal(bias.dims)).astype("<f4").tobytes()
-    settle(model, noise_images(range(IMAGES), MODELS[name], seed))
+    settle(model, noise_images(range(IMAGES), (3, MODELS[name], MODELS[name]), seed))
     return model
 
 

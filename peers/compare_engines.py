@@ -199,8 +199,9 @@ def main() -> None:
         task = Task(model, options.weights, options.seed, batch, options.transfers == "in")
         if batch == options.batches[0] and (problem := task.build("--export-only", *calibrated)):
             out.print(f"no ONNX files: {problem}", style="yellow", markup=False)
-        images = Images(options.calibration_images, models.MODELS[model], options.seed, limit=batch)
-        pixels = np.empty((batch, 3, images.size, images.size), np.float32)
+        side = models.MODELS[model]
+        images = Images(options.calibration_images, (3, side, side), options.seed, limit=batch)
+        pixels = np.empty((batch, *images.shape), np.float32)
         images.fill(pixels, 0)
         expected = reference(task, pixels, [images.name(row) for row in range(batch)], options.out)
         for contender in contenders(options.engines):

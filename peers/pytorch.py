@@ -129,7 +129,8 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise Fault("PyTorch sees no NVIDIA GPU.")
     numbers = np.arange(options.batch * min(DISTINCT, options.batches)).reshape(-1, options.batch)
-    images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
+    side = models.MODELS[MODEL[0]]
+    images = [noise_images(row.tolist(), (3, side, side), models.SEED) for row in numbers]
     model = create_model(*MODEL)[0].to(options.device)
     with torch.inference_mode():
         reference = [model(torch.from_numpy(batch).to(options.device)).cpu().numpy() for batch in images]

@@ -186,7 +186,7 @@ class Bench:
         """Compute time (graphs back to back, so that no launch is waited for), also with a copy before or behind it on the same
         stream; host time of an enqueue."""
         images = self.host[: batch * IMAGE // 4]
-        images[:] = np.resize(noise_images(range(min(batch, 8)), 224, 1), images.size)
+        images[:] = np.resize(noise_images(range(min(batch, 8)), (3, 224, 224), 1), images.size)
         copy_to_device(self.input, images)
         launch = partial(graph.launch, self.stream)
         copy_in, copy_out = self.copy_in(images.nbytes), self.copy_out(batch * CLASSES * 4, self.output)

@@ -47,7 +47,7 @@ def test_a_foreign_file(checkout, tmp_path):
 
 def test_an_fp32_plan_where_fp16_is_meant(checkout):
     fails(
-        checkout.run(*STAGE, "--plan", checkout.plans / "resnet18-fp32.simulated.plan"),
+        checkout.run(*STAGE, "--plan", checkout.plans / "resnet18-fp32.simulated.plan", "--precision", "fp16"),
         3,
         "is not a fp16 engine",
         "0_build.py --fp16",
@@ -86,7 +86,7 @@ def test_a_batch_that_is_no_number(checkout, value):
 
 def test_images_that_are_not_there(checkout, tmp_path):
     fails(checkout.run(*STAGE, "--images", tmp_path / "none"), 2, "no such file or folder")
-    fails(checkout.run(*STAGE, "--images", tmp_path), 2, "holds no .jpg or .png")
+    fails(checkout.run(*STAGE, "--images", tmp_path), 2, "holds no .bmp, .jpeg, .jpg, .png")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     fails(checkout.run(*STAGE, "--images", tmp_path), 2, "none of its 1 images can be read")
 
@@ -161,7 +161,7 @@ def test_weights_that_are_not_there(checkout, tmp_path):
 
 
 def test_a_plan_is_written_whole_or_not_at_all(checkout, tmp_path):
-    fails(checkout.run("0_build.py", *SIMULATED, "--output", "/proc/nowhere/x.plan"), 3, "cannot write")
+    fails(checkout.run("0_build.py", *SIMULATED, "--output", "/proc/nowhere/x.plan"), 3, "/proc/nowhere")
     assert not list(checkout.plans.glob(".*"))
 
 
