@@ -22,32 +22,34 @@ images; noise would give scales that are wrong for yours, so there is no INT8 wi
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from common import backend, plans
+from common import backend, plans, program
 from common.building import Building
 from common.console import err
-from common.engine import Engine, logger, require
-from common.errors import EnvironmentFault, Fault
-from common.files import sha256, write_bytes, write_json
+from common.engine import Engine, check_ends, logger, require
+from common.errors import EnvironmentFault, UsageFault
+from common.files import check_writable, sha256, write_bytes, write_json
 from common.options import add_plan_options
 from export import models, source
 
 
 def parse(trt: Any, builder: Any, onnx: Path) -> tuple[Any, Any]:
-    """The network of an ONNX file (and its parser, which must outlive it)."""
+    """The network of an ONNX file (and its parser, which must outlive it); refused here if the ladder cannot run it."""
     flags = trt.NetworkDefinitionCreationFlag
     # Strongly typed where TensorRT can (10 and later); an explicit batch dimension where it must be asked for (8.6).
     flag = flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH
     network = require(builder.create_network(1 << int(flag)), "create_network")
-    parser = trt.OnnxParser(network, logger())
+    parser = require(trt.OnnxParser(network, logger()), "OnnxParser")
     if not parser.parse_from_file(str(onnx)):
-        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise EnvironmentFault("\n".join([f"TensorRT cannot parse {onnx}:", *(f"  {error}" for error in errors)]))
+        errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise EnvironmentFault(f"TensorRT cannot parse {onnx}: {errors or logger().last or 'it gave no reason'}.")
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    check_ends(onnx, *([(end.name, tuple(end.shape), end.dtype.name) for end in ends] for ends in (inputs, outputs)))
     return network, parser
 
 
@@ -66,33 +68,32 @@ def configure(trt: Any, config: Any, options: argparse.Namespace) -> None:
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
 
 
-def add_profiles(builder: Any, config: Any, network: Any, profiles: list[tuple[int, int, int]]) -> None:
+def add_profiles(builder: Any, config: Any, network: Any, profiles: list[tuple[int, int, int]] | None) -> None:
     """One optimization profile a triple: the smallest, the most common and the largest batch."""
-    for triple in profiles:
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            rest = tuple(tensor.shape)[1:]
-            if min(rest, default=1) < 1:
-                raise EnvironmentFault(f"input {tensor.name} is {tuple(tensor.shape)}: only the batch may be dynamic here.")
-            profile.set_shape(tensor.name, *((batch, *rest) for batch in triple))
-        config.add_optimization_profile(profile)
+    fixed, *rest = network.get_input(0).shape
+    usual = (1, 128, 256) if fixed < 1 else (fixed,) * 3
+    for triple in profiles or [usual]:
+        if fixed > 0 and triple != usual:
+            raise UsageFault(f"the model takes batches of {fixed} only: --profile {fixed},{fixed},{fixed}, or none.")
+        profile = require(builder.create_optimization_profile(), "create_optimization_profile")
+        profile.set_shape(network.get_input(0).name, *((batch, *rest) for batch in triple))
+        require(config.add_optimization_profile(profile), "add_optimization_profile")
 
 
-def build(options: argparse.Namespace, onnx: Path) -> bytes:
-    """The serialized plan. The timings of its kernels are kept, and make the next build fast."""
+def build(options: argparse.Namespace, onnx: Path) -> tuple[bytes, bytes]:
+    """The serialized plan, and the timings of its kernels, which make the next build fast."""
     trt, timings = backend.current().tensorrt, options.timing_cache
-    builder = trt.Builder(logger())
+    builder = require(trt.Builder(logger()), "Builder")
     network, _parser = parse(trt, builder, onnx)
-    config = builder.create_builder_config()
+    config = require(builder.create_builder_config(), "create_builder_config")
     configure(trt, config, options)
-    add_profiles(builder, config, network, options.profile or [(1, 128, 256)])
+    add_profiles(builder, config, network, options.profile)
     cache = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
-    require(config.set_timing_cache(require(cache, "create_timing_cache"), False), f"set_timing_cache({timings})")
+    again = f"set_timing_cache({timings}, which may be removed)"
+    require(config.set_timing_cache(require(cache, "create_timing_cache"), False), again)
     plan = Building(trt, config).wait(lambda: builder.build_serialized_network(network, config))
-    require(plan, "build_serialized_network")
-    write_bytes(timings, config.get_timing_cache().serialize())
-    return bytes(plan)
+    cache = config.get_timing_cache()
+    return bytes(require(plan, "build_serialized_network")), bytes((cache and cache.serialize()) or b"")
 
 
 def prove(output: Path, onnx: Path, options: argparse.Namespace, build_s: float) -> str:
@@ -117,34 +118,28 @@ def prove(output: Path, onnx: Path, options: argparse.Namespace, build_s: float)
     return ", ".join(f"{count} {name}" for name, count in engine.precisions().most_common())
 
 
-def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = program.parser(__doc__)
     source.add_options(parser)
     add_plan_options(parser)
     options = parser.parse_args()
-    try:
-        onnx = source.onnx_file(options)
-        if options.export_only:
-            return 0
-        here = backend.select(options.backend)
-        output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.plan_suffix}"
-        options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.plan_suffix[:-5]}.cache"
-        err.print(f"building {output.name} from {onnx.name} with {here.library}")
-        started = time.perf_counter()
-        plan = build(options, onnx)
-        plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
-        write_bytes(output, plan)
-        layers = prove(output, onnx, options, time.perf_counter() - started)
-        err.print(f"built {output} in {time.perf_counter() - started:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {layers}")
-    except Fault as fault:
-        err.print(f"0_build: error: {fault}", style="red", markup=False)
-        return fault.exit_code
-    except KeyboardInterrupt:
-        err.print("0_build: interrupted; nothing was written", style="red")
-        return 130
-    return 0
+    onnx = source.onnx_file(options)
+    if options.export_only:
+        return
+    here = backend.select(options.backend)
+    output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.plan_suffix}"
+    options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.plan_suffix[:-5]}.cache"
+    err.print(f"building {output.name} from {onnx.name} with {here.library}")
+    started = time.perf_counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output, plans.sidecar(output), options.timing_cache)
+    plan, timings = build(options, onnx)
+    write_bytes(output, plan)
+    plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
+    write_bytes(options.timing_cache, timings)
+    layers = prove(output, onnx, options, time.perf_counter() - started)
+    err.print(f"built {output} in {time.perf_counter() - started:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {layers}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,9 +26,16 @@ class Building:
             config.progress_monitor = self._monitor = monitor(trt, self.progress, self._stopped)
 
     def wait(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` returns, None where it raised; ``KeyboardInterrupt`` where it was stopped."""
-        results: list[Any] = []
-        thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+        """What ``work`` returns or raises; ``KeyboardInterrupt`` where it was stopped."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        thread = threading.Thread(target=run, daemon=True)
         with self.progress:
             self.progress.add_task("building", total=None)
             thread.start()
@@ -37,11 +45,11 @@ class Building:
             except KeyboardInterrupt:
                 self._stopped.set()
                 if self._monitor is None:
-                    err.print("0_build: interrupted; nothing was written", style="red")
+                    err.print("0_build: interrupted", style="red")
                     os._exit(130)
                 thread.join()
                 raise
-        return results[0] if results else None
+        return done.result()
 
 
 def monitor(trt: Any, progress: Progress, stopped: threading.Event) -> Any:

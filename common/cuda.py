@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ class CudaError(EnvironmentFault):
 
     def __init__(self, call: str, code: Any, name: str, text: str) -> None:
         super().__init__(f"{call} failed: {name} ({text}).")
-        self.code = code
+        self.call, self.code = call, code
 
 
 class CaptureError(EnvironmentFault):
@@ -28,7 +29,13 @@ class CaptureError(EnvironmentFault):
 
 
 class CheckedRuntime:
-    """``cuda.bindings.runtime`` of the selected backend, with every function checked."""
+    """``cuda.bindings.runtime`` of the selected backend, with every function checked.
+
+    An error of a broken device comes back from every later call: as long as none succeeds, the error that a call raises has
+    the name of the first one that met it, in whatever thread that was.
+    """
+
+    failing: CudaError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return _checked(backend.current().cudart, name)
@@ -42,15 +49,29 @@ def _checked(runtime: Any, name: str) -> Any:
 
     def checked(*args: Any) -> Any:
         code, *results = attribute(*args)
+        first, cudart.failing = cudart.failing, None
         if int(code) != 0:
             said, text = (ask(code)[1].decode() for ask in (runtime.cudaGetErrorName, runtime.cudaGetErrorString))
-            raise CudaError(name, code, said, text)
+            cudart.failing = first if first and first.code == code else CudaError(name, code, said, text)
+            raise CudaError(cudart.failing.call, code, said, text)
         return results[0] if len(results) == 1 else tuple(results) or None
 
     return checked
 
 
 cudart: Any = CheckedRuntime()
+
+
+@contextlib.contextmanager
+def giving_back() -> Iterator[None]:
+    """Around a clean-up: while an exception is on its way, a CUDA error does not take its place but becomes a note of it."""
+    earlier = sys.exc_info()[1]
+    try:
+        yield
+    except CudaError as error:
+        if earlier is None:
+            raise
+        vars(earlier).setdefault("__notes__", []).append(f"not given back: {error}")  # Python 3.11's add_note
 
 
 class Resource:
@@ -61,7 +82,8 @@ class Resource:
     def close(self) -> None:
         handle, self.handle = self.handle, 0
         if handle:
-            self._destroy(handle)
+            with giving_back():
+                self._destroy(handle)
 
     def _destroy(self, handle: int) -> None:
         raise NotImplementedError
@@ -101,16 +123,16 @@ class Stream(Resource):
             try:
                 graph.handle = int(cudart.cudaGraphInstantiate(captured, 0))
             finally:
-                cudart.cudaGraphDestroy(captured)  # the executable graph does not need it
+                with giving_back():
+                    cudart.cudaGraphDestroy(captured)  # the executable graph does not need it
             cudart.cudaGraphUpload(graph.handle, self.handle)  # the first launch's preparation
         except BaseException as fault:
-            self._leave_capture(graph, fault)
-            if isinstance(fault, EnvironmentFault):
+            if self._left_capture(graph) and isinstance(fault, EnvironmentFault):
                 raise CaptureError(str(fault)) from fault
             raise
 
-    def _leave_capture(self, graph: Graph, fault: BaseException) -> None:
-        """End a capture that ``fault`` has broken, forget the error that it left, and drain the stream."""
+    def _left_capture(self, graph: Graph) -> bool:
+        """End a broken capture, forget the error that it left, and drain the stream; False: more than the capture is broken."""
         with contextlib.suppress(CudaError):  # it says again what broke the capture, or that none is active
             cudart.cudaGraphDestroy(cudart.cudaStreamEndCapture(self.handle))
         backend.current().cudart.cudaGetLastError()
@@ -118,13 +140,15 @@ class Stream(Resource):
             graph.close()
             self.synchronize()
         except CudaError:
-            raise fault from None  # more than the capture is broken
+            return False
+        return True
 
     def _destroy(self, handle: int) -> None:
         try:
             cudart.cudaStreamSynchronize(handle)  # drained first: what it uses may be freed right after
         finally:
-            cudart.cudaStreamDestroy(handle)
+            with giving_back():
+                cudart.cudaStreamDestroy(handle)
 
 
 class Event(Resource):

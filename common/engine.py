@@ -6,16 +6,16 @@ import functools
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from common import backend
 from common.buffers import DeviceBuffer
 from common.console import err
 from common.cuda import Stream
 from common.errors import EnvironmentFault
+from common.images import channels_first
 from common.plans import check_sidecar, rebuild
 
 
@@ -77,27 +77,41 @@ class Context:
         require(self.trt_context.execute_async_v3(stream.handle if stream is not None else 0), "execute_async_v3")
 
 
+End = tuple[str, tuple[int, ...], str]
+"""Of an input or output: its name, its shape (-1: dynamic), its data type as TensorRT and ONNX name it."""
+
+
+def check_ends(file: Path, inputs: Sequence[End], outputs: Sequence[End]) -> tuple[str, str]:
+    """Names of a network's input and output; raises ``EnvironmentFault`` where they are not such as the ladder runs."""
+    ends = [*inputs, *outputs]
+    if len(inputs) == len(outputs) == 1 and all(dtype == "FLOAT" for *_, dtype in ends):
+        (name, shape, _), (output, result, _) = ends
+        images, scores = channels_first(shape[1:]) is not None, len(result) > 1 and min(result[1:]) > 0
+        if images and scores and result[0] in (shape[0], -1):
+            return name, output
+    found = [f"{name} {dtype} {list(shape)}" for name, shape, dtype in ends]
+    raise EnvironmentFault(
+        f"{file} takes ({', '.join(found[: len(inputs)])}) and gives ({', '.join(found[len(inputs) :])}), and the ladder runs "
+        "one FP32 input of images, N×C×H×W or N×H×W×C with 1, 3 or 4 channels, and one FP32 output of N rows, N alone dynamic."
+    )
+
+
 class Engine:
     """A deserialized plan with one image input and one output; ``facts`` are its sidecar's."""
 
     def __init__(self, plan: Path) -> None:
         self.plan, self.facts, trt = plan, check_sidecar(plan), backend.current().tensorrt
-        self._runtime = runtime = trt.Runtime(logger())  # kept: an engine does not outlive its runtime
+        self._runtime = runtime = require(trt.Runtime(logger()), "Runtime")  # kept: an engine does not outlive its runtime
         self.trt_engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         if self.trt_engine is None:
             said, logger().last = logger().last, ""
             mend = f"Build it: {rebuild(plan, self.facts)}"
             raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({said}). {mend}")
-        names = [self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)]
-        inputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise EnvironmentFault(f"{plan} has inputs {inputs} and outputs {outputs}; the ladder takes one of each.")
-        [self.input_name], [self.output_name] = inputs, outputs
-        for name in names:
-            dtype = trt.nptype(self.trt_engine.get_tensor_dtype(name))
-            if dtype != np.float32:
-                raise EnvironmentFault(f"{plan}: {name} is {np.dtype(dtype).name}; the ladder's inputs and outputs are FP32.")
+        found: dict[Any, list[End]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
+        for name in (self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)):
+            end = (name, tuple(self.trt_engine.get_tensor_shape(name)), self.trt_engine.get_tensor_dtype(name).name)
+            found[self.trt_engine.get_tensor_mode(name)].append(end)
+        self.input_name, self.output_name = check_ends(plan, *found.values())
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         return (batch, *tuple(self.trt_engine.get_tensor_shape(self.input_name))[1:])
@@ -127,6 +141,10 @@ class Engine:
             raise EnvironmentFault(f"{self.plan} has no profile for these batches: they are for {self.profiles}.")
         return Context(self, profile)
 
+    def precision(self) -> str:
+        """What most of the engine's layers work in."""
+        return next((name for name, _ in self.precisions().most_common(1)), "unknown precision")
+
     @property
     def context_memory(self) -> int:
         """Bytes of device memory that each execution context takes for activations."""
@@ -144,14 +162,14 @@ class Engine:
     def layers(self) -> list[Any]:
         """The layers in the engine inspector's JSON: objects, or mere names in a plan built without details."""
         trt = backend.current().tensorrt
-        inspector = self.trt_engine.create_engine_inspector()
+        inspector = require(self.trt_engine.create_engine_inspector(), "create_engine_inspector")
         try:  # of an engine with dynamic shapes, more is told for a context's shapes
             context = self.create_context()
             context.set_input_shape(self.input_shape(self.profiles[0][0]))
             inspector.execution_context = context.trt_context
         except TensorRTError:
             pass  # a plan too large for this GPU's memory can still be inspected
-        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        text = require(inspector.get_engine_information(trt.LayerInformationFormat.JSON) or None, "get_engine_information")
         return json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters in its strings
 
     def require_precision(self, precision: str) -> None:

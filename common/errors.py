@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-VERIFIED, WRONG, USAGE, ENVIRONMENT = 0, 1, 2, 3
-"""Exit codes: outputs verified; wrong outputs or a race; wrong options; something that is needed is not there."""
+VERIFIED, WRONG, USAGE, ENVIRONMENT, OURS, INTERRUPTED = 0, 1, 2, 3, 70, 130
+"""Exit codes: outputs verified; wrong outputs or a race; wrong options; something that is needed is not there; a mistake of
+ours; interrupted."""
 
 
 class Fault(Exception):

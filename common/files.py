@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, fields
@@ -18,28 +19,40 @@ from common.errors import EnvironmentFault
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it otherwise."""
+    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it otherwise.
+
+    A symbolic link stays one. Raises ``EnvironmentFault`` where the file cannot be written, in the body as well.
+    """
+    target, temporary = Path(os.path.realpath(path)), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write {path}: {error.strerror}.") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        check_ordinary(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; these are ordinary ones
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise EnvironmentFault(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_ordinary(path: Path) -> None:
+    """What is no file, but a folder, a device or a pipe, is not written to, and never replaced."""
+    if path.exists() and not path.is_file():
+        raise EnvironmentFault(f"cannot write {path}: it is there, and it is not an ordinary file.")
 
 
 def check_writable(*paths: Path | None) -> None:
     """Find out before the run that a result could not be written after it."""
     for path in filter(None, paths):
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+        check_ordinary(path)
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise EnvironmentFault(f"cannot write {path}: {path.parent} is not a folder that can be written to.")
 
 
@@ -50,7 +63,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
@@ -61,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

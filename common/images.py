@@ -6,12 +6,13 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
-from common.console import err
+from common.console import err, printable
 from common.errors import EnvironmentFault, UsageFault
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's ImageNet normalisation, RGB
@@ -19,49 +20,70 @@ DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 DISTINCT = 8
 """Different batches of synthetic images; longer runs repeat them. More than any pipeline's slots, so that a stale or
 swapped batch always shows, and few enough to stay page-locked."""
-SUFFIXES = {".jpg", ".jpeg", ".png"}
+ORIENTATION = 0x0112  # the Exif tag
+CELLS = 8  # of the coarse pattern, in a row and in a column
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+Shape = tuple[int, int, int]
 
 
-def noise_images(indices: Sequence[int], size: int, seed: int) -> np.ndarray:
-    """Synthetic images, len(indices)×3×size×size FP32 with roughly zero mean and unit deviation.
+def channels_first(shape: tuple[int, ...]) -> Shape | None:
+    """C×H×W of an image's shape, C×H×W or H×W×C with 1, 3 or 4 channels; None for any other."""
+    if len(shape) != 3 or min(shape) < 1:
+        return None
+    return next((each for each in (shape, (shape[2], *shape[:2])) if each[0] in (1, 3, 4)), None)  # type: ignore[misc]
+
+
+def noise_images(indices: Sequence[int], shape: Shape, seed: int) -> np.ndarray:
+    """Synthetic images of ``shape`` (C×H×W), len(indices)×C×H×W FP32 with roughly zero mean and unit deviation.
 
     Each is a coarse random pattern of random contrast under fine noise. Plain noise would not do: after a network's
     global average pooling all noise looks alike, and a batch swapped for another would pass for the right one.
     """
-    images = np.empty((len(indices), 3, size, size), np.float32)
+    images = np.empty((len(indices), *shape), np.float32)
+    rows, columns = (np.arange(side) * CELLS // side for side in shape[1:])
 
     def fill(image: np.ndarray, index: int) -> None:
         draw = np.random.default_rng((seed, index))
-        cell = size // 8
-        coarse = draw.standard_normal((3, 8, 8), np.float32) * draw.uniform(0.5, 1.5)
-        image[:] = np.kron(coarse, np.ones((cell, cell), np.float32))
-        image += draw.standard_normal((3, 1, 1), np.float32)
-        image += 0.3 * draw.standard_normal((3, size, size), np.float32)
+        coarse = draw.standard_normal((shape[0], CELLS, CELLS), np.float32) * draw.uniform(0.5, 1.5)
+        image[:] = coarse[:, rows][:, :, columns]
+        image += draw.standard_normal((shape[0], 1, 1), np.float32)
+        image += 0.3 * draw.standard_normal(shape, np.float32)
 
     with ThreadPoolExecutor() as pool:  # NumPy draws without the interpreter lock
         list(pool.map(fill, images, indices))
     return images
 
 
-def load_photograph(path: Path, size: int) -> np.ndarray:
-    """One photograph, 3×size×size FP32: shorter side to size·256/224, centre crop, ImageNet normalisation."""
+def load_photograph(path: Path, height: int, width: int | None = None) -> np.ndarray:
+    """One photograph, 3×height×width FP32 (width: as the height): scaled until its centre, 7/8 of it, fills that, and
+    normalised as for ImageNet. Only what is seen of it is copied, however long and thin it is."""
     from PIL import Image, ImageOps
 
+    size = (width or height, height)
     with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file).convert("RGB")
-    scale = size * 256 / 224 / min(picture.size)
-    picture = picture.resize([max(size, round(side * scale)) for side in picture.size], Image.Resampling.BILINEAR)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / 255
+        file.load()
+        if file.mode[0] in "IF":
+            raise ValueError(f"pixels of type {file.mode} instead of 8 bits a channel")
+        if file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side, and is turned when it is small
+            size = size[::-1]
+        picture: Image.Image = file
+        if file.mode not in ("RGB", "L"):  # the others cannot be scaled as they are
+            seen = [min(own, ceil(other * a / b)) for own, other, a, b in zip(file.size, file.size[::-1], size, size[::-1])]
+            left, top = ((own - part) // 2 for own, part in zip(file.size, seen))
+            picture = file.crop((left, top, left + seen[0], top + seen[1])).convert("RGB")
+        small = ImageOps.fit(picture, size, Image.Resampling.BILINEAR, bleed=1 / 16)  # on each side
+    pixels = np.asarray(ImageOps.exif_transpose(small).convert("RGB"), np.float32) / 255
     return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1)
 
 
 class Images:
     """A numbered sequence of images; ``unreadable`` names the files that were skipped, with the reason."""
 
-    def __init__(self, directory: Path | None, size: int, seed: int, limit: int | None = None) -> None:
-        """``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
-        self.size, self.seed = size, seed
+    def __init__(self, directory: Path | None, shape: tuple[int, ...], seed: int, limit: int | None = None) -> None:
+        """``shape``: of an image, C×H×W or H×W×C. ``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
+        first = channels_first(shape)
+        assert first is not None, f"images of {shape}"
+        self.shape, self.seed, self._turned = first, seed, first != shape
         self.unreadable: list[str] = []
         self._photographs: list[tuple[str, np.ndarray]] = []  # their files' names, and they themselves
         if directory is not None:
@@ -72,8 +94,10 @@ class Images:
             import PIL  # noqa: F401
         except ImportError:
             raise EnvironmentFault("--images needs Pillow: pip install pillow.") from None
+        if self.shape[0] != 3:
+            raise UsageFault(f"--images: the model takes {self.shape[0]} channels, and photographs are read as RGB.")
         if directory.is_file():
-            candidates = [directory]
+            directory, candidates = directory.parent, [directory]
         elif directory.is_dir():
             candidates = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
         else:
@@ -81,12 +105,16 @@ class Images:
         if limit is not None and limit < len(candidates):
             candidates = sorted(random.Random(self.seed).sample(candidates, limit))
         for path in candidates:
+            name = printable(path.relative_to(directory).as_posix())
             try:
-                self._photographs.append((path.name, load_photograph(path, self.size)))
+                if not path.is_file():
+                    raise ValueError("no ordinary file")
+                self._photographs.append((name, load_photograph(path, *self.shape[1:])))
             except Exception as error:  # Pillow raises as many types as there are ways to break a file
-                self.unreadable.append(f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                self.unreadable.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         if not self._photographs:
-            found = f"none of its {len(candidates)} images can be read" if candidates else "it holds no .jpg or .png"
+            kinds = f"it holds no {', '.join(sorted(SUFFIXES))} file"
+            found = f"none of its {len(candidates)} images can be read" if candidates else kinds
             raise UsageFault(f"--images {directory}: {found}.")
 
     def __len__(self) -> int:
@@ -94,16 +122,18 @@ class Images:
         return len(self._photographs)
 
     def name(self, index: int) -> str:
+        """A photograph's path in its folder."""
         return self._photographs[index % len(self)][0] if len(self) else f"synthetic-{index:06d}"
 
     def fill(self, destination: np.ndarray, first: int) -> None:
-        """Write images ``first``, ``first + 1``, … into ``destination`` (N×3×S×S); photographs repeat from the start."""
+        """Write images ``first``, ``first + 1``, … into ``destination`` (N×shape); photographs repeat from the start."""
         indices = range(first, first + len(destination))
+        rows = np.moveaxis(destination, -1, 1) if self._turned else destination
         if len(self):
-            for row, index in zip(destination, indices):
+            for row, index in zip(rows, indices):
                 row[:] = self._photographs[index % len(self)][1]
         else:
-            destination[:] = noise_images(indices, self.size, self.seed)
+            rows[:] = noise_images(indices, self.shape, self.seed)
 
 
 def prepare(

@@ -7,24 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import backend
+from common import backend, program
 from common.errors import UsageFault
+from common.plans import read_sidecar
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The stage's manual is its docstring; the options are the same for every stage."""
-    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = program.parser(doc)
     run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")
-    run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of the default plan (default: the stage's own)")
-    sizes = f"{backend.PUBLISHED_BATCH}; simulated: {backend.SIMULATED_BATCH}"
+    precisions = "what the plan must work in (default: the stage's own; with --plan, the plan's)"
+    run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help=precisions)
+    sizes = f"{backend.PUBLISHED_BATCH}, or what --plan was built for; simulated: {backend.SIMULATED_BATCH}"
     run.add_argument("--batch", **number, help=f"images a batch (default: {sizes})")
     run.add_argument("--batches", **number, help="to run, warm-up included (default: the measured ones, and 10 to warm up)")
     measured = f"how many of the last ones are measured (default: 1 s, at least 100; simulated: {backend.SIMULATED_MEASURED})"
     run.add_argument("--measure", **number, help=measured)
     run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
-    run.add_argument("--seed", type=int, default=10088, help="seed of the synthetic images (default: %(default)s)")
+    run.add_argument("--seed", type=natural, default=10088, help="seed of the synthetic images (default: %(default)s)")
     run.add_argument(
         "--images", type=Path, metavar="DIR", help="a photograph, or a folder of them, instead of synthetic images"
     )
@@ -48,7 +50,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     plan = parser.add_argument_group("the plan")
     shapes = "an optimization profile, as batch sizes; repeatable (default: 1,128,256)"
     plan.add_argument("--profile", type=profile, action="append", metavar="MIN,OPT,MAX", help=shapes)
-    plan.add_argument("--aux-streams", type=int, metavar="N", help="streams TensorRT may add within one inference")
+    plan.add_argument("--aux-streams", type=natural, metavar="N", help="streams TensorRT may add within one inference")
     sharing = "several contexts on one profile: on by default in TensorRT 8.6, always on since 10"
     plan.add_argument("--share-profile", action=argparse.BooleanOptionalAction, help=sharing)
     timings = "kernel timings of earlier builds (default: plans/timing.cache)"
@@ -67,11 +69,15 @@ def profile(text: str) -> tuple[int, int, int]:
     return low, best, high
 
 
-def positive(text: str) -> int:
+def natural(text: str, least: int = 0) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
     return value
+
+
+def positive(text: str) -> int:
+    return natural(text, 1)
 
 
 def positives(text: str) -> list[int]:
@@ -89,10 +95,18 @@ class Size:
         return f"batch {self.batch}" + (f", charged as {self.charged}" if self.charged != self.batch else "")
 
 
+def usual_batch(plan: Path | None) -> int:
+    """The published batch; the one that a named plan was built for if it does not take that."""
+    profiles = read_sidecar(plan).get("profiles", []) if plan else []
+    fits = not profiles or any(low <= backend.PUBLISHED_BATCH <= high for low, _, high in profiles)
+    return backend.PUBLISHED_BATCH if fits else max(opt for _, opt, _ in profiles)
+
+
 def select_backend(options: argparse.Namespace) -> tuple[backend.Backend, Size]:
-    """Select the backend and settle the batch size, whose default depends on it."""
-    computed = options.batch or backend.SIMULATED_BATCH
-    charged = options.charge_batch or options.batch or backend.PUBLISHED_BATCH
+    """Select the backend and settle the batch size, whose default depends on it and on the plan."""
+    batch = options.batch or usual_batch(options.plan)
+    charged = options.charge_batch or batch
+    computed = options.batch or min(backend.SIMULATED_BATCH, charged)
     chosen = backend.select(options.backend, options.device, charged / computed)
     if chosen.simulator is not None:
         return chosen, Size(computed, charged)
@@ -100,5 +114,4 @@ def select_backend(options: argparse.Namespace) -> tuple[backend.Backend, Size]:
         raise UsageFault("--charge-batch is for the simulated backend: add --backend simulated.")
     if options.trace is not None:
         raise UsageFault("--trace writes the simulator's timeline; on a GPU run the stage under `nsys profile`.")
-    batch = options.batch or backend.PUBLISHED_BATCH
     return chosen, Size(batch, batch)

@@ -6,7 +6,6 @@ checked before TensorRT sees the plan, which would answer with a null engine.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -25,6 +24,15 @@ if TYPE_CHECKING:
     from common.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
+FACTS = {
+    **dict.fromkeys(("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256"), str),
+    **dict.fromkeys(("labels", "command", "profiles"), list),
+}
+"""What a sidecar must have, and of which type."""
+
+
+class PlanFault(EnvironmentFault):
+    """A plan cannot be used as it is; building it again mends that."""
 
 
 def sidecar(plan: Path) -> Path:
@@ -41,24 +49,33 @@ def this_machine() -> dict[str, Any]:
     }
 
 
-def check_sidecar(plan: Path) -> dict[str, Any]:
-    """The sidecar's content, or {} without one. Raises ``EnvironmentFault`` where the plan cannot work here."""
-    if not plan.exists():
-        raise EnvironmentFault(f"there is no plan {plan}. Build it: python 0_build.py --output {plan}")
-    try:
-        facts = json.loads(sidecar(plan).read_text())
-    except OSError:
+def read_sidecar(plan: Path) -> dict[str, Any]:
+    """The sidecar's content, or {} without one. Raises ``PlanFault`` where there is no plan, or the sidecar is broken."""
+    if not plan.is_file():
+        raise PlanFault(f"there is no plan {plan}{', but something else' * plan.exists()}. Build it: {rebuild(plan, {})}")
+    if not sidecar(plan).exists():
         return {}
-    except ValueError:
-        raise EnvironmentFault(f"{sidecar(plan)} is not valid JSON. Build the plan again: {rebuild(plan, {})}") from None
+    facts = read_json(sidecar(plan))
+    fitting = all(isinstance(facts.get(name), kind) for name, kind in FACTS.items())
+    words, sizes = (facts["labels"] + facts["command"], facts["profiles"]) if fitting else ([None], [])
+    triples = [size for size in sizes if isinstance(size, list) and len(size) == 3 and {*map(type, size)} == {int}]
+    if not all(isinstance(word, str) for word in words) or triples != sizes:
+        raise PlanFault(f"{sidecar(plan)} is not what 0_build.py writes beside a plan. Build it again: {rebuild(plan, {})}")
+    return facts
+
+
+def check_sidecar(plan: Path) -> dict[str, Any]:
+    """``read_sidecar``; raises ``PlanFault`` where the plan cannot work here, too."""
+    if not (facts := read_sidecar(plan)):
+        return {}
     here, again = this_machine(), f"Build it again: {rebuild(plan, facts)}"
-    if facts.get("plan_sha256") != sha256(plan):
-        raise EnvironmentFault(f"{plan} is not the file that was built: cut short, edited or overwritten. {again}")
-    if facts.get("tensorrt") != here["tensorrt"]:
-        raise EnvironmentFault(f"{plan} was built by TensorRT {facts.get('tensorrt')}, and this is {here['tensorrt']}. {again}")
+    if facts["plan_sha256"] != sha256(plan):
+        raise PlanFault(f"{plan} is not the file that was built: cut short, edited or overwritten. {again}")
+    if facts["tensorrt"] != here["tensorrt"]:
+        raise PlanFault(f"{plan} was built by TensorRT {facts['tensorrt']}, and this is {here['tensorrt']}. {again}")
     simulated = backend.current().simulator is not None  # a simulated plan runs on every modelled GPU
-    if not simulated and facts.get("compute_capability") != here["compute_capability"]:
-        raise EnvironmentFault(f"{plan} was built for a {facts.get('gpu')}, and this is a {here['gpu']}. {again}")
+    if not simulated and facts["compute_capability"] != here["compute_capability"]:
+        raise PlanFault(f"{plan} was built for a {facts['gpu']}, and this is a {here['gpu']}. {again}")
     return facts
 
 
@@ -92,11 +109,10 @@ def unusable(plan: Path, shown: Path) -> str | None:
         return f"no plan {shown} yet"
     try:
         facts = check_sidecar(plan)
-    except EnvironmentFault as fault:
+    except PlanFault as fault:
         return str(fault).split(". Build")[0]
-    onnx = ROOT / "models" / facts.get("onnx", "")
-    exported = read_json(onnx.with_name(onnx.name + ".json")).get("sha256")
-    if exported and exported != facts["onnx_sha256"]:
+    exported = read_json(ROOT / "models" / f"{facts.get('onnx')}.json").get("sha256")
+    if facts and exported and exported != facts["onnx_sha256"]:
         return f"{shown} was built from an earlier {facts['onnx']}"
     return None
 

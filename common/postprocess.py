@@ -41,7 +41,7 @@ class Predictions:
         self._rows.extend(zip(names, classes.tolist(), probabilities.tolist()))
 
     def label(self, number: int) -> str:
-        return self._labels[number] if self._labels else str(number)
+        return self._labels[number] if number < len(self._labels) else str(number)
 
     def rows(self) -> list[tuple[str, str, float]]:
         """(image, class, probability), once for each image, in the order in which they were first seen."""

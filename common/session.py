@@ -18,17 +18,17 @@ from itertools import cycle
 from math import lcm
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from common import backend, options, ranges, report
+from common import backend, options, program, ranges, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
 from common.cuda import cudart
 from common.engine import Engine
-from common.errors import VERIFIED, Fault, UsageFault
+from common.errors import UsageFault
 from common.files import check_writable
 from common.host import processor
 from common.images import Images, prepare
@@ -166,15 +166,16 @@ def used_memory() -> int:
     return total - free
 
 
-def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool) -> None:
+def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool) -> NoReturn:
     """Run a stage as a script; its exit code is the process's.
 
     ``precision`` names the default plan, ``page_lock`` says where the batches lie. A parser with ``--sizes`` makes batches of
     several sizes in turn, and the default plan has a profile for each.
     """
-    parser.set_defaults(precision=precision)
-    chosen, name, code = parser.parse_args(), Path(sys.argv[0]).stem, VERIFIED
-    try:
+
+    def stage() -> None:
+        chosen, name = parser.parse_args(), Path(sys.argv[0]).stem
+        chosen.precision = chosen.precision or (precision if chosen.plan is None else None)
         here, size = options.select_backend(chosen)
         err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
         check_writable(chosen.predictions, chosen.json, chosen.trace)
@@ -184,13 +185,8 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
         if chosen.trace:
             facts = {"STAGE": name, "ENGINE": here.library, "COMPUTED_BATCH": size.batch, "CHARGED_BATCH": size.charged}
             here.simulator.write_trace(chosen.trace, **facts)
-    except Fault as fault:
-        err.print(f"{name}: error: {fault}", style="red", markup=False)
-        code = fault.exit_code
-    except KeyboardInterrupt:
-        err.print(f"{name}: interrupted", style="red")
-        code = 130
-    sys.exit(code)
+
+    program.run(stage)
 
 
 def batch_sizes(chosen: Namespace, size: options.Size) -> list[int]:
@@ -228,11 +224,12 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts))
     memory_before, engine = used_memory(), Engine(plan)
-    if chosen.precision != "fp32":
+    chosen.precision = chosen.precision or engine.precision()
+    if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
-    images = Images(chosen.images, engine.input_shape(1)[-1], chosen.seed)
+    images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)
     for name in images.unreadable:
         err.print(f"skipped {name}", markup=False)
     distinct = prepare(images, (allocate(engine.input_shape(batch)) for batch in cycle(sizes)), sizes, chosen.batches)

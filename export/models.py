@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.engine import End, check_ends
 from common.errors import EnvironmentFault
 from common.files import atomic_path, read_json, sha256, write_json
 
@@ -55,6 +56,25 @@ def exported(model: Any, size: int) -> Any:
     return onnx.load_from_string(written.getvalue())
 
 
+def load(path: Path) -> Any:
+    """The ``onnx.ModelProto`` of a file, with its external data; raises ``EnvironmentFault`` where it is none to build from."""
+    onnx = needs("onnx", "reading a model")
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # protobuf and the checker have no common base
+        raise EnvironmentFault(f"{path} is no ONNX model: {str(error).strip().splitlines()[0]}") from None
+    graph, constants = model.graph, {weight.name for weight in model.graph.initializer}
+    check_ends(path, [end(value) for value in graph.input if value.name not in constants], list(map(end, graph.output)))
+    return model
+
+
+def end(value: Any) -> End:
+    tensor = value.type.tensor_type
+    shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim)
+    return value.name, shape, needs("onnx", "reading a model").TensorProto.DataType.Name(tensor.elem_type)
+
+
 def save(model: Any, path: Path) -> None:
     """Write an ``onnx.ModelProto`` that ONNX's own checker finds nothing wrong with."""
     onnx = needs("onnx", "writing a model")
@@ -65,12 +85,12 @@ def save(model: Any, path: Path) -> None:
 
 def convert_to_fp16(source: Path, destination: Path) -> None:
     """Write ``source`` with FP16 weights and activations; its inputs and outputs stay FP32."""
-    packages = "onnx", "onnxruntime.transformers.float16", "onnxruntime.transformers.onnx_model"
-    onnx, float16, onnx_model = (needs(package, "converting to FP16") for package in packages)
+    packages = "onnxruntime.transformers.float16", "onnxruntime.transformers.onnx_model"
+    float16, onnx_model = (needs(package, "converting to FP16") for package in packages)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one warning for each weight below FP16's smallest normal number
         # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
-        converted = onnx_model.OnnxModel(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True))
+        converted = onnx_model.OnnxModel(float16.convert_float_to_float16(load(source), keep_io_types=True))
     converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
     converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
     save(converted.model, destination)

@@ -22,7 +22,7 @@ from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
 from common.images import Images
-from export.models import largest_difference, needs, read_description, run_onnx, save, write_description
+from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
 
 METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
 """What ``--calibration`` calls onnxruntime's methods: ``entropy`` clips each range to lose the least information, ``minmax``
@@ -48,9 +48,11 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
             "speed test shows; so there is no default."
         )
-    side = needs("onnx", "calibration").load(str(source)).graph.input[0].type.tensor_type.shape.dim[-1].dim_value
-    images = Images(directory, side, seed, limit=count)
-    pixels = np.empty((len(images), 3, side, side), np.float32)
+    _, (fixed, *shape), _ = end(load(source).graph.input[0])
+    if fixed > 0:
+        raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
+    images = Images(directory, tuple(shape), seed, limit=count)
+    pixels = np.empty((len(images), *shape), np.float32)
     images.fill(pixels, 0)
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}
     if made_of.items() <= known.items():
@@ -88,9 +90,9 @@ def shortcuts(graph: Any) -> list[str]:
 
 def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -> None:
     """Write ``source`` (FP32) with Q/DQ nodes; ``images`` (N×3×S×S FP32) give the ranges of its activations."""
-    packages = "onnx", "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
-    onnx, quantization, qdq = (needs(package, "quantization") for package in packages)
-    model, int8 = onnx.load(str(source)), quantization.QuantType.QInt8
+    packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
+    quantization, qdq = (needs(package, "quantization") for package in packages)
+    model, int8 = load(source), quantization.QuantType.QInt8
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
         augmented, options = str(Path(folder) / "augmented.onnx"), {"symmetric": True}

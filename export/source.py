@@ -11,6 +11,7 @@ from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
 from common.images import noise_images
+from common.options import natural, positive
 from common.plans import ROOT
 from export import models, quantize, random_weights, train
 from export.networks import create_model, logits
@@ -24,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument("--model", choices=models.MODELS, default="resnet18")
     model.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: random, seeded, offline")
-    model.add_argument("--seed", type=int, default=models.SEED, help="seed of the random weights (default: %(default)s)")
+    model.add_argument("--seed", type=natural, default=models.SEED, help="seed of the random weights (default: %(default)s)")
     model.add_argument("--onnx-file", type=Path, help="build this file instead of a torchvision model")
     model.add_argument("--export-only", action="store_true", help="write the ONNX files and stop")
     train_help = "first train the model on this data set, which is left as labelled folders in models/; cifar10 is downloaded"
@@ -35,7 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help=fp16)
     one.add_argument("--int8", dest="precision", action="store_const", const="int8", help=int8)
     precision.add_argument("--calibration-images", type=Path, metavar="DIR", help="images like those to be classified")
-    precision.add_argument("--calibration-count", type=int, default=128, metavar="N", help="of them (default: %(default)s)")
+    count = "of them (default: %(default)s)"
+    precision.add_argument("--calibration-count", type=positive, default=128, metavar="N", help=count)
     precision.add_argument("--calibration", choices=quantize.METHODS, default="entropy", help="default: %(default)s")
     parser.set_defaults(precision="fp32")
 
@@ -54,6 +56,8 @@ def onnx_file(options: argparse.Namespace) -> Path:
         models.convert_to_fp16(options.onnx_file, onnx)
     else:
         onnx = options.onnx_file
+        if options.precision == "int8":
+            models.load(onnx)
     if options.precision != "int8":
         return onnx
     images, count = options.calibration_images, options.calibration_count
@@ -104,7 +108,8 @@ def export(options: argparse.Namespace) -> dict[str, Path]:
 
 def check_export(network: Any | None, paths: dict[str, Path], options: argparse.Namespace) -> None:
     """Hold both files to PyTorch's own outputs; without a PyTorch model, the FP16 file to the FP32 file's."""
-    images = noise_images(range(4), models.MODELS[options.model], options.seed)
+    side = models.MODELS[options.model]
+    images = noise_images(range(4), (3, side, side), options.seed)
     if network is None:
         standard, precisions, reference = "FP32", ["fp16"], models.run_onnx(paths["fp32"], images)
     else:

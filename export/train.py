@@ -8,8 +8,9 @@ photographs are: training, calibration and the stages see the same pixels.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, repeat
+from itertools import repeat
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -31,42 +32,48 @@ that rises and falls anew, or there would be none left to get used to the last o
 BATCH, LEARNING_RATE = 32, 1e-3
 
 
-def digits() -> tuple[list[np.ndarray], list[int], list[str]]:
-    """Images (8×8 uint8), labels and class names."""
+Part = tuple[Sequence[np.ndarray], Sequence[int]]
+"""Images (H×W or H×W×3 uint8) and the number of each one's class."""
+
+
+def digits() -> tuple[dict[str, Part], list[str]]:
+    """The parts ``train`` and ``test``, and the class names. The data set has no split: each fifth image of a class tests."""
     found = needs("sklearn.datasets", "--train digits").load_digits()
-    images = [(image * 255 / 16).astype(np.uint8) for image in found.images]
-    return images, found.target.tolist(), [str(name) for name in found.target_names]
+    images, labels = (found.images * 255 / 16).astype(np.uint8), found.target
+    number = np.array([np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)])
+    tests = number % TEST_SHARE == 0
+    parts = {name: (images[chosen], labels[chosen].tolist()) for name, chosen in (("train", ~tests), ("test", tests))}
+    return parts, [str(name) for name in found.target_names]
 
 
-def cifar10() -> tuple[list[np.ndarray], list[int], list[str]]:
-    """Images (32×32×3 uint8), labels and class names."""
+def cifar10() -> tuple[dict[str, Part], list[str]]:
+    """The data set's own parts, ``train`` and ``test``, and the class names."""
     datasets = needs("torchvision.datasets", "--train cifar10")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            training, testing = (datasets.CIFAR10(folder, train=train, download=True) for train in (True, False))
+            found = {name: datasets.CIFAR10(folder, train=name == "train", download=True) for name in ("train", "test")}
     except Exception as error:  # a download can fail in as many ways as there are networks
         raise EnvironmentFault(f"CIFAR-10 could not be downloaded ({error!r}). --train digits needs no network.") from None
-    return [*training.data, *testing.data], [*training.targets, *testing.targets], list(training.classes)
+    return {name: (part.data, part.targets) for name, part in found.items()}, list(found["train"].classes)
 
 
 DATASETS = {"digits": digits, "cifar10": cifar10}
 
 
-def write_folders(name: str, root: Path) -> list[str]:
-    """``root``/train and ``root``/test, a folder of PNG files a class, unless they are there; returns the class names."""
+def write_folders(name: str, root: Path) -> None:
+    """``root``/train and ``root``/test, a folder of PNG files a class, unless they are there."""
     from PIL import Image
 
-    images, labels, names = DATASETS[name]()
     if (root / "complete").exists():
-        return names
-    numbers = [count() for _ in names]
-    for image, label in zip(images, labels):
-        number = next(numbers[label])
-        path = root / ("train" if number % TEST_SHARE else "test") / names[label] / f"{number:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
+        return
+    root.mkdir(parents=True, exist_ok=True)  # found out before the download that it cannot be written
+    parts, names = DATASETS[name]()
+    for part, (images, labels) in parts.items():
+        for number, (image, label) in enumerate(zip(images, labels)):
+            path = root / part / names[label] / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
     (root / "complete").touch()
-    return names
 
 
 def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -82,14 +89,16 @@ def load(files: list[Path], size: int) -> np.ndarray:
 
 
 def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: int) -> float:
-    """Train seeded random weights on ``root``/train, write them with the class names; returns the accuracy on ``root``/test."""
-    torch, torchvision = (needs(package, "training") for package in ("torch", "torchvision"))
-    names = write_folders(dataset, root)
+    """Train on ``root``/train, from ImageNet's weights where torch has them already, else from seeded random ones; write the
+    weights with the class names; returns the accuracy on ``root``/test."""
+    torch = needs("torch", "training")
+    needs("torchvision", "training")
+    write_folders(dataset, root)
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = getattr(torchvision.models, model_name)(weights=None, num_classes=len(names))
-    model = model.to(device, memory_format=torch.channels_last).train()
     files, classes = labelled_files(root / "train")
+    names = sorted(set(classes))
+    model = pretrained(model_name, len(names)).to(device, memory_format=torch.channels_last).train()
     targets = torch.tensor([names.index(label) for label in classes], device=device)
     per_epoch = ceil(len(files) / BATCH)
     schedule = [(size, round(epochs * per_epoch)) for size, epochs in SCHEDULES[device]]
@@ -98,12 +107,12 @@ def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: in
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(doing, total=sum(steps for _, steps in schedule))
         for size, steps in schedule:
-            images = torch.from_numpy(load(files, size))
             rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
             order = np.concatenate([shuffle.permutation(len(files)) for _ in range(ceil(steps / per_epoch))])
             for step in range(steps):
                 chosen = order[step * BATCH : (step + 1) * BATCH]
-                batch = images[chosen].to(device, memory_format=torch.channels_last)
+                images = torch.from_numpy(load([files[index] for index in chosen], size))
+                batch = images.to(device, memory_format=torch.channels_last)
                 loss = torch.nn.functional.cross_entropy(model(batch), targets[chosen], label_smoothing=0.05)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -114,6 +123,20 @@ def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: in
     with atomic_path(weights) as temporary:
         torch.save({"state_dict": state, "labels": names}, str(temporary))
     return evaluate(model.eval(), root / "test", names, device)
+
+
+def pretrained(name: str, classes: int) -> Any:
+    """A torchvision model for so many classes, with ImageNet's weights below its classifier where they are on this machine."""
+    torch, models = needs("torch", "training"), needs("torchvision.models", "training")
+    published = models.get_model_weights(name).DEFAULT
+    model = models.get_model(name, num_classes=classes)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+    if file.exists():
+        found, own = torch.load(file, map_location="cpu", weights_only=True), model.state_dict()
+        own.update({key: value for key, value in found.items() if key in own and own[key].shape == value.shape})
+        model.load_state_dict(own)
+    err.print(f"starting from {file if file.exists() else 'random weights; there are none of ImageNet here'}", markup=False)
+    return model
 
 
 def evaluate(model: Any, folder: Path, names: list[str], device: str) -> float:

@@ -10,9 +10,7 @@ whether the outputs are right, the memory.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from common import program
 from common.console import out
 from common.files import atomic_path, write_json, write_text
 from common.host import beside
@@ -188,7 +187,7 @@ def failed(why: str, code: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program.parser(__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--figures", action="store_true", help="the timelines as SVG")
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
@@ -206,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

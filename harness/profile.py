@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from common import program
 from common.console import out
 from common.options import positive
 from common.record import Record
@@ -46,9 +47,7 @@ def stages() -> list[Path]:
 
 
 def parse_options() -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        prog="scripts/profile_all.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = program.parser(__doc__, prog="scripts/profile_all.sh")
     p.add_argument("stages", nargs="*", metavar="STAGE", help="names or numbers of stages (default: all)")
     p.add_argument("--backend", choices=("auto", "tensorrt", "simulated"), default="auto")
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
@@ -222,4 +221,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -13,9 +13,9 @@ Between a mark and `<!-- end -->` stands
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
+from common import program
 from common.files import columns, grid, write_text
 from harness import tables
 from harness.rows import Row, read_rows
@@ -52,7 +52,9 @@ def filled(match: re.Match[str]) -> str:
 
 
 def main() -> int:
-    stale, only_check = [], "--check" in sys.argv
+    p = program.parser(__doc__)
+    p.add_argument("--check", action="store_true", help="rewrite nothing")
+    stale, only_check = [], p.parse_args().check
     for path in [ROOT / "README.md", *sorted((ROOT / "reports").glob("*.md"))]:
         before = path.read_text(encoding="utf-8")
         after = MARKED.sub(filled, before)
@@ -65,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

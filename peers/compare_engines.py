@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import datetime
 import re
-import sys
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common import program
 from common.clock import undisturbed
 from common.console import out
 from common.errors import Fault, WrongOutputs
@@ -159,7 +159,7 @@ def chosen(words: str) -> list[Contender]:
 
 
 def parse_options() -> Namespace:
-    p = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    p = program.parser(__doc__)
     p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
     p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
@@ -175,30 +175,23 @@ def parse_options() -> Namespace:
     return options
 
 
-def main() -> int:
+def main() -> None:
     options = parse_options()
     kinds = [(model, batch) for model in options.models for batch in options.batches]
-    try:
-        for model, batch in kinds:
-            task = Task(model, options.weights, batch, options.transfers == "in")
-            task.export(options.calibration_images)
-            images = Images(options.calibration_images, models.MODELS[model], models.SEED, limit=batch)
-            pixels = np.empty((batch, 3, images.size, images.size), np.float32)
-            images.fill(pixels, 0)
-            expected = reference(task, pixels)
-            photographs = labelled(task, options.labelled) if options.labelled and (model, batch) == kinds[-1] else None
-            for contender in chosen(options.engines):
-                with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
-                    compare(task, contender, pixels, expected, photographs, options)
-    except KeyboardInterrupt:
-        out.print("compare_engines: interrupted; finished rows are kept and will not run again", style="red")
-        return 130
-    except Fault as fault:
-        out.print(f"compare_engines: error: {fault}", style="red", markup=False)
-        return fault.exit_code
+    for model, batch in kinds:
+        task = Task(model, options.weights, batch, options.transfers == "in")
+        task.export(options.calibration_images)
+        side = models.MODELS[model]
+        images = Images(options.calibration_images, (3, side, side), models.SEED, limit=batch)
+        pixels = np.empty((batch, *images.shape), np.float32)
+        images.fill(pixels, 0)
+        expected = reference(task, pixels)
+        photographs = labelled(task, options.labelled) if options.labelled and (model, batch) == kinds[-1] else None
+        for contender in chosen(options.engines):
+            with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
+                compare(task, contender, pixels, expected, photographs, options)
     report(options.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -11,7 +11,6 @@ Writes DIR/peers/NAME.json for each loop and DIR/peers.md: each as a ratio to th
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from common import program
 from common.clock import undisturbed
 from common.console import err, out
 from common.errors import Fault, WrongOutputs
 from common.files import column, columns, grid, write_text
 from common.host import processor
 from common.images import DEVIATION, DISTINCT, MEAN, noise_images
+from common.options import positive
 from common.postprocess import Predictions
 from common.record import Record, Window
 from common.session import LEAST, PILOT, SECOND_MS, WARM_UP
@@ -230,46 +231,46 @@ def table(best: Record, peers: list[Record]) -> str:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = program.parser(__doc__)
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("loops", nargs="*", metavar="LOOP", help=f"default: all of {', '.join(LOOPS)}")
-    p.add_argument("--repeats", type=int, default=9, metavar="N", help="windows of each loop (default: %(default)s)")
-    p.add_argument("--measure", type=int, metavar="N", help="batches in a window (default: 1 s, at least 100)")
+    p.add_argument("--repeats", type=positive, default=9, metavar="N", help="windows of each loop (default: %(default)s)")
+    p.add_argument("--measure", type=positive, metavar="N", help="batches in a window (default: 1 s, at least 100)")
     p.add_argument("--table-only", action="store_true", help="make the table again from the records that are there")
     options = p.parse_args()
     if unknown := set(options.loops) - set(LOOPS):
         p.error(f"there is no loop {', '.join(sorted(unknown))}")
     stages = Record.read_all(options.directory)  # but none whose batches are of other sizes as well: the peers run one
     stages = [stage for stage in stages if round((stage.images_per_s or 0) * stage.per_batch_ms / 1e3) == (stage.batch or 0)]
-    failed = 0
-    try:
-        if not stages:
-            raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
-        best = min(stages, key=lambda stage: stage.per_batch_ms)
-        options.device = "cpu" if best.backend == "simulated" else "cuda"
-        if not options.table_only:
-            torch = models.needs("torch", "a PyTorch loop")
-            if options.device == "cuda" and not torch.cuda.is_available():
-                raise Fault("PyTorch sees no NVIDIA GPU.")
-            numbers = np.arange((best.batch or 1) * DISTINCT).reshape(DISTINCT, -1)
-            images = [noise_images(row.tolist(), models.MODELS[MODEL[0]], models.SEED) for row in numbers]
-            for name in options.loops or LOOPS:
-                try:
-                    record = run(name, options, images)
-                    record.write(options.directory / "peers" / f"{name}.json")
-                    err.print(f"  {name:<32} {record.per_batch_ms:9.3f} ms a batch")
-                except Exception as error:  # compilers fail in ways of their own; the others are still worth their time
-                    said = " ".join(str(error).split())[:300]
-                    err.print(f"  {name:<32} not run: {type(error).__name__}: {said}", style="red", markup=False)
-                    failed = 1
-    except Fault as fault:
-        err.print(f"peers: error: {fault}", style="red", markup=False)
-        return fault.exit_code
+    if not stages:
+        raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
+    best = min(stages, key=lambda stage: stage.per_batch_ms)
+    options.device = "cpu" if best.backend == "simulated" else "cuda"
+    failed = 0 if options.table_only else run_all(options, best.batch or 1)
     text = table(best, Record.read_all(options.directory / "peers"))
     write_text(options.directory / "peers.md", text)
     out.print(text, markup=False)
     return failed
 
 
+def run_all(options: argparse.Namespace, batch: int) -> int:
+    """Run the loops and write their records; 1 where one could not be run."""
+    torch, failed = models.needs("torch", "a PyTorch loop"), 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise Fault("PyTorch sees no NVIDIA GPU.")
+    numbers, side = np.arange(batch * DISTINCT).reshape(DISTINCT, -1), models.MODELS[MODEL[0]]
+    images = [noise_images(row.tolist(), (3, side, side), models.SEED) for row in numbers]
+    for name in options.loops or LOOPS:
+        try:
+            record = run(name, options, images)
+            record.write(options.directory / "peers" / f"{name}.json")
+            err.print(f"  {name:<32} {record.per_batch_ms:9.3f} ms a batch")
+        except Exception as error:  # compilers fail in ways of their own; the others are still worth their time
+            said = " ".join(str(error).split())[:300]
+            err.print(f"  {name:<32} not run: {type(error).__name__}: {said}", style="red", markup=False)
+            failed = 1
+    return failed
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -18,7 +18,6 @@ import argparse
 import datetime
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -31,13 +30,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from common import backend, ranges
+from common import backend, program, ranges
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_device_async, copy_to_host, copy_to_host_async, page_locked
 from common.clock import undisturbed
 from common.console import err
 from common.cuda import Event, Stream, cudart
 from common.engine import Context, Engine
-from common.errors import ENVIRONMENT, Fault
 from common.files import write_json, write_text
 from common.images import DISTINCT, noise_images
 from common.plans import ROOT, default_plan
@@ -183,7 +181,7 @@ class Bench:
         """Compute time (graphs back to back, so that no launch is waited for), also with a copy before or behind it on the same
         stream; host time of an enqueue."""
         images = self.host[: batch * IMAGE // 4]
-        images[:] = np.resize(noise_images(range(min(batch, 8)), 224, 1), images.size)
+        images[:] = np.resize(noise_images(range(min(batch, 8)), (3, 224, 224), 1), images.size)
         copy_to_device(self.input, images)
         copy_in, copy_out = self.copy_in(images.nbytes), self.copy_out(batch * CLASSES * 4, self.output)
         context = self.context(engine, batch)
@@ -330,26 +328,21 @@ def medians(found: list[Any]) -> Any:
     return median(found)
 
 
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    p = program.parser(__doc__)
     p.add_argument("name", help="the device file's name, and what --device will call it")
     p.add_argument("--raw", type=Path, metavar="FILE", help="the raw medians (default: out/NAME.calibration.json)")
     p.add_argument("--derive-only", action="store_true", help="measure nothing: only make the device file from FILE")
     options = p.parse_args()
     raw = (options.raw or ROOT / "out" / f"{options.name}.calibration.json").resolve()
     output = ROOT / "sim" / "devices" / f"{options.name}.toml"
-    try:
-        if not options.derive_only:
-            backend.select("tensorrt")
-            write_json(raw, measure())
-            err.print(f"written: {raw}")
-        write_text(output, device_file.derive(json.loads(raw.read_text(encoding="utf-8")), os.path.relpath(raw, ROOT)))
-        err.print(f"written: {output}")
-    except (OSError, ImportError, Fault) as error:
-        err.print(f"calibrate: error: {error}", style="red", markup=False)
-        return error.exit_code if isinstance(error, Fault) else ENVIRONMENT
-    return 0
+    if not options.derive_only:
+        backend.select("tensorrt")
+        write_json(raw, measure())
+        err.print(f"written: {raw}")
+    write_text(output, device_file.derive(json.loads(raw.read_text(encoding="utf-8")), os.path.relpath(raw, ROOT)))
+    err.print(f"written: {output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

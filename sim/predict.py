@@ -10,14 +10,14 @@ the model knows of nothing else, so the fastest run stands beside it.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import backend
+from common import backend, program
 from common.console import out
+from common.errors import EnvironmentFault
 from common.files import grid, write_json, write_text
 from common.plans import ROOT
 from common.record import Record
@@ -48,16 +48,15 @@ def predict(device: str, measured: Record) -> float:
     return predicted.per_batch_ms
 
 
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    p = program.parser(__doc__)
     p.add_argument("device", choices=devices.available())
     p.add_argument("reports", type=Path, nargs="+", metavar="DIR")
     options = p.parse_args()
     for folder in options.reports:
         records = Record.read_all(folder)
         if not records:
-            out.print(f"predict: error: {folder} holds no stage's record.", style="red", markup=False)
-            return 3
+            raise EnvironmentFault(f"{folder} holds no stage's record.")
         rows = []
         for record in records:
             predicted, measured = predict(options.device, record), record.per_batch_ms
@@ -69,8 +68,7 @@ def main() -> int:
         text = "\n".join([above, "", *grid(rows, COLUMNS), ""])
         write_text(folder / "prediction.md", text)
         out.print(text, markup=False)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(main)

@@ -32,14 +32,10 @@ class Runtime:
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         """The engine of a plan; None, with a message, for a cut, edited or foreign one."""
         plan = bytes(serialized_engine)
-        header, _, body = plan[len(MAGIC) :].partition(b"\n") if plan.startswith(MAGIC) else (b"", b"", b"")
-        try:
-            facts = json.loads(header)
-            intact = facts["sha256"] == hashlib.sha256(body).hexdigest()
-        except (ValueError, KeyError):
-            intact = False
-        if intact:
-            return ICudaEngine(facts, body, self.logger)
+        digest, content = plan[len(MAGIC) :][:32], plan[len(MAGIC) + 32 :]
+        if plan.startswith(MAGIC) and digest == hashlib.sha256(content).digest():
+            header, _, body = content.partition(b"\n")
+            return ICudaEngine(json.loads(header), body, self.logger)
         what = "Serialization assertion failed. The plan is cut, edited or not a plan of this engine"
         self.logger._error(1, "stdArchiveReader.cpp::StdArchiveReader::32", "Serialization", what)
         return None

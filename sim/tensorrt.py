@@ -1,6 +1,6 @@
 """A drop-in for the part of ``tensorrt`` that builds and runs an ONNX CNN, under TensorRT's own names.
 
-A plan is a JSON header and the ONNX bytes. ONNX Runtime computes the outputs on the CPU; the time is charged from the
+A plan is a hash, a JSON header and the ONNX bytes. ONNX Runtime computes the outputs on the CPU; the time is charged from the
 work of the fused layers. It is like TensorRT 11 in what exists (networks are strongly typed, precision is the ONNX
 file's) and enforces what TensorRT was seen to enforce. ``__version__`` says that it is not TensorRT.
 """
@@ -21,7 +21,7 @@ from sim.enums import DataType, LayerInformationFormat, TensorIOMode
 from sim.network import layers
 from sim.runtime import MAGIC, EngineInspector, ICudaEngine, IExecutionContext, Runtime, nptype, volume
 
-__version__ = "11.4.0+simulated.3"
+__version__ = "11.4.0+simulated.4"
 __all__ = ["Builder", "BuilderFlag", "IBuilderConfig", "IHostMemory", "IOptimizationProfile", "IProgressMonitor"]
 __all__ += ["ITimingCache", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity"]
 __all__ += ["DataType", "EngineInspector", "ICudaEngine", "IExecutionContext", "ILogger", "LayerInformationFormat"]
@@ -172,7 +172,9 @@ class OnnxParser:
 
         try:
             proto = onnx.load_from_string(bytes(model))
-            onnx.checker.check_model(proto)
+            if path is not None:
+                onnx.load_external_data_for_model(proto, str(Path(path).parent))
+            onnx.checker.check_model(proto, full_check=True)
         except Exception as error:  # protobuf and the checker have no common base
             self._errors.append(ParserError(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
             return False
@@ -184,9 +186,11 @@ class OnnxParser:
                 shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
                 if -1 in shape[1:]:
                     self._errors.append(ParserError(f"{value.name}: only the first dimension may be dynamic, not {shape}"))
-                dtype = types[onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)]
+                dtype = types.get(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+                if dtype is None:
+                    self._errors.append(ParserError(f"{value.name}: a type that this does not know"))
                 self._network._tensors.append({"name": value.name, "mode": mode, "shape": shape, "dtype": dtype})
-        self._network._model, self._network.name = bytes(model), proto.graph.name
+        self._network._model, self._network.name = proto.SerializeToString(), proto.graph.name
         self._network.num_inputs = sum(tensor["mode"] == "INPUT" for tensor in self._network._tensors)
         self._network.num_outputs = len(self._network._tensors) - self._network.num_inputs
         return not self._errors
@@ -219,5 +223,5 @@ class Builder:
         if not go_on:
             return None
         facts = {"name": network.name, "tensors": network._tensors, "layers": list(map(asdict, found)), "profiles": profiles}
-        facts["sha256"] = hashlib.sha256(network._model).hexdigest()
-        return IHostMemory(MAGIC + json.dumps(facts).encode() + b"\n" + network._model)
+        content = json.dumps(facts).encode() + b"\n" + network._model
+        return IHostMemory(MAGIC + hashlib.sha256(content).digest() + content)

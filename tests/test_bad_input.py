@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from tests.conftest import SIMULATED
 
 STAGE = ("5_multi_streams.py", *SIMULATED)
+
+
+def tiny(checkout) -> tuple[str, ...]:
+    return ("--plan", str(checkout.tiny), "--batch", "2", "--charge-batch", "2048")
 
 
 def fails(done, code: int, *parts: str) -> str:
@@ -41,7 +47,7 @@ def test_a_foreign_file(checkout, tmp_path):
 
 def test_an_fp32_plan_where_fp16_is_meant(checkout):
     fails(
-        checkout.run(*STAGE, "--plan", checkout.plans / "resnet18-fp32.simulated.plan"),
+        checkout.run(*STAGE, "--plan", checkout.plans / "resnet18-fp32.simulated.plan", "--precision", "fp16"),
         3,
         "is not a fp16 engine",
         "0_build.py --fp16",
@@ -80,7 +86,7 @@ def test_a_batch_that_is_no_number(checkout, value):
 
 def test_images_that_are_not_there(checkout, tmp_path):
     fails(checkout.run(*STAGE, "--images", tmp_path / "none"), 2, "no such file or folder")
-    fails(checkout.run(*STAGE, "--images", tmp_path), 2, "holds no .jpg or .png")
+    fails(checkout.run(*STAGE, "--images", tmp_path), 2, "holds no .bmp, .jpeg, .jpg, .png")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     fails(checkout.run(*STAGE, "--images", tmp_path), 2, "none of its 1 images can be read")
 
@@ -96,6 +102,37 @@ def test_more_memory_than_the_device_has(checkout, tmp_path):
         "a batch of 30000",
         "0_build.py --profile 1,4,4",
     )
+
+
+def test_a_mistake_of_ours_is_one_sentence_and_a_code_of_its_own(checkout):
+    """1 stays "wrong outputs": it is not for what nobody has foreseen."""
+    (checkout.folder / "mistaken.py").write_text("from common import program\nprogram.run(lambda: {}['plan'])\n")
+    said = fails(checkout.run("mistaken.py"), 70, "a mistake of ours, KeyError: 'plan' (mistaken.py:2)", "--traceback")
+    assert len(said.split("mistaken: ")) == 2
+    done = checkout.run("mistaken.py", "--traceback")
+    assert done.returncode == 70 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["compare", "compare_engines", "predict", "calibrate", "update_readme"])
+def test_every_command_has_a_manual(checkout, module):
+    done = checkout.run("-m", f"scripts.{module}", "--help")
+    assert done.returncode == 0 and "--traceback" in done.stdout and done.stderr == ""
+
+
+def test_a_terminal_that_knows_ascii_only(checkout):
+    done = checkout.run(*STAGE, *tiny(checkout), env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0 and "per batch" in done.stdout, done.stderr
+
+
+def test_nobody_reads_the_output_any_more(checkout, tmp_path):
+    """``… | head -1``: the record is written all the same."""
+    record = tmp_path / "record.json"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *STAGE, *tiny(checkout), "--json", record]
+    done = subprocess.run(list(map(str, command)), cwd=checkout.folder, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.returncode == 0 and record.exists(), done.stderr
 
 
 # -- the build
@@ -124,7 +161,7 @@ def test_weights_that_are_not_there(checkout, tmp_path):
 
 
 def test_a_plan_is_written_whole_or_not_at_all(checkout, tmp_path):
-    fails(checkout.run("0_build.py", *SIMULATED, "--output", "/proc/nowhere/x.plan"), 3, "cannot write")
+    fails(checkout.run("0_build.py", *SIMULATED, "--output", "/proc/nowhere/x.plan"), 3, "/proc/nowhere")
     assert not list(checkout.plans.glob(".*"))
 
 

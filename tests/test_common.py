@@ -192,7 +192,7 @@ def test_a_layer_s_precision_as_the_inspector_tells_it(layer, precision):
 
 def session(checkout, batches: int = 4, measure: int = 2) -> Session:
     engine = Engine(checkout.tiny)
-    arrays = [images.noise_images(range(2 * index, 2 * index + 2), 32, 1) for index in range(batches)]
+    arrays = [images.noise_images(range(2 * index, 2 * index + 2), (3, 32, 32), 1) for index in range(batches)]
     names = [[f"{index}-{row}" for row in range(2)] for index in range(batches)]
     return Session(engine, arrays, names, argparse.Namespace(no_verify=False, precision="fp16"), measure)
 

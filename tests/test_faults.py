@@ -138,7 +138,7 @@ def test_ctrl_c_in_a_build(machine, tmp_path):
     files = ("--timing-cache", tmp_path / "cache", "--output", tmp_path / "new.plan")
     code, said = interrupted(machine.start("0_build.py", "--fp16", "--profile", "1,7,9", *files), 5)
     assert code == 130, said
-    assert "interrupted; nothing was written" in said.strip().splitlines()[-1]
+    assert said.strip().splitlines()[-1].endswith("interrupted")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,7 +61,7 @@ def infer(engine, images: np.ndarray) -> np.ndarray:
 def test_outputs_and_operations_are_pytorch_s(name, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
-    size, images = models.MODELS[name], noise_images(range(3), models.MODELS[name], 5)
+    size, images = models.MODELS[name], noise_images(range(3), (3, models.MODELS[name], models.MODELS[name]), 5)
     model, _ = create_model(name, "random", 7)
     paths = {"fp32": tmp_path / "fp32.onnx", "fp16": tmp_path / "fp16.onnx"}
     models.save(models.exported(model, size), paths["fp32"])
@@ -172,7 +172,7 @@ def test_a_context_on_two_streams_at_once_mixes_its_activations_up(engine):
     """Two enqueues that nothing orders share one set of activations: a wrong result, as on a GPU."""
     context = bound_context(engine)
     streams = [cudart.cudaStreamCreateWithFlags(1)[1] for _ in range(2)]
-    images = noise_images(range(2), 224, 1)
+    images = noise_images(range(2), (3, 224, 224), 1)
     outputs = np.empty((2, 1000), np.float32)
     buffers = [[cudart.cudaMalloc(4 * count)[1] for count in (3 * 224 * 224, 1000)] for _ in range(2)]
     for index in range(2):

@@ -30,7 +30,7 @@ def outputs(tmp_path_factory) -> dict[str, np.ndarray]:
     fp32, fp16 = folder / "fp32.onnx", folder / "fp16.onnx"
     models.save(random_weights.random_model("resnet18", models.SEED), fp32)
     models.convert_to_fp16(fp32, fp16)
-    images = noise_images(range(100, 116), SIDE, models.SEED)
+    images = noise_images(range(100, 116), (3, SIDE, SIDE), models.SEED)
     return {"fp32": models.run_onnx(fp32, images), "fp16": models.run_onnx(fp16, images)}
 
 
@@ -74,7 +74,7 @@ def test_activations_stay_far_from_where_fp16_ends():
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for activation in session.run(names, {models.INPUT: noise_images(range(100, 104), SIDE, models.SEED)}):
+    for activation in session.run(names, {models.INPUT: noise_images(range(100, 104), (3, SIDE, SIDE), models.SEED)}):
         assert np.abs(activation).max() < 1e3
 
 
@@ -128,7 +128,7 @@ def test_pytorch_computes_the_same(name, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     models.save(random_weights.random_model(name, 5), tmp_path / "random.onnx")
-    images = noise_images(range(2), models.MODELS[name], 5)
+    images = noise_images(range(2), (3, models.MODELS[name], models.MODELS[name]), 5)
     network, labels = create_model(name, "random", 5)
     with torch.no_grad():
         reference = network(torch.from_numpy(images)).numpy()

@@ -224,7 +224,7 @@ def test_synthetic_predictions_match_the_oracle(checkout, tmp_path):
     assert done.returncode == 0
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     assert len(rows) == 12
-    classes, _ = top1(onnx_outputs(checkout, noise_images(range(12), 224, 3), "fp32"))
+    classes, _ = top1(onnx_outputs(checkout, noise_images(range(12), (3, 224, 224), 3), "fp32"))
     assert [int(row["class"]) for row in rows] == classes.tolist()
 
 
@@ -233,7 +233,7 @@ def test_different_batches_differ_by_far_more_than_the_tolerance(checkout):
     from common.images import noise_images
     from common.verify import TOLERANCE
 
-    outputs = onnx_outputs(checkout, noise_images(range(16), 224, 10088), "fp32")
+    outputs = onnx_outputs(checkout, noise_images(range(16), (3, 224, 224), 10088), "fp32")
     scale = np.abs(outputs).max()
     for one in range(0, 16, 2):
         for other in range(0, one, 2):
