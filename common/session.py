@@ -44,8 +44,9 @@ KEPT = 100
 """Intervals between batches in a record: enough to see whether the window was steady."""
 WARM_UP, PILOT = 10, 20
 """Batches before a window, and in the window of the run that finds out how many there should be in the others."""
-SECOND_MS, LEAST = 1000, 100
-"""A window on a GPU lasts a second, and has a hundred batches."""
+WINDOW_MS, LEAST = 1250, 100
+"""A window on a GPU lasts a second and, as the first batches of a process are slower than later ones, is planned for more; and has
+a hundred batches."""
 SHORT = 10
 """A window shorter than so many times what the pipeline holds at once says as much of its ends as of its rate."""
 
@@ -215,7 +216,7 @@ def measured_batches(chosen: Namespace, pilot: Callable[[], Session], turn: int)
         return backend.SIMULATED_MEASURED
     run = pilot()
     turn = lcm(turn, run.depth)
-    return -(-max(LEAST, int(SECOND_MS / (run.window_ms / run.measured))) // turn) * turn
+    return -(-max(LEAST, int(WINDOW_MS / (run.window_ms / run.measured))) // turn) * turn
 
 
 def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, chosen: Namespace) -> None:
