@@ -182,6 +182,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     chosen.precision = chosen.precision or engine.precision()
     if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
+    if (chosen.top or chosen.predictions) and len(engine.output_shape(1)) != 2:
+        raise UsageFault(f"--top and --predictions are for classifiers, and {plan} gives {engine.output_shape(1)} an image.")
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import os
 import platform
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.console import out
-from common.files import atomic_path, cells, column, columns, grid, read_json, write_json, write_text
+from common.files import cells, column, columns, grid, read_json, write_csv, write_json, write_text
 from common.record import from_json
 from peers.contenders import Contender, Task, contenders
 
@@ -109,11 +108,7 @@ def report(folder: Path) -> None:
     slim = [replace(row, times_ms=None).facts for row in found]
     write_json(folder / "engines.json", {"conditions": lines[0], "rows": slim})
     write_text(folder / "engines.md", "\n".join(lines))
-    with atomic_path(folder / "engines.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        names = ["model", *(name for _, name, _ in SPEED), "transfers"]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(vars(row) for row in rows)
+    write_csv(folder / "engines.csv", ["model", *(name for _, name, _ in SPEED), "transfers"], map(vars, rows))
     written = ["engines.json, .csv, .md"]
     try:
         from peers import figures
