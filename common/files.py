@@ -21,10 +21,8 @@ from common.errors import EnvironmentFault
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it otherwise.
-
-    A symbolic link stays one. Raises ``EnvironmentFault`` where the file cannot be written, in the body as well.
-    """
+    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it otherwise. A link stays one.
+    Raises ``EnvironmentFault`` where the file cannot be written, in the body as well."""
     target, temporary = Path(os.path.realpath(path)), None
     try:
         check_ordinary(path)

@@ -29,9 +29,8 @@ Shape = tuple[int, int, int]
 
 def channels_first(shape: tuple[int, ...]) -> Shape | None:
     """C×H×W of an image's shape, C×H×W or H×W×C with 1, 3 or 4 channels; None for any other."""
-    if len(shape) != 3 or min(shape) < 1:
-        return None
-    return next((each for each in (shape, (shape[2], *shape[:2])) if each[0] in (1, 3, 4)), None)  # type: ignore[misc]
+    ways = (shape, (*shape[2:], *shape[:2])) if len(shape) == 3 and min(shape) > 0 else ()
+    return next((each for each in ways if each[0] in (1, 3, 4)), None)  # type: ignore[misc]
 
 
 def noise_images(indices: Sequence[int], shape: Shape, seed: int) -> np.ndarray:

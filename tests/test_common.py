@@ -19,6 +19,7 @@ from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
 from common.record import Conditions, Record
 from common.session import Session, batch_sizes
+from sim.enums import cudaError_t
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +155,23 @@ def test_a_batch_gets_the_smallest_profile_that_takes_it(checkout, tmp_path):
     assert [engine.profile_for(batch) for batch in (1, 16, 17, 128, 129)] == [1, 1, 0, 0, None]
     with pytest.raises(EnvironmentFault, match="has no profile"):
         engine.create_context(engine.profile_for(129))
+
+
+def test_a_cuda_error_is_no_reason_to_build_a_plan_again(checkout, here, monkeypatch):
+    here.simulator.fail_at(1)
+    with pytest.raises(CudaError, match="cudaGetDeviceProperties failed"):
+        plans.unusable(checkout.tiny, checkout.tiny)
+
+
+def test_the_first_error_is_the_one_reported(here):
+    """What fails in the clean-up after it is a note of it; and a lasting error has the name of the call that met it first."""
+    with pytest.raises(TensorRTError, match="enqueue failed") as raised, Stream(), Event():
+        here.simulator.failures = dict.fromkeys(range(100), cudaError_t.cudaErrorIllegalAddress)
+        require(False, "enqueue")
+    notes = raised.value.__notes__
+    assert [note.split()[3] for note in notes] == ["cudaEventDestroy"] * 2 and here.leaks()
+    here.simulator.failures = {}
+    assert cudart.cudaMemGetInfo() and cudart.failing is None
 
 
 def test_why_a_default_plan_is_built_again(checkout, tmp_path, monkeypatch):
