@@ -136,8 +136,8 @@ def main() -> None:
     plan, timings = build(options, onnx)
     write_bytes(output, plan)
     plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
-    write_bytes(options.timing_cache, timings)
     layers = prove(output, onnx, options, time.perf_counter() - started)
+    write_bytes(options.timing_cache, timings)
     err.print(f"built {output} in {time.perf_counter() - started:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {layers}")
 
 

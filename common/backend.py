@@ -139,10 +139,7 @@ def _simulated(reason: str, device: str | None, scale: float) -> Backend:
     if key not in devices.available():
         raise UsageFault(f"--device {key}: unknown; there are {', '.join(devices.available())}.")
     simulator = start(key, scale)
-    try:
-        onnxruntime = importlib.import_module("onnxruntime").__version__
-    except ImportError:
-        raise EnvironmentFault("the simulated backend computes with ONNX Runtime: pip install onnxruntime.") from None
+    onnxruntime = importlib.import_module("onnxruntime").__version__
     name = f"{simulator.device.name} (modelled)"
     library = f"simulated TensorRT (outputs by ONNX Runtime {onnxruntime} on the CPU)"
     time_base, plan_suffix, clock_ns = "simulated time", ".simulated.plan", lambda: simulator.clock.thread().now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,29 +27,19 @@ class Building:
 
     def wait(self, work: Callable[[], Any]) -> Any:
         """What ``work`` returns or raises; ``KeyboardInterrupt`` where it was stopped."""
-        done: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:
-                done.set_exception(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        with self.progress:
+        with self.progress, ThreadPoolExecutor(1) as pool:
             self.progress.add_task("building", total=None)
-            thread.start()
+            built = pool.submit(work)
             try:
-                while thread.is_alive():
-                    thread.join(0.1)
+                while not built.done():
+                    wait([built], 0.1)
             except KeyboardInterrupt:
                 self._stopped.set()
                 if self._monitor is None:
                     err.print("0_build: interrupted", style="red")
                     os._exit(130)
-                thread.join()
-                raise
-        return done.result()
+                raise  # once the builder has stopped
+        return built.result()
 
 
 def monitor(trt: Any, progress: Progress, stopped: threading.Event) -> Any:

@@ -29,13 +29,9 @@ class CaptureError(EnvironmentFault):
 
 
 class CheckedRuntime:
-    """``cuda.bindings.runtime`` of the selected backend, with every function checked.
+    """``cuda.bindings.runtime`` of the selected backend, with every function checked."""
 
-    An error of a broken device comes back from every later call: as long as none succeeds, the error that a call raises has
-    the name of the first one that met it, in whatever thread that was.
-    """
-
-    failing: CudaError | None = None
+    failing: CudaError | None = None  # a broken device fails every later call, in any thread: each names the first one
 
     def __getattr__(self, name: str) -> Any:
         return _checked(backend.current().cudart, name)

@@ -141,10 +141,6 @@ class Engine:
             raise EnvironmentFault(f"{self.plan} has no profile for these batches: they are for {self.profiles}.")
         return Context(self, profile)
 
-    def precision(self) -> str:
-        """What most of the engine's layers work in."""
-        return next((name for name, _ in self.precisions().most_common(1)), "unknown precision")
-
     @property
     def context_memory(self) -> int:
         """Bytes of device memory that each execution context takes for activations."""

@@ -13,13 +13,13 @@ class Fault(Exception):
     exit_code = ENVIRONMENT
 
 
+class EnvironmentFault(Fault):
+    pass
+
+
 class WrongOutputs(Fault):
     exit_code = WRONG
 
 
 class UsageFault(Fault):
     exit_code = USAGE
-
-
-class EnvironmentFault(Fault):
-    exit_code = ENVIRONMENT

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import hashlib
+import html
 import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,8 @@ from common.errors import EnvironmentFault
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it otherwise.
-
-    A symbolic link stays one. Raises ``EnvironmentFault`` where the file cannot be written, in the body as well.
-    """
+    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it otherwise. A link stays one.
+    Raises ``EnvironmentFault`` where the file cannot be written, in the body as well."""
     target, temporary = Path(os.path.realpath(path)), None
     try:
         check_ordinary(path)
@@ -70,10 +70,20 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """The columns of the rows; a text that a spreadsheet would take for a formula gets a quote in front."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            formulas = {name: f"'{cell}" for name, cell in row.items() if isinstance(cell, str) and cell[:1] in {*"=+-@"}}
+            writer.writerow({**row, **formulas})
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "")  # a pipe would be waited for
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -119,6 +129,7 @@ def cells(row: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
 
 def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], words: int = 1) -> list[str]:
     """The lines of a Markdown table whose first ``words`` columns are words and the others numbers."""
-    lines = [[title for title, *_ in columns], *(cells(row, columns) for row in rows)]
+    escaped = ([html.escape(cell, quote=False).replace("|", "\\|") for cell in cells(row, columns)] for row in rows)
+    lines = [[title for title, *_ in columns], *escaped]
     drawn = ["| " + " | ".join(line) + " |" for line in lines]
     return [drawn[0], "|" + "---|" * words + "---:|" * (len(columns) - words), *drawn[1:]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from math import ceil
 from pathlib import Path
 
@@ -13,14 +15,13 @@ import numpy as np
 from rich.progress import track
 
 from common.console import err, printable
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import UsageFault
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's ImageNet normalisation, RGB
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 DISTINCT = 8
 """Different batches of synthetic images; longer runs repeat them. More than any pipeline's slots, so that a stale or
 swapped batch always shows, and few enough to stay page-locked."""
-ORIENTATION = 0x0112  # the Exif tag
 CELLS = 8  # of the coarse pattern, in a row and in a column
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 Shape = tuple[int, int, int]
@@ -28,9 +29,8 @@ Shape = tuple[int, int, int]
 
 def channels_first(shape: tuple[int, ...]) -> Shape | None:
     """C×H×W of an image's shape, C×H×W or H×W×C with 1, 3 or 4 channels; None for any other."""
-    if len(shape) != 3 or min(shape) < 1:
-        return None
-    return next((each for each in (shape, (shape[2], *shape[:2])) if each[0] in (1, 3, 4)), None)  # type: ignore[misc]
+    ways = (shape, (*shape[2:], *shape[:2])) if len(shape) == 3 and min(shape) > 0 else ()
+    return next((each for each in ways if each[0] in (1, 3, 4)), None)  # type: ignore[misc]
 
 
 def noise_images(indices: Sequence[int], shape: Shape, seed: int) -> np.ndarray:
@@ -57,14 +57,14 @@ def noise_images(indices: Sequence[int], shape: Shape, seed: int) -> np.ndarray:
 def load_photograph(path: Path, height: int, width: int | None = None) -> np.ndarray:
     """One photograph, 3×height×width FP32 (width: as the height): scaled until its centre, 7/8 of it, fills that, and
     normalised as for ImageNet. Only what is seen of it is copied, however long and thin it is."""
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
     size = (width or height, height)
     with Image.open(path) as file:
         file.load()
         if file.mode[0] in "IF":
             raise ValueError(f"pixels of type {file.mode} instead of 8 bits a channel")
-        if file.getexif().get(ORIENTATION, 1) > 4:  # lies on its side, and is turned when it is small
+        if file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # lies on its side, and is turned when it is small
             size = size[::-1]
         picture: Image.Image = file
         if file.mode not in ("RGB", "L"):  # the others cannot be scaled as they are
@@ -90,10 +90,7 @@ class Images:
             self._read(directory, limit)
 
     def _read(self, directory: Path, limit: int | None) -> None:
-        try:
-            import PIL  # noqa: F401
-        except ImportError:
-            raise EnvironmentFault("--images needs Pillow: pip install pillow.") from None
+        import_module("PIL")  # without it no picture can be read, which is no fault of theirs
         if self.shape[0] != 3:
             raise UsageFault(f"--images: the model takes {self.shape[0]} channels, and photographs are read as RGB.")
         if directory.is_file():
@@ -104,6 +101,7 @@ class Images:
             raise UsageFault(f"--images {directory}: no such file or folder.")
         if limit is not None and limit < len(candidates):
             candidates = sorted(random.Random(self.seed).sample(candidates, limit))
+        warnings.simplefilter("ignore")  # what is wrong with a picture is said by its name
         for path in candidates:
             name = printable(path.relative_to(directory).as_posix())
             try:

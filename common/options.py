@@ -107,6 +107,8 @@ def select_backend(options: argparse.Namespace) -> tuple[backend.Backend, Size]:
     batch = options.batch or usual_batch(options.plan)
     charged = options.charge_batch or batch
     computed = options.batch or min(backend.SIMULATED_BATCH, charged)
+    if charged < computed:
+        raise UsageFault(f"--charge-batch {charged}: the {computed} images that are computed count at least as themselves.")
     chosen = backend.select(options.backend, options.device, charged / computed)
     if chosen.simulator is not None:
         return chosen, Size(computed, charged)

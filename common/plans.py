@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from common.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
-FACTS = {
-    **dict.fromkeys(("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256"), str),
-    **dict.fromkeys(("labels", "command", "profiles"), list),
-}
-"""What a sidecar must have, and of which type."""
+TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
+LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have
 
 
 class PlanFault(EnvironmentFault):
@@ -56,10 +53,10 @@ def read_sidecar(plan: Path) -> dict[str, Any]:
     if not sidecar(plan).exists():
         return {}
     facts = read_json(sidecar(plan))
-    fitting = all(isinstance(facts.get(name), kind) for name, kind in FACTS.items())
-    words, sizes = (facts["labels"] + facts["command"], facts["profiles"]) if fitting else ([None], [])
-    triples = [size for size in sizes if isinstance(size, list) and len(size) == 3 and {*map(type, size)} == {int}]
-    if not all(isinstance(word, str) for word in words) or triples != sizes:
+    texts: list[Any] = [facts.get(name) for name in TEXTS]
+    lists: list[Any] = [facts.get(name) for name in LISTS]
+    fits = all(isinstance(each, list) for each in lists) and {*map(type, sum(lists[:2], texts))} == {str}
+    if not fits or not all(isinstance(size, list) and [*map(type, size)] == [int] * 3 for size in lists[2]):
         raise PlanFault(f"{sidecar(plan)} is not what 0_build.py writes beside a plan. Build it again: {rebuild(plan, {})}")
     return facts
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from common.files import atomic_path
+from common.files import write_csv
 
 
 def top1(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,15 +42,9 @@ class Predictions:
     def label(self, number: int) -> str:
         return self._labels[number] if number < len(self._labels) else str(number)
 
-    def rows(self) -> list[tuple[str, str, float]]:
-        """(image, class, probability), once for each image, in the order in which they were first seen."""
-        named: dict[str, tuple[str, str, float]] = {}
-        for name, number, probability in self._rows:
-            named.setdefault(name, (name, self.label(number), probability))
-        return list(named.values())
-
     def write(self, path: Path) -> None:
-        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", "class", "probability"])
-            writer.writerows((name, label, f"{probability:.6f}") for name, label, probability in self.rows())
+        """A row for each image, in the order in which they were first seen."""
+        named: dict[str, dict[str, str]] = {}
+        for name, number, probability in self._rows:
+            named.setdefault(name, {"image": name, "class": self.label(number), "probability": f"{probability:.6f}"})
+        write_csv(path, ("image", "class", "probability"), named.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -50,10 +51,10 @@ def sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         return f"error: {error.filename or 'a file'}: {error.strerror or error}.", ENVIRONMENT
     if isinstance(error, ModuleNotFoundError):
-        return f"error: the package {error.name} is not installed here: pip install {error.name}", ENVIRONMENT
+        return f"error: there is no {error.name} in this Python: pip install -e '.[export,peers]'.", ENVIRONMENT
     if isinstance(error, MemoryError):
         return f"error: this machine has too little memory for that ({error}).", ENVIRONMENT
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    file, line = [frame for frame in frames if frame[0].is_relative_to(ROOT) and "site-packages" not in frame[0].parts][-1]
-    where = f"{file.relative_to(ROOT)}:{line}"
-    return f"error: a mistake of ours, {type(error).__name__}: {error} ({where}); --traceback shows more.", OURS
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if str(ROOT) in frame.filename and "site-packages" not in frame.filename][-1]
+    what = f"{type(error).__name__}: {error} ({os.path.relpath(ours.filename, ROOT)}:{ours.lineno})"
+    return f"error: a mistake of ours, {what}; --traceback shows more.", OURS

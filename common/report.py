@@ -17,6 +17,7 @@ from common.verify import Reference
 if TYPE_CHECKING:
     from common.session import Session
 
+FAR = 0.2  # share of the largest logit by which no rounding moves a logit
 UNEVEN = 1.1
 """Mean over median from which on some batches took much longer than the others."""
 
@@ -51,6 +52,7 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
         line("outputs", f"[green]right[/]: {same} the same plan run serially, one batch at a time")
         if (away := reference.from_fp32) is not None:
             share = f"within {away.largest:.2g} of fp32 ({away.largest / away.scale:.2%} of the largest logit)"
+            share = f"[yellow]far from right[/], {share}" if away.largest > FAR * away.scale else share
             line(str(record.precision), f"{share}, the same top-1 on {away.same_top1:.1%} of the images")
     for note in session.notes:
         line("note", note)

@@ -13,20 +13,19 @@ import os
 import platform
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import cycle
 from math import lcm
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
-from common import backend, options, program, ranges, report
+from common import backend, options, program, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
-from common.cuda import cudart
 from common.engine import Engine
 from common.errors import UsageFault
 from common.files import check_writable
@@ -34,137 +33,18 @@ from common.host import processor
 from common.images import Images, prepare
 from common.parts import Allocate, parts_ms
 from common.plans import ROOT, check_memory, check_sizes, default_plan
-from common.postprocess import Predictions
 from common.record import Record, Window
-from common.verify import Reference, check
+from common.run import Infer, Session, used_memory
+from common.verify import Reference
 
-Infer = Callable[["Session"], None]
-Names = Sequence[Sequence[str]]
 KEPT = 100
 """Intervals between batches in a record: enough to see whether the window was steady."""
 WARM_UP, PILOT = 10, 20
 """Batches before a window, and in the window of the run that finds out how many there should be in the others."""
 WINDOW_MS, LEAST = 1250, 100
-"""A window on a GPU lasts a second and, as the first batches of a process are slower than later ones, is planned for more; and has
-a hundred batches."""
+"""A window on a GPU has a hundred batches and lasts a second: planned for more, because a process's first batches are slow."""
 SHORT = 10
 """A window shorter than so many times what the pipeline holds at once says as much of its ends as of its rate."""
-
-
-class Session:
-    """One run of one pipeline over its batches, of which the last ``measured`` are the window.
-
-    ``batches`` are N×3×S×S FP32 arrays, page-locked where the stage asked for it; ``engine`` is the stage's plan.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        batches: Sequence[np.ndarray],
-        names: Names,
-        options: Namespace,
-        measured: int,
-        instruments: Instruments | None = None,
-    ) -> None:
-        self.engine, self.batches, self.names, self.options = engine, batches, names, options
-        self.measured, self._instruments, self._range = measured, instruments, None
-        self.predictions = Predictions(engine.facts.get("labels", []))
-        self.outputs = [pageable(engine.output_shape(len(batch))) for batch in batches]
-        self.begun_ns: dict[int, int] = {}  # when the first work of each batch was submitted
-        self.done_ns: list[int] = []  # when each batch was finished
-        self.depth = 0  # most batches that were submitted and not finished
-        self.submit_ms: list[float] = []
-        self.notes: list[str] = []
-        self.read: dict[str, Any] = {}  # by the instruments
-        self.used_memory = 0  # on the whole GPU, the largest seen
-
-    @property
-    def precision(self) -> str:
-        """What the plan's layers must work in: ``--precision``, or the stage's own."""
-        return self.options.precision
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """Shape of the largest batch; its buffers hold every other."""
-        return max((batch.shape for batch in self.batches), key=lambda shape: shape[0])
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return self.engine.output_shape(self.batch_shape[0])
-
-    @contextlib.contextmanager
-    def submit(self, index: int) -> Iterator[None]:
-        """The NVTX range ``infer``: the host's work to submit batch ``index``, whenever the GPU does it."""
-        clock_ns = backend.current().clock_ns
-        self.begin(index)
-        started = clock_ns()
-        with ranges.pushed(ranges.INFER, index):
-            yield
-        self.submit_ms.append((clock_ns() - started) / 1e6)
-        self.depth = max(self.depth, index + 1 - len(self.done_ns))
-        if index == 0:
-            self.used_memory = used_memory()
-
-    def begin(self, index: int) -> None:
-        """The latency of batch ``index`` counts from here, where its first work is submitted before its ``infer`` range."""
-        self.begun_ns.setdefault(index, backend.current().clock_ns())
-
-    def postprocess(self, index: int, host_output: np.ndarray) -> None:
-        """Predictions of batch ``index``, and a copy of its outputs for the verification."""
-        with ranges.pushed(ranges.POSTPROCESS, len(host_output)):
-            self.predictions.add(self.names[index], host_output)
-            np.copyto(self.outputs[index], host_output)
-
-    def finish(self, index: int, host_output: np.ndarray) -> None:
-        """Post-process batch ``index``, whose outputs are on the host now. Batches are finished in order."""
-        assert index == len(self.done_ns), f"batch {index} finished after {len(self.done_ns) - 1}"
-        self.postprocess(index, host_output)
-        left = len(self.batches) - 1 - index
-        if left == self.measured and self._instruments is not None:
-            self._instruments.start()
-            self._range = ranges.start(ranges.MEASURED)
-        self.done_ns.append(backend.current().clock_ns())
-        if left == 0 and self._instruments is not None:
-            ranges.end(self._range)
-            self.read = self._instruments.stop()
-            self.used_memory = max(self.used_memory, used_memory())
-
-    @property
-    def window_ms(self) -> float:
-        """From the end of the last warm-up batch to the end of the last measured one, both finished on the host."""
-        return (self.done_ns[-1] - self.done_ns[-1 - self.measured]) / 1e6
-
-    @property
-    def intervals_ms(self) -> list[float]:
-        """From the end of each batch to the end of the next, over the measured window."""
-        done = self.done_ns[-1 - self.measured :]
-        return [(later - earlier) / 1e6 for earlier, later in zip(done, done[1:])]
-
-    @property
-    def latencies_ms(self) -> list[float]:
-        """From the submission of each measured batch to its post-processed outputs."""
-        first = len(self.done_ns) - self.measured
-        return [(self.done_ns[index] - self.begun_ns[index]) / 1e6 for index in range(first, len(self.done_ns))]
-
-    def control(self, infer: Infer, engine: Engine, where: str) -> None:
-        """Run the same batches on another engine too, outside the measured window; note both runs' times by batch size."""
-        if None in [engine.profile_for(len(batch)) for batch in self.batches]:
-            self.notes.append(f"no run {where}: {engine.plan} takes batches of {engine.profiles}")
-            return
-        other = Session(engine, self.batches, self.names, self.options, self.measured)
-        infer(other)
-        if not self.options.no_verify:
-            check(self.outputs, other.outputs)
-        sizes = [len(batch) for batch in self.batches[-self.measured :]]
-        for size in sorted(set(sizes)):
-            own, control = (median(ms for ms, batch in zip(run.intervals_ms, sizes) if batch == size) for run in (self, other))
-            charged = backend.current().charged(size)
-            self.notes.append(f"batch {charged}: {own:.3f} ms on its own profile, {control:.3f} ms {where}")
-
-
-def used_memory() -> int:
-    free, total = cudart.cudaMemGetInfo()
-    return total - free
 
 
 def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool) -> NoReturn:
@@ -225,9 +105,11 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts))
     memory_before, engine = used_memory(), Engine(plan)
-    chosen.precision = chosen.precision or engine.precision()
+    chosen.precision = chosen.precision or max(found := engine.precisions(), key=found.__getitem__, default="unknown precision")
     if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
+    if (chosen.top or chosen.predictions) and len(engine.output_shape(1)) != 2:
+        raise UsageFault(f"--top and --predictions are for classifiers, and {plan} gives {engine.output_shape(1)} an image.")
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)

@@ -106,7 +106,7 @@ def read(path: Path) -> Trace:
     """Raises ``TraceError`` for a file that is no export, or one without our ranges or any GPU work."""
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
         return Reader(connection, path).trace()
     except (sqlite3.DatabaseError, ValueError, TypeError, OverflowError) as error:

@@ -70,9 +70,9 @@ def load(path: Path) -> Any:
 
 
 def end(value: Any) -> End:
-    tensor = value.type.tensor_type
+    onnx, tensor = needs("onnx", "reading a model"), value.type.tensor_type
     shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim)
-    return value.name, shape, needs("onnx", "reading a model").TensorProto.DataType.Name(tensor.elem_type)
+    return value.name, shape, onnx.TensorProto.DataType.Name(tensor.elem_type)
 
 
 def save(model: Any, path: Path) -> None:

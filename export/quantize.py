@@ -38,6 +38,9 @@ CHUNK = 8  # images whose activations are in memory at a time
 def calibrated(source: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
     """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
     the images or the method have changed. Without a directory it must have been made before."""
+    _, (fixed, *shape), _ = end(load(source).graph.input[0])
+    if fixed > 0:
+        raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
     path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
     known, source_hash = read_description(path), sha256(source)
     if directory is None:
@@ -48,9 +51,6 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
             "speed test shows; so there is no default."
         )
-    _, (fixed, *shape), _ = end(load(source).graph.input[0])
-    if fixed > 0:
-        raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
     images = Images(directory, tuple(shape), seed, limit=count)
     pixels = np.empty((len(images), *shape), np.float32)
     images.fill(pixels, 0)

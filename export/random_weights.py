@@ -9,12 +9,12 @@ the export has folded away are put back for one batch of images, and what they m
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common import program
 from common.images import noise_images
 from export.models import MODELS, exported, needs
 
@@ -118,12 +118,6 @@ def export_graph(name: str) -> Any:
     return model
 
 
-def write_graphs(names: list[str]) -> None:
-    for name in names:
-        (GRAPHS / f"{name}.onnx").write_bytes(export_graph(name).SerializeToString(deterministic=True))
-
-
 if __name__ == "__main__":
-    parser = program.parser(__doc__)
-    parser.add_argument("models", nargs="*", choices=MODELS, help="default: all of them")
-    program.run(lambda: write_graphs(parser.parse_args().models or list(MODELS)))
+    for argument in sys.argv[1:] or MODELS:
+        (GRAPHS / f"{argument}.onnx").write_bytes(export_graph(argument).SerializeToString(deterministic=True))

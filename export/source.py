@@ -56,8 +56,6 @@ def onnx_file(options: argparse.Namespace) -> Path:
         models.convert_to_fp16(options.onnx_file, onnx)
     else:
         onnx = options.onnx_file
-        if options.precision == "int8":
-            models.load(onnx)
     if options.precision != "int8":
         return onnx
     images, count = options.calibration_images, options.calibration_count

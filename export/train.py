@@ -8,9 +8,9 @@ photographs are: training, calibration and the stages see the same pixels.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import count, repeat
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -32,29 +32,27 @@ that rises and falls anew, or there would be none left to get used to the last o
 BATCH, LEARNING_RATE = 32, 1e-3
 
 
-Part = tuple[Sequence[np.ndarray], Sequence[int]]
-"""Images (H×W or H×W×3 uint8) and the number of each one's class."""
+Labelled = Iterator[tuple[str, str, np.ndarray]]
+"""Each image's part (train or test), its class, and itself (H×W or H×W×3 uint8)."""
 
 
-def digits() -> tuple[dict[str, Part], list[str]]:
-    """The parts ``train`` and ``test``, and the class names. The data set has no split: each fifth image of a class tests."""
+def digits() -> Labelled:
+    """The data set has no split of its own: every fifth image of a class tests."""
     found = needs("sklearn.datasets", "--train digits").load_digits()
-    images, labels = (found.images * 255 / 16).astype(np.uint8), found.target
-    number = np.array([np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels)])
-    tests = number % TEST_SHARE == 0
-    parts = {name: (images[chosen], labels[chosen].tolist()) for name, chosen in (("train", ~tests), ("test", tests))}
-    return parts, [str(name) for name in found.target_names]
+    numbers = [count() for _ in found.target_names]
+    for image, label in zip(found.images, found.target):
+        yield "train" if next(numbers[label]) % TEST_SHARE else "test", str(label), (image * 255 / 16).astype(np.uint8)
 
 
-def cifar10() -> tuple[dict[str, Part], list[str]]:
-    """The data set's own parts, ``train`` and ``test``, and the class names."""
+def cifar10() -> Labelled:
     datasets = needs("torchvision.datasets", "--train cifar10")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            found = {name: datasets.CIFAR10(folder, train=name == "train", download=True) for name in ("train", "test")}
+            parts = {part: datasets.CIFAR10(folder, train=part == "train", download=True) for part in ("train", "test")}
     except Exception as error:  # a download can fail in as many ways as there are networks
         raise EnvironmentFault(f"CIFAR-10 could not be downloaded ({error!r}). --train digits needs no network.") from None
-    return {name: (part.data, part.targets) for name, part in found.items()}, list(found["train"].classes)
+    for part, found in parts.items():
+        yield from ((part, found.classes[label], image) for image, label in zip(found.data, found.targets))
 
 
 DATASETS = {"digits": digits, "cifar10": cifar10}
@@ -66,13 +64,11 @@ def write_folders(name: str, root: Path) -> None:
 
     if (root / "complete").exists():
         return
-    root.mkdir(parents=True, exist_ok=True)  # found out before the download that it cannot be written
-    parts, names = DATASETS[name]()
-    for part, (images, labels) in parts.items():
-        for number, (image, label) in enumerate(zip(images, labels)):
-            path = root / part / names[label] / f"{number:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
+    root.mkdir(parents=True, exist_ok=True)  # found out before a download that it cannot be written
+    for number, (part, label, image) in enumerate(DATASETS[name]()):
+        path = root / part / label / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
     (root / "complete").touch()
 
 
@@ -91,8 +87,7 @@ def load(files: list[Path], size: int) -> np.ndarray:
 def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: int) -> float:
     """Train on ``root``/train, from ImageNet's weights where torch has them already, else from seeded random ones; write the
     weights with the class names; returns the accuracy on ``root``/test."""
-    torch = needs("torch", "training")
-    needs("torchvision", "training")
+    torch, _ = (needs(package, "training") for package in ("torch", "torchvision"))  # before a download
     write_folders(dataset, root)
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,14 +123,12 @@ def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: in
 def pretrained(name: str, classes: int) -> Any:
     """A torchvision model for so many classes, with ImageNet's weights below its classifier where they are on this machine."""
     torch, models = needs("torch", "training"), needs("torchvision.models", "training")
-    published = models.get_model_weights(name).DEFAULT
-    model = models.get_model(name, num_classes=classes)
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
+    model, url = models.get_model(name, num_classes=classes), models.get_model_weights(name).DEFAULT.url
+    own, file = model.state_dict(), Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if file.exists():
-        found, own = torch.load(file, map_location="cpu", weights_only=True), model.state_dict()
-        own.update({key: value for key, value in found.items() if key in own and own[key].shape == value.shape})
-        model.load_state_dict(own)
-    err.print(f"starting from {file if file.exists() else 'random weights; there are none of ImageNet here'}", markup=False)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        model.load_state_dict({**own, **{key: value for key, value in found.items() if own[key].shape == value.shape}})
+    err.print(f"starting from {file if file.exists() else 'random weights'}", markup=False)
     return model
 
 

@@ -30,7 +30,7 @@ from common.images import DEVIATION, DISTINCT, MEAN, noise_images
 from common.options import positive
 from common.postprocess import Predictions
 from common.record import Record, Window
-from common.session import LEAST, PILOT, WINDOW_MS, WARM_UP
+from common.session import LEAST, PILOT, WARM_UP, WINDOW_MS
 from common.verify import compare
 from export import models
 from export.networks import create_model

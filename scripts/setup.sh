@@ -13,7 +13,7 @@ if [ -n "${PYTHON:-}" ]; then
 fi
 base=$(command -v python3 || command -v python) || { echo "setup: no python3 on PATH" >&2; exit 3; }
 "$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2])' || { echo "setup: $base is older than Python 3.9" >&2; exit 3; }
-[ -x .venv/bin/python ] || "$base" -m venv .venv
+[ -x .venv/bin/pip ] || "$base" -m venv .venv  # the last thing that it makes: one that was interrupted is made whole
 install() { # NAME, then what pip installs; once for each state of pyproject.toml
   local stamp=.venv/installed-$1 wanted
   wanted=$(cksum < pyproject.toml)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import backend, program
 from common.console import out
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, write_json, write_text
 from common.plans import ROOT
 from common.record import Record
@@ -57,6 +57,8 @@ def main() -> None:
         records = Record.read_all(folder)
         if not records:
             raise EnvironmentFault(f"{folder} holds no stage's record.")
+        if strange := [each for each in records if each.device not in (None, devices.load(options.device).name)]:
+            raise UsageFault(f"{folder}: {strange[0].stage} was measured on {strange[0].device}, not on {options.device}.")
         rows = []
         for record in records:
             predicted, measured = predict(options.device, record), record.per_batch_ms

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -133,6 +135,42 @@ def test_nobody_reads_the_output_any_more(checkout, tmp_path):
     done = subprocess.run(list(map(str, command)), cwd=checkout.folder, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert done.returncode == 0 and record.exists(), done.stderr
+
+
+def test_a_named_plan_is_run_as_it_is(checkout, tmp_path):
+    """At a batch that it takes and in the precision that it has, without an option that says so."""
+    plan, record = tmp_path / "mine.plan", tmp_path / "record.json"
+    shape = ("--onnx-file", "tiny.onnx", "--profile", "1,32,64", "--output", plan)
+    assert checkout.run("0_build.py", *SIMULATED, *shape).returncode == 0
+    done = checkout.run(*STAGE, "--plan", plan, "--json", record)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(record.read_text())
+    assert (facts["precision"], facts["computed_batch"], facts["batch"]) == ("fp32", 8, 32)
+
+
+def test_pictures_of_one_name_in_two_folders(checkout, tmp_path):
+    """And one whose name a spreadsheet would take for a formula; WebP is read as well."""
+    from PIL import Image
+
+    for name in ("a/1.jpg", "b/1.webp", "b/1.jpg", "=1+1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    predictions = tmp_path / "predictions.csv"
+    done = checkout.run(*STAGE, *tiny(checkout), "--images", tmp_path, "--predictions", predictions)
+    assert done.returncode == 0, done.stderr
+    names = [line.split(",")[0] for line in predictions.read_text().splitlines()[1:]]
+    assert names == ["'=1+1.png", "a/1.jpg", "b/1.jpg", "b/1.webp"]
+
+
+def test_a_checkout_whose_path_has_signs_of_an_address(checkout, tmp_path):
+    folder = shutil.copytree(checkout.folder, tmp_path / "a#b%20c?d=e")
+    trace = folder / "out" / "5_multi_streams.sqlite"
+    trace.parent.mkdir()
+    moved = type(checkout)(folder)
+    done = moved.run(*STAGE, *tiny(moved), "--trace", trace)
+    assert done.returncode == 0, done.stderr
+    done = moved.run("-m", "scripts.compare", "out")
+    assert done.returncode == 0 and "5_multi_streams" in done.stdout, done.stdout + done.stderr
 
 
 # -- the build

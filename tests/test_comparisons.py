@@ -196,6 +196,12 @@ def test_pytorch_loops_are_verified_and_timed_or_say_what_they_need(checkout, tm
 # -- predictions
 
 
+def test_results_of_another_device_are_not_predicted(checkout, tmp_path):
+    Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, device="NVIDIA A100").write(tmp_path / "4_use_fp16.json")
+    done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
+    assert done.returncode == 2 and "4_use_fp16 was measured on NVIDIA A100, not on h200" in done.stderr
+
+
 def test_a_prediction_is_made_beside_a_report(checkout, tmp_path):
     Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, batches=6, measured=3).write(tmp_path / "4_use_fp16.json")
     done = checkout.run("-m", "scripts.predict", "h200", tmp_path)

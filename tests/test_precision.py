@@ -134,6 +134,7 @@ def test_the_digits_are_split_once_and_for_all(tmp_path):
     assert len(files) + len(test_files) == 1797 and 0.19 < len(test_files) / 1797 < 0.21
     for name in names:
         assert test_labels.count(name) == -(-(labels + test_labels).count(name) // 5)
+    assert not {path.name for path in files} & {path.name for path in test_files}
     train.write_folders("cifar10", tmp_path)  # what is there is not downloaded again
     assert train.load(files[:3], 32).shape == (3, 3, 32, 32)
 

@@ -1,0 +1,65 @@
+"""Every CUDA call of every stage fails: once, or it and all after it. The run ends with the name of the first one that
+failed, or goes on without its graph; and what could be given back is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sim.enums import cudaError_t
+from tests.fuzz.place import STAGES, Draw, Place, Try, refused
+
+ERROR = cudaError_t.cudaErrorIllegalAddress
+TOLERATED = ("cudaFreeHost", "cudaRuntimeGetVersion", "cudaDriverGetVersion")
+"""Called when the last view of the memory goes, where nothing can be raised; a version that is missing in the record."""
+GIVES_BACK = ("cudaFree", "cudaStreamDestroy", "cudaEventDestroy", "cudaGraphDestroy", "cudaGraphExecDestroy")
+
+
+class FromThen(dict):
+    """Answers for every call from a number on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __contains__(self, call: object) -> bool:
+        return call >= self.first  # type: ignore[operator]
+
+    def __getitem__(self, call: int) -> cudaError_t:
+        return ERROR
+
+
+def calls_of(place: Place, script: str) -> int:
+    code, said = place.stage(script)
+    assert code == 0, said
+    return place.simulator.calls
+
+
+def tries(place: Place, draw: Draw) -> Iterator[Try]:
+    every = [
+        (script, number, lasting)
+        for script in STAGES
+        for number in range(1, calls_of(place, script) + 1)
+        for lasting in (False, True)
+    ]
+    draw.shuffle(every)
+    for script, number, lasting in every:
+        words = f"{script}, call {number}{' and all after it' * lasting}"
+        yield words, lambda case=(script, number, lasting): fail(place, *case)
+
+
+def fail(place: Place, script: str, number: int, lasting: bool) -> str:
+    def prepare(simulator) -> None:
+        simulator.failures = FromThen(number) if lasting else {number: ERROR}
+
+    code, said = place.stage(script, prepare=prepare)
+    failed = [name for *_, name, _, _, error in place.simulator.trace.calls if error == ERROR]
+    if not failed:
+        assert code == 0, said
+        return "not reached"
+    kept = [name for name in failed if name.startswith(GIVES_BACK)]
+    assert kept or not place.leaks, place.leaks
+    if code == 0:
+        captured = f"not captured, so launched one by one: {failed[0]} failed" in said
+        assert captured or failed[0] in TOLERATED, f"{failed}: {said[-600:]}"
+        return "went on without a graph" if captured else "went on"
+    assert f"{failed[0]} failed: {ERROR.name}" in said, f"{failed[:3]}: {said[-600:]}"
+    return refused(code, said, 3)
