@@ -4,7 +4,7 @@ What changes: the plan has an optimization profile for each of ``--sizes``, and 
 Each size has an execution context, with the smallest profile that takes it. As a control, the same batches then run on the
 plan of the stages before, whose one wide profile was optimized for a batch of 128.
 
-Differs from: 4_use_fp16.py
+Differs from: 4_use_fp16.py; a side branch of the ladder
 
 Why it helps: TensorRT times its kernels for one batch size of a profile (its OPT) and only guarantees that they work for
 the others. A kernel that is best for 128 images need not be for 16.

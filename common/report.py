@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from common import backend
-from common.console import out
+from common.console import out, wrapped
 from common.options import Size
 from common.postprocess import top
 from common.record import Record
@@ -26,7 +26,7 @@ def print_result(record: Record, session: Session, size: Size, verified: Verifie
     print_timeline()
 
     def line(name: str, text: str) -> None:
-        out.print(f"  {name:<12}{text}")
+        out.print(wrapped(f"  {name:<12}{text}", 14))
 
     line("window", f"{session.window_ms:9.3f} ms   {record.measured} of {record.batches} batches, {record.time_base}")
     line("per batch", f"{record.per_batch_ms:9.3f} ms   {record.images_per_s:,.0f} images/s")
@@ -36,9 +36,8 @@ def print_result(record: Record, session: Session, size: Size, verified: Verifie
     if verified is not None:
         limit, name = max((value, name) for name, value in verified.parts.items())
         reached = 100 * limit / record.per_batch_ms
-        alone = "run alone it waits for its own launches, which this run hides"
-        verdict = f"this run is at {reached:.0f} % of it" if reached <= 101 else alone
-        line("limit", f"{limit:9.3f} ms   {name}, the longest part of a batch run by itself; {verdict}")
+        verdict = f"at {reached:.0f} % of it" if reached <= 101 else "alone it waits for its launches"
+        line("limit", f"{limit:9.3f} ms   {name}, the longest part: {verdict}")
         line("parts", ", ".join(f"{name} {value:.3f}" for name, value in verified.parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
     if verified is None:
@@ -65,9 +64,9 @@ def print_top(session: Session, count: int) -> None:
                     out.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
 
 
-def print_timeline(width: int = 96) -> None:
+def print_timeline() -> None:
     """The measured window of a simulated run: each row's digit is the number of the batch that it works for."""
-    trace = backend.current().trace()
+    trace, width = backend.current().trace(), min(96, out.width - 18)
     if trace is None:
         return
     drawn = timeline("", trace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.rows import Row
+from harness.rows import Row, steps
 
 BESIDE = 110
 """Percent of the limit from which on it is no accident of the window's ends that batches take less than their kernels."""
@@ -59,7 +59,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 
 def advice(rows: list[Row]) -> str:
     """The line that ends the table: the fastest stage, and what stands in its way."""
-    best = max(rows, key=lambda row: row.speedup_vs_baseline)
+    best = max(steps(rows), key=lambda row: row.speedup_vs_baseline)
     faster = f"{best.speedup_vs_baseline:.1f} times the first stage"
     gain = faster if best is not rows[0] else "no stage is faster than the first"
     return f"Fastest: {best.stage} ({best.per_batch_ms:.3f} ms a batch, {gain}). Next: {remedy(best, rows)}."

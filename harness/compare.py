@@ -2,7 +2,7 @@
 
     python scripts/compare.py DIR            the table, and comparison.json, .csv, .md and .html in DIR
     python scripts/compare.py A B            two runs, stage by stage: my GPU against yours, yesterday against today
-    python scripts/compare.py DIR --figures --perfetto
+    python scripts/compare.py DIR --wide --figures --perfetto
 
 DIR holds a trace for each stage (NAME.sqlite, from `nsys export --type sqlite` or from the simulator's --trace) and may
 hold its result record (NAME.json, from --json), which adds what a trace does not: the time without a profiler, whether
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.console import out
+from common.console import out, wrapped
 from common.files import atomic_path, columns, write_json, write_text
 from common.record import Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
@@ -80,13 +81,9 @@ class Comparison:
                 found[name] = text.split("Differs from: ")[1].split(".py")[0]
         return found
 
-    def report(self, with_figures: bool, with_perfetto: bool) -> None:
+    def report(self, with_figures: bool, with_perfetto: bool, order: str = tables.SHORT) -> None:
         """Print the table, the stages' notes and the advice, and write all of it into the folder."""
-        tables.print_grid(str(self.run), [stage.shown for stage in self.rows], tables.COLUMNS, 205)
-        for stage in self.rows:
-            for note in stage.notes:
-                out.print(f"{stage.stage}: {note}", markup=False)
-        out.print(f"\n{advice(self.rows)}", markup=False)
+        tables.print_rows(self.run, self.rows, order)
         self.write()
         written = ["comparison.json", ".csv", ".md", ".html"]
         if with_perfetto:
@@ -96,17 +93,17 @@ class Comparison:
         if with_figures and self.traces:
             self.draw(self.timelines, self.parents())
             written.append("timelines.svg and timeline_STAGE.svg")
-        out.print(f"written: {self.directory}/{', '.join(written)}", markup=False)
+        out.print(wrapped(f"written: {os.path.relpath(self.directory)}/{', '.join(written)}", 2), markup=False)
 
     def write(self) -> None:
         contents = {"run": vars(self.run), "stages": [vars(stage) for stage in self.rows], "advice": advice(self.rows)}
         write_json(self.directory / "comparison.json", contents)
         with atomic_path(self.directory / "comparison.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            columns = [key for key in vars(self.rows[0]) if key not in ("notes", "repeats_ms", "clocks")]
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            keys = [key for key in vars(self.rows[0]) if key not in ("notes", "repeats_ms", "clocks")]
+            writer = csv.DictWriter(file, keys, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(vars(stage) for stage in self.rows)
-        markdown = tables.markdown(self.run, self.rows) + tables.clocks(self.rows)
+        markdown = tables.markdown(self.run, self.rows, columns(Row, tables.ALL)) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
         html = page.page(self.run, self.rows, self.timelines, self.parents())
         write_text(self.directory / "comparison.html", html)
@@ -161,7 +158,7 @@ def compare_runs(folders: list[Path]) -> int:
     for name, folder, (run, _) in zip("AB", folders, runs):
         out.print(f"{name}: {folder} ({run})", markup=False)
     out.print()
-    tables.print_grid("", [vars(change) for change in changes], columns(tables.Change), 150)
+    tables.print_grid("", [vars(change) for change in changes], columns(tables.Change))
     for name, (_, rows) in zip("AB", runs):
         fastest = max(rows, key=lambda stage: stage.speedup_vs_baseline)
         out.print(f"{name}: fastest is {fastest.stage}; {remedy(fastest, rows)}", markup=False)
@@ -176,6 +173,7 @@ def failed(why: str, code: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    parser.add_argument("--wide", action="store_true", help="all columns")
     parser.add_argument("--figures", action="store_true", help="the timelines as SVG")
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
     options = parser.parse_args()
@@ -192,7 +190,7 @@ def main() -> int:
     if not found.rows:
         nothing = "no trace (NAME.sqlite) and no result record (NAME.json)"
         return failed(f"{found.directory} holds {nothing}. Make some: scripts/profile_all.sh", 3)
-    found.report(options.figures, options.perfetto)
+    found.report(options.figures, options.perfetto, tables.ALL if options.wide else tables.SHORT)
     return 1 if found.problems else 0
 
 

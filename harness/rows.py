@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.files import column, read_json
 from common.record import Conditions, from_json
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -50,6 +53,14 @@ class Row:
         """As tables show it: whether its outputs are right, in a word."""
         return {**vars(self), "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[self.outputs_match]}
 
+    @property
+    def branch_of(self) -> str | None:
+        """The stage that a side branch of the ladder differs from, by its script's word; None for a step, or anything else."""
+        script = ROOT / f"{self.stage}.py"
+        text = script.read_text(encoding="utf-8") if script.exists() else ""
+        found = re.search(r"Differs from: (\w+)\.py; a side branch", text)
+        return found and found[1]
+
 
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
     """The run's conditions and the rows of a comparison.json; None where there is none."""
@@ -57,3 +68,8 @@ def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
     if not content:
         return None
     return from_json(Conditions, content["run"]), [from_json(Row, stage) for stage in content["stages"]]
+
+
+def steps(rows: list[Row]) -> list[Row]:
+    """The rows that are held against one another: all but side branches, unless there is nothing else."""
+    return [row for row in rows if row.branch_of is None] or rows

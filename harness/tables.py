@@ -1,4 +1,7 @@
-"""The comparison as a table: on the terminal, in Markdown, and of two runs against each other."""
+"""The comparison as a table: on the terminal, in Markdown, and of two runs against each other.
+
+A table has a row a step. A side branch of the ladder stands below it: its time is not to be held against the row above.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.console import out
+from common.console import out, wrapped
 from common.files import Column, cells, column, columns, grid
 from common.record import Conditions
 from harness.advice import advice
 from harness.analysis import PARTS
-from harness.rows import Row
+from harness.rows import Row, steps
 
-ORDER = """
+ALL = """
     stage per_batch_ms spread images_per_s speedup_vs_previous speedup_vs_baseline h2d_ms compute_ms d2h_ms postprocess_ms
     submit_ms overlap gpu_idle launches limit_ms percent_of_limit limiter peak_device_memory_mb fp32_max_abs_diff outputs_match
 """
-COLUMNS = columns(Row, ORDER)
+SHORT = "stage per_batch_ms speedup_vs_previous speedup_vs_baseline percent_of_limit limiter"
+LAUNCHES = "stage per_batch_ms speedup_vs_previous submit_ms launches gpu_idle"
 CLOCKS = {"wall_ms": "host's clock", "events_ms": "CUDA events", "nvtx_ms": "NVTX window"}
 WORDS = {"stage", "limiter", "change", "limits"}
 
@@ -37,22 +41,39 @@ class Change:
     limits: str = column("limited by")
 
 
-def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column], width: int) -> None:
-    """On a terminal as wide as that is, elsewhere at least ``width`` characters."""
+def below(rows: list[Row]) -> list[str]:
+    """What stands under a table: whether the outputs are right, side branches, the stages' notes, the advice."""
+    wrong = [f"{row.stage} {row.shown['outputs_match']}" for row in rows if not row.outputs_match]
+    found = [f"Outputs: {', '.join(wrong) or 'right in every stage'}."]
+    for row in rows:
+        if row.branch_of is not None:
+            time = f"{row.per_batch_ms:.3f} ms a batch" + (f", {row.images_per_s:,.0f} images/s" if row.images_per_s else "")
+            found.append(f"{row.stage} (a side branch: hold it against {row.branch_of}): {time}")
+        found += [f"{row.stage}: {note}" for note in row.notes]
+    return [*found, advice(rows)]
+
+
+def print_rows(run: Conditions, rows: list[Row], order: str = SHORT) -> None:
+    print_grid(str(run), [row.shown for row in steps(rows)], columns(Row, order))
+    out.print()
+    for line in below(rows):
+        out.print(wrapped(line, 2), markup=False)
+
+
+def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column]) -> None:
+    """As wide as it is: a terminal that is narrower breaks its lines, and nothing is cut off."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
     for name, key, _ in columns:
         table.add_column(name, justify="left" if key in WORDS else "right", no_wrap=True)
     for row in rows:
         table.add_row(*cells(row, columns))
-    wide = out if out.is_terminal else Console(highlight=False, width=max(out.width, width))
-    wide.print(table)
+    Console(highlight=False, width=max(out.width, 250)).print(table)
 
 
-def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column] = COLUMNS) -> str:
-    """The conditions, the table, the stages' notes and the advice. A note names its stage as the first column does."""
-    lines = [f"{run}:", "", *grid([row.shown for row in rows], columns)]
-    notes = [f"- {columns[0][2].format(row.stage)}: {note}" for row in rows for note in row.notes]
-    return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
+def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column]) -> str:
+    """The conditions, the table, and what stands under it."""
+    lines = [f"{run}:", "", *grid([row.shown for row in steps(rows)], columns), ""]
+    return "\n".join([*lines, *(f"- {line}" for line in below(rows)), ""])
 
 
 def clocks(rows: list[Row]) -> str:
