@@ -1,12 +1,11 @@
 """Compare the stages of a run: what each step bought, what limits it now, what to try next.
 
     python scripts/compare.py DIR            the table, and comparison.json, .csv, .md and .html in DIR
-    python scripts/compare.py A B            two runs, stage by stage: my GPU against yours, yesterday against today
     python scripts/compare.py DIR --wide --figures --perfetto
 
 DIR holds a trace for each stage (NAME.sqlite, from `nsys export --type sqlite` or from the simulator's --trace) and may
 hold its result record (NAME.json, from --json), which adds what a trace does not: the time without a profiler, whether
-the outputs are right, the memory. For two runs their comparison.json is enough.
+the outputs are right, the memory.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from common.record import Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
-from harness.advice import advice, remedy
+from harness.advice import advice
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import Row, read_rows
+from harness.rows import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,11 +59,6 @@ class Comparison:
             Conditions, {each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)}
         )
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
-
-    @property
-    def result(self) -> tuple[Conditions, list[Row]]:
-        """What ``read_rows`` reads back."""
-        return self.run, self.rows
 
     @cached_property
     def timelines(self) -> dict[str, Timeline]:
@@ -149,22 +143,6 @@ def add_speedups(rows: list[Row]) -> None:
         stage.speedup_vs_previous = speeds[index] / speeds[index - 1] if index else None
 
 
-def compare_runs(folders: list[Path]) -> int:
-    """Print how each stage changed from one folder to the other."""
-    runs = [read_rows(folder / "comparison.json") or Comparison(folder).result for folder in folders]
-    changes = tables.versus(*(rows for _, rows in runs))
-    if not changes:
-        return failed(f"{folders[0]} and {folders[1]} have no stage in common.", 3)
-    for name, folder, (run, _) in zip("AB", folders, runs):
-        out.print(f"{name}: {folder} ({run})", markup=False)
-    out.print()
-    tables.print_grid("", [vars(change) for change in changes], columns(tables.Change))
-    for name, (_, rows) in zip("AB", runs):
-        fastest = max(rows, key=lambda stage: stage.speedup_vs_baseline)
-        out.print(f"{name}: fastest is {fastest.stage}; {remedy(fastest, rows)}", markup=False)
-    return 0
-
-
 def failed(why: str, code: int) -> int:
     out.print(f"compare: error: {why}", markup=False)
     return code
@@ -172,19 +150,14 @@ def failed(why: str, code: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR")
+    parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--wide", action="store_true", help="all columns")
     parser.add_argument("--figures", action="store_true", help="the timelines as SVG")
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
     options = parser.parse_args()
-    if len(options.directories) > 2:
-        parser.error("one folder, or two")
-    for directory in options.directories:
-        if not directory.is_dir():
-            return failed(f"{directory} is not a folder.", 2)
-    if len(options.directories) == 2:
-        return compare_runs(options.directories)
-    found = Comparison(options.directories[0])
+    if not options.directory.is_dir():
+        return failed(f"{options.directory} is not a folder.", 2)
+    found = Comparison(options.directory)
     for problem in found.problems:
         out.print(f"compare: {problem}", style="yellow", markup=False)
     if not found.rows:

@@ -15,9 +15,7 @@ from common.trace import Trace
 
 GPU, HOST = 1, 2  # process ids of the two groups of rows
 POSTPROCESS, WINDOW = 1 << 20, 1 << 21  # rows of the host below its threads'
-KERNELS = (
-    "SELECT k.start, s.value FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName"
-)
+KERNELS = "SELECT k.start, s.value FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName"
 
 
 def events(trace: Trace) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The comparison as a table: on the terminal, in Markdown, and of two runs against each other.
+"""The comparison as a table, on the terminal and in Markdown.
 
 A table has a row a step. A side branch of the ladder stands below it: its time is not to be held against the row above.
 """
@@ -6,17 +6,14 @@ A table has a row a step. A side branch of the ladder stands below it: its time 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from common.console import out, wrapped
-from common.files import Column, cells, column, columns, grid
+from common.files import Column, cells, columns, grid
 from common.record import Conditions
 from harness.advice import advice
-from harness.analysis import PARTS
 from harness.rows import Row, steps
 
 ALL = """
@@ -26,19 +23,7 @@ ALL = """
 SHORT = "stage per_batch_ms speedup_vs_previous speedup_vs_baseline percent_of_limit limiter"
 LAUNCHES = "stage per_batch_ms speedup_vs_previous submit_ms launches gpu_idle"
 CLOCKS = {"wall_ms": "host's clock", "events_ms": "CUDA events", "nvtx_ms": "NVTX window"}
-WORDS = {"stage", "limiter", "change", "limits"}
-
-
-@dataclass
-class Change:
-    """One stage of two runs, A and B: its times, how many times faster B is, and which part changed most."""
-
-    stage: str = column("stage")
-    before_ms: float = column("A, ms", "{:.3f}")
-    after_ms: float = column("B, ms", "{:.3f}")
-    times_faster: float = column("B is", "{:.2f} ×")
-    change: str | None = column("most changed part")
-    limits: str = column("limited by")
+WORDS = {"stage", "limiter"}
 
 
 def below(rows: list[Row]) -> list[str]:
@@ -54,20 +39,15 @@ def below(rows: list[Row]) -> list[str]:
 
 
 def print_rows(run: Conditions, rows: list[Row], order: str = SHORT) -> None:
-    print_grid(str(run), [row.shown for row in steps(rows)], columns(Row, order))
-    out.print()
-    for line in below(rows):
-        out.print(wrapped(line, 2), markup=False)
-
-
-def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column]) -> None:
-    """As wide as it is: a terminal that is narrower breaks its lines, and nothing is cut off."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    for name, key, _ in columns:
-        table.add_column(name, justify="left" if key in WORDS else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*cells(row, columns))
+    """The table as wide as it is: a terminal that is narrower breaks its lines, and nothing is cut off."""
+    table = Table(title=str(run), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    for title, key, _ in (shown := columns(Row, order)):
+        table.add_column(title, justify="left" if key in WORDS else "right", no_wrap=True)
+    for row in steps(rows):
+        table.add_row(*cells(row.shown, shown))
     Console(highlight=False, width=max(out.width, 250)).print(table)
+    for line in ["", *below(rows)]:
+        out.print(wrapped(line, 2), markup=False)
 
 
 def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column]) -> str:
@@ -85,18 +65,3 @@ def clocks(rows: list[Row]) -> str:
     times = [(title, key, "{:.4f}") for key, title in CLOCKS.items()]
     table = grid(timed, [("stage", "stage", "{}"), *times, ("apart", "apart", "{:.2%}")])
     return "\n".join(["", "Three clocks on the same, profiled run, ms a batch:", "", *table, ""])
-
-
-def versus(one: list[Row], other: list[Row]) -> list[Change]:
-    """The stages that two runs have in common."""
-    earlier, found = {row.stage: row for row in one}, []
-    for after in (row for row in other if row.stage in earlier):
-        before = earlier[after.stage]
-        times = {part: (getattr(before, f"{part}_ms"), getattr(after, f"{part}_ms")) for part in PARTS}
-        changes = {part: ms[1] - ms[0] for part, ms in times.items() if None not in ms}
-        part = max(changes, key=lambda name: abs(changes[name]), default=None)
-        change = f"{part} {changes[part]:+.3f} ms" if part else None
-        limits = " → ".join(dict.fromkeys(row.limiter or "–" for row in (before, after)))
-        ms = before.per_batch_ms, after.per_batch_ms
-        found.append(Change(after.stage, *ms, ms[0] / ms[1], change, limits))
-    return found
