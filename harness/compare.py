@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import out, wrapped
-from common.files import atomic_path, columns, write_json, write_text
+from common.files import atomic_path, write_json, write_text
 from common.record import Conditions, Record, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
@@ -97,7 +97,7 @@ class Comparison:
             writer = csv.DictWriter(file, keys, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(vars(stage) for stage in self.rows)
-        markdown = tables.markdown(self.run, self.rows, columns(Row, tables.ALL)) + tables.clocks(self.rows)
+        markdown = tables.markdown(self.run, self.rows) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
         html = page.page(self.run, self.rows, self.timelines, self.parents())
         write_text(self.directory / "comparison.html", html)

@@ -5,7 +5,7 @@
 
 Between a mark and `<!-- end -->` stands
 
-    <!-- table: reports/NAME/comparison.json -->      the whole table of a report
+    <!-- table: reports/NAME/comparison.json -->      a report in five columns, and its advice
     <!-- step: reports/NAME/comparison.json A B -->   two of its stages, before and after
     <!-- file: reports/NAME/peers.md -->              a Markdown file, whole
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.files import columns, grid, write_text
 from harness import tables
-from harness.rows import Row, read_rows
+from harness.rows import Row, read_rows, steps
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (table|step|file): (\S+)((?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -41,7 +41,9 @@ def filled(match: re.Match[str]) -> str:
         assert found is not None, f"there is no report {path}"
         run, rows = found
         if kind == "table":
-            made = tables.markdown(run, rows, columns(Row, TABLE, QUOTED | ROUGH))
+            outputs, *_, advice = tables.below(rows)
+            shown = grid([row.shown for row in steps(rows)], columns(Row, TABLE, QUOTED | ROUGH))
+            made = "\n".join([f"{run}:", "", *shown, "", outputs, advice, ""])
         else:
             stages = {row.stage: vars(row) for row in rows}
             made = "\n".join([*grid([stages[name] for name in match[4].split()], columns(Row, STEP, QUOTED)), ""])

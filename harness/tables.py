@@ -5,13 +5,11 @@ A table has a row a step. A side branch of the ladder stands below it: its time 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.table import Table
 
 from common.console import out, wrapped
-from common.files import Column, cells, columns, grid
+from common.files import cells, columns, grid
 from common.record import Conditions
 from harness.advice import advice
 from harness.rows import Row, steps
@@ -50,9 +48,9 @@ def print_rows(run: Conditions, rows: list[Row], order: str = SHORT) -> None:
         out.print(wrapped(line, 2), markup=False)
 
 
-def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column]) -> str:
-    """The conditions, the table, and what stands under it."""
-    lines = [f"{run}:", "", *grid([row.shown for row in steps(rows)], columns), ""]
+def markdown(run: Conditions, rows: list[Row]) -> str:
+    """The conditions, the table with all columns, and what stands under it."""
+    lines = [f"{run}:", "", *grid([row.shown for row in steps(rows)], columns(Row, ALL)), ""]
     return "\n".join([*lines, *(f"- {line}" for line in below(rows)), ""])
 
 
