@@ -36,8 +36,8 @@ def print_result(record: Record, session: Session, size: Size, verified: Verifie
     if verified is not None:
         limit, name = max((value, name) for name, value in verified.parts.items())
         reached = 100 * limit / record.per_batch_ms
-        verdict = f"at {reached:.0f} % of it" if reached <= 101 else "alone it waits for its launches"
-        line("limit", f"{limit:9.3f} ms   {name}, the longest part: {verdict}")
+        verdict = f"{reached:.0f} % reached" if reached <= 101 else "alone it waits for its launches"
+        line("limit", f"{limit:9.3f} ms   {name}, the longest part; {verdict}")
         line("parts", ", ".join(f"{name} {value:.3f}" for name, value in verified.parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
     if verified is None:

@@ -27,7 +27,7 @@ th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-b
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--panel) }
 .all table { font-size: .72rem } .all th, .all td { padding: .3rem .25rem } .all th { white-space: normal }
 .bar { display: inline-block; height: .7em; background: #0072B2; vertical-align: baseline; min-width: 2px }
-.timeline { display: block }
+.timeline { display: block; width: 100%; min-width: 900px; height: auto }
 .legend span { display: inline-block; margin-right: 1rem; white-space: nowrap } .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .35em }
 figure { margin: .5rem 0 } figcaption { color: var(--soft); font-size: .9rem } summary { cursor: pointer; color: var(--link) }
 """
@@ -46,7 +46,7 @@ def page(run: Conditions, rows: list[Row], timelines: dict[str, Timeline], paren
 <p class="advice">{escape(advice(rows))}</p><nav aria-label="Stages">{links}</nav></header>
 <main><h2 id="table">The stages</h2>{html_table(steps(rows), SHORT)}
 <ul>{"".join(f"<li>{escape(line)}</li>" for line in below(rows)[:-1])}</ul>
-<details class="all"><summary>All columns</summary>{html_table(rows, ALL)}</details>
+<details class="all"><summary>All columns</summary>{html_table(steps(rows), ALL)}</details>
 <h2 id="timelines">The timelines, to one scale</h2><p class="soft">The measured window of each stage. A number is a batch's;
 batches alternate in shade. <em>Limit</em> is how long the same batches would take if nothing but their longest part counted.</p>
 <p class="legend">{legend}</p>
