@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from harness.rows import Row, steps
 
-BESIDE = 110
-"""Percent of the limit from which on it is no accident of the window's ends that batches take less than their kernels."""
-OVERLAPPED = 0.5
-"""Share of the shorter of copy and compute from which on a stage counts as one that overlaps them."""
-PINNED_SHARE = 0.6
-"""A copy slower than this share of the run's fastest is taken for one from pageable memory."""
+BESIDE = 110  # percent of the limit from which on it is no accident that batches take less than their kernels
+OVERLAPPED = 0.5  # share of the shorter of copy and compute from which on a stage counts as one that overlaps them
+PINNED_SHARE = 0.6  # a copy slower than this share of the run's fastest is taken for one from pageable memory
 
 
 def remedy(stage: Row, rows: list[Row]) -> str:

@@ -29,8 +29,6 @@ from harness.advice import advice
 from harness.analysis import Analysis, analyse, limiter
 from harness.rows import Row
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 class Comparison:
     """Everything a folder holds: the run's conditions, a row and a timeline a stage, and what could not be read."""
@@ -67,13 +65,7 @@ class Comparison:
 
     def parents(self) -> dict[str, str]:
         """The stage that each differs from, by its script's own word; the one before it for anything else."""
-        names = [stage.stage for stage in self.rows]
-        found = dict(zip(names[1:], names))
-        for name in names:
-            script = ROOT / f"{name}.py"
-            if script.exists() and "Differs from: " in (text := script.read_text(encoding="utf-8")):
-                found[name] = text.split("Differs from: ")[1].split(".py")[0]
-        return found
+        return {row.stage: row.parent[0] or before.stage for before, row in zip(self.rows, self.rows[1:])}
 
     def report(self, with_figures: bool, with_perfetto: bool, order: str = tables.SHORT) -> None:
         """Print the table, the stages' notes and the advice, and write all of it into the folder."""

@@ -12,8 +12,7 @@ A stage whose results are newer than its script and its plan, and were made with
     scripts/profile_all.sh                                 all stages, on the GPU if there is one
     scripts/profile_all.sh --batch 1 --out out/one         small batches
     scripts/profile_all.sh --plan plans/mine.plan 4 5 6 7  your own plan
-    scripts/profile_all.sh 5_multi_streams 6_multi_threads two stages
-    scripts/profile_all.sh --backend simulated --device h200
+    scripts/profile_all.sh --backend simulated --device v100-sxm2-32gb
 """
 
 from __future__ import annotations
@@ -215,14 +214,14 @@ def main() -> int:
             out.print(f"profiler: {error}", style="yellow", markup=False)
     try:
         failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
-        sized = any(getattr(options, name) is not None for name in PASSED_ON if name != "device")
-        if backend == "simulated" and not (failed or sized or options.stages):
-            out.print("\nWhere launches count: images one by one, on a plan for batch 1")
-            failed = profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
+        given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
+        if failed or given or backend != "simulated":
+            return failed
+        out.print("\nWhere launches count: images one by one, on a plan for batch 1")
+        return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
     except KeyboardInterrupt:
         out.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
         return 130
-    return failed
 
 
 def one_by_one(options: argparse.Namespace) -> argparse.Namespace:

@@ -54,12 +54,12 @@ class Row:
         return {**vars(self), "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[self.outputs_match]}
 
     @property
-    def branch_of(self) -> str | None:
-        """The stage that a side branch of the ladder differs from, by its script's word; None for a step, or anything else."""
+    def parent(self) -> tuple[str | None, bool]:
+        """The stage that this one differs from, by its script's own word, and whether it is a side branch of the ladder."""
         script = ROOT / f"{self.stage}.py"
         text = script.read_text(encoding="utf-8") if script.exists() else ""
-        found = re.search(r"Differs from: (\w+)\.py; a side branch", text)
-        return found and found[1]
+        found = re.search(r"Differs from: (\w+)\.py(; a side branch)?", text)
+        return (found[1], bool(found[2])) if found else (None, False)
 
 
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
@@ -72,4 +72,4 @@ def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
 
 def steps(rows: list[Row]) -> list[Row]:
     """The rows that are held against one another: all but side branches, unless there is nothing else."""
-    return [row for row in rows if row.branch_of is None] or rows
+    return [row for row in rows if not row.parent[1]] or rows

@@ -29,9 +29,10 @@ def below(rows: list[Row]) -> list[str]:
     wrong = [f"{row.stage} {row.shown['outputs_match']}" for row in rows if not row.outputs_match]
     found = [f"Outputs: {', '.join(wrong) or 'right in every stage'}."]
     for row in rows:
-        if row.branch_of is not None:
+        parent, aside = row.parent
+        if aside:
             time = f"{row.per_batch_ms:.3f} ms a batch" + (f", {row.images_per_s:,.0f} images/s" if row.images_per_s else "")
-            found.append(f"{row.stage} (a side branch: hold it against {row.branch_of}): {time}")
+            found.append(f"{row.stage} (a side branch: hold it against {parent}): {time}")
         found += [f"{row.stage}: {note}" for note in row.notes]
     return [*found, advice(rows)]
 

@@ -238,3 +238,19 @@ def test_stages_are_found_by_their_names():
     from harness.profile import stages
 
     assert [path.name for path in stages()] == sorted(path.name for path in ROOT.glob("[1-9]_*.py"))
+
+
+@pytest.mark.slow
+def test_profile_all_shows_every_lesson(checkout, tmp_path):
+    """Without options: the ladder in six columns with stage 9 below them, then the graph's gain at batch 1; in 80 columns."""
+    done = checkout.run("-m", "harness.profile", *SIMULATED, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = done.stdout.split("Where launches count")
+    rows = [line.split() for line in first.splitlines() if line[:2] in {f"{number}_" for number in range(1, 9)}]
+    assert [row[0][0] for row in rows if len(row) == 6] == list("12345678")
+    assert "9_multi_profiles (a side branch: hold it against 4_use_fp16)" in first and "Fastest: 9" not in first
+    table = [line for line in done.stdout.splitlines() if line.startswith("stage ")]
+    assert len(table) == 2 and max(map(len, table)) <= 80
+    before, after = (row for row in read_rows(tmp_path / "batch1" / "comparison.json")[1] if row.stage[0] in "67")
+    assert after.per_batch_ms < 0.97 * before.per_batch_ms and after.submit_ms < 0.2 * before.submit_ms
+    assert "7_cuda_graph" in second
