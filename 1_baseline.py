@@ -2,7 +2,7 @@
 
 What it does: for every batch, allocate device memory, copy the input from ordinary host memory, run inference on the
 default stream, copy the output back, free the device memory, post-process. It is what a first version looks like, and
-the yardstick of everything after it.
+the yardstick of everything after it. (`DeviceBuffer`, `run.submit` and `run.finish` are explained in docs/common.md.)
 
 Differs from: nothing; this is where the ladder starts.
 
@@ -16,6 +16,9 @@ When it is good enough: when inference is a small part of a request, or runs onc
 
 In the timeline: one thing at a time. Between the output copy of one batch and the input copy of the next lie
 post-processing and the allocations.
+
+Try (simulated H200): ``--batch 1``: 0.95 ms, of which the kernels are 0.75, and copies hardly matter. ``--precision fp16``:
+13.6 → 11.9 ms only: a faster engine does little for a loop that waits for its copies.
 """
 
 from __future__ import annotations

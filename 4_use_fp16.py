@@ -17,6 +17,9 @@ When it does not: where the copy or the host already is the limit; and where the
 Measured: 4.89 → 3.20 ms a batch (reports/h200-trt8.6-batch128).
 
 In the timeline: the same picture as before with shorter kernels; the copy engine and the compute units still take turns.
+
+Try (simulated H200): ``--precision fp32``: 4.83 ms again, stage 3's time, for nothing else has changed. ``--batch 1``: 0.39 ms
+against stage 3's 0.87.
 """
 
 from __future__ import annotations

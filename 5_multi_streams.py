@@ -7,9 +7,8 @@ runs in order; between streams only where an event says so. Three events a slot 
     computed    the output is on the device        the copy-out stream waits for it
     returned    the output is on the host          the host waits for it, and only then refills the slot
 
-Nothing else is needed: once a batch's output is on the host, its input has been read and its slot is free. (TensorRT can
-record an event as soon as an inference has read its input, ``set_input_consumed_event``. That is for pipelines that refill
-an input before its batch's output is back; this one does not.)
+Once a batch's output is on the host, its input has been read and its slot is free. (``set_input_consumed_event`` would say
+earlier that an input has been read; that is for pipelines that refill inputs before the outputs are back.)
 
 Differs from: 4_use_fp16.py
 
@@ -25,6 +24,9 @@ Measured: 3.20 → 1.76 ms a batch (reports/h200-trt8.6-batch128).
 
 In the timeline: the input copy of batch i+1 lies under the kernels of batch i. What is left is a gap on the GPU while
 the host post-processes batch i: it submits the next batch only then. That gap is the subject of stage 6.
+
+Try (simulated H200): ``page_lock=False`` in the last line: 8.4 ms instead of 1.75, the copies hold the host up. Delete the line
+with ``compute.wait``: the kernels read what is not there yet, and no time is reported. ``--batch 1``: 0.38 ms, stage 4: 0.39.
 """
 
 from __future__ import annotations

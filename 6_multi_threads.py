@@ -9,9 +9,9 @@ main thread runs ahead, a batch's own copy in is early enough: stage 5's ``enque
 Differs from: 5_multi_streams.py
 
 Why it helps: the host no longer stands between two batches. The GPU always has the next batch's work in its streams, so
-the batch costs what its longest part costs. (Submitting ahead without a thread hides the post-processing as well, as
-long as that is shorter than the batch's work on the GPU, as it is here: 0.35 ms against 1.39 ms in the report named below.
-With a thread the two need not fit.)
+the batch costs what its longest part costs. Submitting ahead without a thread does the same while post-processing and
+submission together are shorter than the batch's work on the GPU: docs/exercises/1_submit_ahead.py, solved, takes 1.39 ms
+on the simulated H200, as this script does (modelled; stage 5: 1.75). With a thread they need not be shorter.
 
 When it does not: in Python, when the post-processing holds the interpreter lock and the submission waits for it. NumPy
 and CUDA calls release the lock; a loop over pixels in pure Python would not.
@@ -22,6 +22,9 @@ Measured: 1.76 → 1.39 ms a batch (reports/h200-trt8.6-batch128), the input cop
 
 In the timeline: kernels follow kernels without a gap. `infer` ranges run ahead of the GPU: they time the submission, and
 the main thread's waiting for a free slot lies between them.
+
+Try (simulated H200): ``SLOTS = 2``: 1.52 ms, the main thread waits for a slot; ``SLOTS = 1``: 3.09, no overlap at all;
+``SLOTS = 4``: 1.39, no gain over three. Delete the ``if`` that waits for the slot's last batch: wrong outputs.
 """
 
 from __future__ import annotations

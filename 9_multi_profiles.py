@@ -4,24 +4,24 @@ What changes: the plan has an optimization profile for each of ``--sizes``, and 
 Each size has an execution context, with the smallest profile that takes it. As a control, the same batches then run on the
 plan of the stages before, whose one wide profile was optimized for a batch of 128.
 
-Differs from: 4_use_fp16.py
+Differs from: 4_use_fp16.py; a side branch of the ladder
 
 Why it helps: TensorRT times its kernels for one batch size of a profile (its OPT) and only guarantees that they work for
 the others. A kernel that is best for 128 images need not be for 16.
 
 When it does not: with one batch size, or sizes close to one another. Each profile makes the build longer and the plan
-larger, and each context holds activations of its own. Saving that memory with a single context is a bad bargain where
-the sizes alternate: a change of profile or shape makes the next enqueue initialise again. With ``--batch 1`` both sizes are
-one, and the plan has one profile, for it.
+larger, and each context holds activations of its own. A single context for both sizes saves that memory, but a change of
+profile or shape makes its next enqueue initialise again.
 
     python 9_multi_profiles.py --sizes 16,128
 
-Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): serially, a batch of 16 takes 0.77 ms on its own profile and 0.81
-on the wide one, where copies and post-processing are most of it; with a single context that changes its profile for each
-batch, as an earlier form of this script tried, 4.1 ms. At batch 1 (reports/h200-trt8.6-batch1) it is 0.27 against 0.39 ms.
+Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): a batch of 16 takes 0.77 ms on its own profile, 0.81 on the wide
+one, and 4.1 with one context for both sizes. At batch 1 (reports/h200-trt8.6-batch1) it is 0.27 against 0.39 ms.
 
-In the timeline: two lengths of batch in turn, and after the measured window the same again for the control. Its time is to
-be held against stage 4's, not against the pipelines'.
+In the timeline: two lengths of batch in turn, and after the measured window the same again for the control.
+
+Try (simulated H200): ``--batch 1``: 0.27 ms on its own profile, 0.39 on the wide one. ``--sizes 32,128``: 0.98 against 1.01 for
+32 images: the nearer a size is to OPT, the less there is to gain.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from common.errors import EnvironmentFault, UsageFault
 from common.trace import Reader, Trace, TraceError
 
 NAMES = ("auto", "tensorrt", "simulated")
-DEFAULT_DEVICE = "v100-sxm2-32gb"
+DEFAULT_DEVICE = "h200"
 PUBLISHED_BATCH = 128
 SIMULATED_BATCH = 8  # what a laptop computes in a fifth of a second
 SIMULATED_MEASURED = 48  # batches: modelled time has no noise, and every pipeline of up to four slots goes into it

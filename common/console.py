@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 
 from rich.console import Console
 
@@ -22,3 +23,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def printable(text: str) -> str:
     """The text with what would steer a terminal, or cannot be encoded, written as escapes."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def wrapped(text: str, indent: int = 0) -> str:
+    """Broken between words where ``out`` is a terminal, later lines behind an indent; as it is for a file or a program."""
+    if not out.is_terminal:
+        return text
+    return textwrap.fill(text, out.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

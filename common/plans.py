@@ -77,7 +77,8 @@ def check_sidecar(plan: Path) -> dict[str, Any]:
 
 
 def rebuild(plan: Path, facts: dict[str, Any]) -> str:
-    return " ".join(facts.get("command") or ["python", "0_build.py", "--output", str(plan)])
+    """The command that makes a plan again; without ``facts`` nobody knows of which model, and that is left to be filled in."""
+    return " ".join(facts.get("command") or ["python 0_build.py --onnx-file MODEL.onnx --output", str(plan)])
 
 
 def default_plan(precision: str, opts: Sequence[int] = ()) -> Path:
@@ -121,7 +122,7 @@ def check_sizes(engine: Engine, sizes: Sequence[int]) -> None:
             held = " or ".join(f"{low} to {high}" for low, _, high in engine.profiles)
             batch = backend.current().charged(batch)
             wrong = f"a batch of {batch} does not fit {engine.plan}, whose profiles take {held}"
-            raise UsageFault(f"{wrong}. Build a larger one: python 0_build.py --profile 1,{batch},{batch}")
+            raise UsageFault(f"{wrong}. Build one for it: {beside(engine, batch)}")
 
 
 def check_memory(engine: Engine, batch: int) -> None:
@@ -132,5 +133,12 @@ def check_memory(engine: Engine, batch: int) -> None:
     if needed > free:
         what = f"the activations of a batch of {max(high for *_, high in engine.profiles)} and one batch's buffers"
         short = f"needs {needed / 1e9:.1f} GB on the GPU for {what}, and {free / 1e9:.1f} GB are free"
-        mend = f"Build a smaller one: python 0_build.py --profile 1,{batch},{batch}"
-        raise EnvironmentFault(f"{engine.plan} {short}. {mend}")
+        raise EnvironmentFault(f"{engine.plan} {short}. Build a smaller one: {beside(engine, batch)}")
+
+
+def beside(engine: Engine, batch: int) -> str:
+    """The commands that build a plan for another batch beside this one, which stays as it is, and use it."""
+    words = rebuild(engine.plan, engine.facts).split()
+    kept = [word for before, word in zip(["", *words], words) if not {"--profile", "--output"} & {before, word}]
+    plan = engine.plan.with_name(f"{engine.plan.name.split('.')[0]}-batch{batch}.plan")
+    return f"{' '.join(kept)} --profile 1,{batch},{batch} --output {plan}, then --plan {plan}"

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from common import backend
-from common.console import out
+from common.console import out, wrapped
 from common.options import Size
 from common.parts import PARTS
 from common.postprocess import top
@@ -28,7 +28,7 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
     print_timeline()
 
     def line(name: str, text: str) -> None:
-        out.print(f"  {name:<12}{text}")
+        out.print(wrapped(f"  {name:<12}{text}", 14))
 
     line("window", f"{session.window_ms:9.3f} ms   {record.measured} of {record.batches} batches, {record.time_base}")
     line("per batch", f"{record.per_batch_ms:9.3f} ms   {record.images_per_s:,.0f} images/s")
@@ -38,11 +38,11 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
     times, late, parts = record.repeats_ms, record.latency_ms or {}, record.parts_ms or {}
     if len(times) > 1:
         line("windows", f"{len(times)}, the median one above; {min(times):.3f} to {max(times):.3f} ms a batch")
-    line("latency", f"{late['median']:9.3f} ms   from submission to post-processed outputs; p99 {late['p99']:.3f}")
+    line("latency", f"{late['median']:9.3f} ms   from submission to post-processed; p99 {late['p99']:.3f}")
     part = max(parts, key=lambda name: parts[name])
     reached = 100 * parts[part] / record.per_batch_ms
-    verdict = f"this run is at {reached:.0f} % of it" if reached <= FAULTY else f"{reached:.0f} % of it is {FAULT}"
-    line("limit", f"{parts[part]:9.3f} ms   {PARTS[part]}, the longest part of a batch by itself; {verdict}")
+    verdict = f"{reached:.0f} % reached" if reached <= FAULTY else f"{reached:.0f} % of it is {FAULT}"
+    line("limit", f"{parts[part]:9.3f} ms   {PARTS[part]}, the longest part by itself; {verdict}")
     line("parts", ", ".join(f"{PARTS[name]} {ms:.3f}" for name, ms in parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
     if reference is None:
@@ -70,9 +70,9 @@ def print_top(session: Session, count: int) -> None:
                     out.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
 
 
-def print_timeline(width: int = 96) -> None:
+def print_timeline() -> None:
     """The measured window of a simulated run: each row's digit is the number of the batch that it works for."""
-    trace = backend.current().trace()
+    trace, width = backend.current().trace(), min(96, out.width - 18)
     if trace is None:
         return
     drawn = timeline("", trace)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from common.record import FAULT
-from harness.rows import Row
+from harness.rows import Row, steps
 
-BUSY = 0.97
-"""Share of a batch's time in which its kernels run from which on nothing is left between them."""
-OVERLAPPED = 0.5
-"""Share of the shorter of copy and compute from which on a stage counts as one that overlaps them."""
-PINNED_SHARE = 0.6
-"""A copy slower than this share of the run's fastest is taken for one from pageable memory."""
+BUSY = 0.97  # share of a batch's time from which on its kernels leave nothing between them
+OVERLAPPED = 0.5  # share of the shorter of copy and compute from which on a stage counts as one that overlaps them
+PINNED_SHARE = 0.6  # a copy slower than this share of the run's fastest is taken for one from pageable memory
 
 
 def remedy(stage: Row, rows: list[Row]) -> str:
@@ -57,7 +54,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 
 def advice(rows: list[Row]) -> str:
     """The line that ends the table: the fastest stage, and what stands in its way."""
-    right = [row for row in rows if not row.faulty]
+    right = [row for row in steps(rows) if not row.faulty]
     if not right:
         return f"No stage counts: {FAULT}."
     best = max(right, key=lambda row: row.speedup_vs_baseline)

@@ -1,7 +1,7 @@
 """Compare the stages of a run: what each step bought, what limits it now, what to try next.
 
     python scripts/compare.py DIR            the table, and comparison.json, .csv, .md and .html in DIR
-    python scripts/compare.py DIR --figures --perfetto
+    python scripts/compare.py DIR --wide --figures --perfetto
 
 DIR holds a trace for each stage (NAME.sqlite, from `nsys export --type sqlite` or from the simulator's --trace) and may
 hold its result record (NAME.json, from --json), which adds what a trace does not: the time without a profiler, the limit,
@@ -10,7 +10,7 @@ whether the outputs are right, the memory.
 
 from __future__ import annotations
 
-import csv
+import os
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from common import program
-from common.console import out
-from common.files import atomic_path, write_json, write_text
+from common.console import out, wrapped
+from common.files import write_csv, write_json, write_text
 from common.host import beside
 from common.parts import PARTS
 from common.record import FAULT, Conditions, Record, from_json, ladder_order
@@ -29,9 +29,8 @@ from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
 from harness.advice import advice
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import RULES, Row
+from harness.rows import RULES, Row, steps
 
-ROOT = Path(__file__).resolve().parent.parent
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
 
 
@@ -74,22 +73,11 @@ class Comparison:
 
     def parents(self) -> dict[str, str]:
         """The stage that each differs from, by its script's own word; the one before it for anything else."""
-        names = [stage.stage for stage in self.rows]
-        found = dict(zip(names[1:], names))
-        for name in names:
-            script = ROOT / f"{name}.py"
-            if script.exists() and "Differs from: " in (text := script.read_text(encoding="utf-8")):
-                found[name] = text.split("Differs from: ")[1].split(".py")[0]
-        return found
+        return {row.stage: row.parent[0] or before.stage for before, row in zip(self.rows, self.rows[1:])}
 
-    def report(self, with_figures: bool, with_perfetto: bool) -> None:
+    def report(self, with_figures: bool, with_perfetto: bool, order: str = tables.SHORT) -> None:
         """Print the table, the stages' notes and the advice, and write all of it into the folder."""
-        tables.print_grid(str(self.run), [stage.shown for stage in self.rows], tables.COLUMNS, 205)
-        for stage in self.rows:
-            for note in stage.notes:
-                out.print(f"{stage.stage}: {note}", markup=False)
-        for said in filter(None, (self.host, advice(self.rows))):
-            out.print(f"\n{said}", markup=False)
+        tables.print_rows(self.run, self.rows, self.host, order)
         self.write()
         written = ["comparison.json", ".csv", ".md", ".html"]
         if with_perfetto:
@@ -99,22 +87,20 @@ class Comparison:
         if with_figures and self.traces:
             self.draw(self.timelines, self.parents())
             written.append("timelines.svg and timeline_STAGE.svg")
-        out.print(f"written: {self.directory}/{', '.join(written)}", markup=False)
+        out.print(wrapped(f"written: {os.path.relpath(self.directory)}/{', '.join(written)}", 2), markup=False)
 
     def write(self) -> None:
         contents = {
             "rules": RULES,
             "run": vars(self.run),
+            "host": self.host,
             "stages": [vars(stage) for stage in self.rows],
             "advice": advice(self.rows),
         }
         write_json(self.directory / "comparison.json", contents)
-        with atomic_path(self.directory / "comparison.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            columns = [key for key, value in vars(self.rows[0]).items() if not isinstance(value, (list, dict))]
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(vars(stage) for stage in self.rows)
-        markdown = tables.markdown(self.run, self.rows) + (self.host and f"\n{self.host}\n") + tables.clocks(self.rows)
+        keys = [key for key, value in vars(self.rows[0]).items() if not isinstance(value, (list, dict))]
+        write_csv(self.directory / "comparison.csv", keys, map(vars, self.rows))
+        markdown = tables.markdown(self.run, self.rows, self.host) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
         html = page.page(self.run, self.rows, self.timelines, self.parents())
         write_text(self.directory / "comparison.html", html)
@@ -156,6 +142,7 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         found.energy_j_per_1000 = record.energy_j / (record.images_per_s * record.window_ms / 1e3) * 1e3
     parts = record.parts_ms or {name: getattr(analysis, f"{name}_ms") for name in PARTS if analysis is not None}
     if parts:
+        found.parts_ms = parts
         part = max(parts, key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
         found.limiter = limiter(parts[part], part, record.per_batch_ms, analysis.launch_gaps_ms if analysis else 0.0)
@@ -174,7 +161,7 @@ def relate(rows: list[Row]) -> None:
     for index, stage in enumerate(rows):
         stage.speedup_vs_baseline = speeds[index] / speeds[0]
         stage.speedup_vs_previous = speeds[index] / speeds[index - 1] if index else None
-    alike = [stage for stage in rows if stage.parts_ms and stage.images == rows[0].images]
+    alike = [stage for stage in steps(rows) if stage.parts_ms and stage.images == rows[0].images]
     for stage in alike:
         fastest = {name: min(other.parts_ms[name] for other in alike if other.parts_ms) for name in PARTS}
         stage.ladder_limit_ms = max(fastest.values())
@@ -189,6 +176,7 @@ def failed(why: str, code: int) -> int:
 def main() -> int:
     parser = program.parser(__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--wide", action="store_true", help="all columns")
     parser.add_argument("--figures", action="store_true", help="the timelines as SVG")
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
     options = parser.parse_args()
@@ -200,7 +188,7 @@ def main() -> int:
     if not found.rows:
         nothing = "no trace (NAME.sqlite) and no result record (NAME.json)"
         return failed(f"{found.directory} holds {nothing}. Make some: scripts/profile_all.sh", 3)
-    found.report(options.figures, options.perfetto)
+    found.report(options.figures, options.perfetto, tables.ALL if options.wide else tables.SHORT)
     return 1 if found.problems else 0
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
-from common.files import cells
+from common.files import cells, columns
 from common.record import Conditions
 from common.timeline import TITLES, Timeline
 from harness import svg
 from harness.advice import advice, remedy
-from harness.rows import Row
-from harness.tables import COLUMNS
+from harness.rows import Row, steps
+from harness.tables import ALL, SHORT, below
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --page: #ffffff; --panel: #f3f5f8; --line: #d0d7de; --link: #0550ae }
@@ -25,8 +25,9 @@ a { color: var(--link) } :focus-visible { outline: 3px solid var(--link); outlin
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100% }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--panel) }
+.all table { font-size: .72rem } .all th, .all td { padding: .3rem .25rem } .all th { white-space: normal }
 .bar { display: inline-block; height: .7em; background: #0072B2; vertical-align: baseline; min-width: 2px }
-.timeline { display: block }
+.timeline { display: block; width: 100%; min-width: 900px; height: auto }
 .legend span { display: inline-block; margin-right: 1rem; white-space: nowrap } .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .35em }
 figure { margin: .5rem 0 } figcaption { color: var(--soft); font-size: .9rem } summary { cursor: pointer; color: var(--link) }
 """
@@ -43,7 +44,9 @@ def page(run: Conditions, rows: list[Row], timelines: dict[str, Timeline], paren
 <title>TensorRT ladder: {escape(str(run.device))}</title><style>{STYLE}{svg.STYLE}</style></head><body>
 <header><h1>What each step bought</h1><p class="soft">{escape(str(run))}</p>{MODELLED if run.backend == "simulated" else ""}
 <p class="advice">{escape(advice(rows))}</p><nav aria-label="Stages">{links}</nav></header>
-<main><h2 id="table">The stages</h2>{html_table(rows)}
+<main><h2 id="table">The stages</h2>{html_table(steps(rows), SHORT)}
+<ul>{"".join(f"<li>{escape(line)}</li>" for line in below(rows)[:-1])}</ul>
+<details class="all"><summary>All columns</summary>{html_table(steps(rows), ALL)}</details>
 <h2 id="timelines">The timelines, to one scale</h2><p class="soft">The measured window of each stage. A number is a batch's;
 batches alternate in shade. <em>Limit</em> is how long the same batches would take if nothing but their longest part counted.</p>
 <p class="legend">{legend}</p>
@@ -51,13 +54,14 @@ batches alternate in shade. <em>Limit</em> is how long the same batches would ta
 """
 
 
-def html_table(rows: list[Row]) -> str:
-    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title, *_ in COLUMNS)
-    slowest, body = max(row.per_batch_ms for row in rows), ""
+def html_table(rows: list[Row], order: str) -> str:
+    shown, slowest, body = columns(Row, order), max(row.per_batch_ms for row in rows), ""
+    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title, *_ in shown)
     for row in rows:
-        first, time, *others = map(escape, cells(row.shown, COLUMNS))
-        bar = f'<span class="bar" aria-hidden="true" style="width:{8 * row.per_batch_ms / slowest:.2f}em"></span>'
-        body += f'<tr><td><a href="#{first}">{first}</a></td><td>{time} {bar}</td>'
+        first, time, *others = map(escape, cells(row.shown, shown))
+        width = 8 * row.per_batch_ms / slowest if order == SHORT else 0
+        bar = f' <span class="bar" aria-hidden="true" style="width:{width:.2f}em"></span>' if width else ""
+        body += f'<tr><td><a href="#{first}">{first}</a></td><td>{time}{bar}</td>'
         body += "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
     return scrolled("Comparison table", f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>")
 

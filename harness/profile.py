@@ -13,8 +13,7 @@ A stage whose results are newer than its script and its plan, and were made with
     scripts/profile_all.sh                                 all stages, on the GPU if there is one
     scripts/profile_all.sh --batch 1 --out out/one         small batches
     scripts/profile_all.sh --plan plans/mine.plan 4 5 6 7  your own plan
-    scripts/profile_all.sh 5_multi_streams 6_multi_threads two stages
-    scripts/profile_all.sh --backend simulated --device h200
+    scripts/profile_all.sh --backend simulated --device v100-sxm2-32gb
 """
 
 from __future__ import annotations
@@ -28,10 +27,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import program
+from common.backend import select
 from common.console import out
+from common.errors import INTERRUPTED
+from common.files import check_writable
 from common.options import positive
+from common.plans import default_plan
 from common.record import Record
 from common.trace import TraceError, read
+from harness import tables
 from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
 
@@ -57,6 +61,7 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--repeats", type=positive, default=5, metavar="N", help=repeats)
     p.add_argument("--force", action="store_true", help="run stages again whose results are there")
     p.add_argument("--no-nsys", action="store_true", help="no profiler: times only")
+    p.add_argument("--wide", action="store_true", help="print all columns (comparison.csv has them anyway)")
     p.add_argument("--figures", action="store_true", help="the timelines as SVG too")
     p.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev too")
     options = p.parse_args()
@@ -191,13 +196,8 @@ def decide_backend(name: str) -> str:
 
 def main() -> int:
     options = parse_options()
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / ".writable").touch()
-        (options.out / ".writable").unlink()
-    except OSError as error:
-        out.print(f"profile_all: error: cannot write into {options.out}: {error.strerror}.", style="red", markup=False)
-        return 3
+    options.out.mkdir(parents=True, exist_ok=True)
+    check_writable(options.out / "comparison.json")
     backend, nsys = decide_backend(options.backend), None
     if backend != "simulated" and not options.no_nsys:
         try:
@@ -205,16 +205,35 @@ def main() -> int:
             out.print(f"profiler: nsys {nsys.version}, {nsys.path}", markup=False)
         except NsysError as error:
             out.print(f"profiler: {error}", style="yellow", markup=False)
-    profiler = Profiler(options, backend, nsys)
     try:
-        profiler.run(options.chosen)
+        failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
+        given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
+        if failed or given or backend != "simulated":
+            return failed
+        out.print("\nWhere launches count: images one by one, on a plan for batch 1")
+        return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
     except KeyboardInterrupt:
         out.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
-        return 130
+        return INTERRUPTED
+
+
+def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
+    """Batch 1 for the stages around the CUDA graph: at 128 its gain is hidden. Simulated; a GPU takes a minute for the plan."""
+    select("simulated", options.device)
+    plan = default_plan("fp16", [1]).resolve().relative_to(ROOT)
+    chosen = [script for script in options.chosen if script.stem[0] in "4567"]
+    return argparse.Namespace(**{**vars(options), "chosen": chosen, "out": options.out / "batch1", "batch": 1, "plan": plan})
+
+
+def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order: str) -> int:
+    """Run the chosen stages and compare all that the folder holds; 1 where one of them failed."""
+    profiler = Profiler(options, backend, nsys)
+    options.out.mkdir(parents=True, exist_ok=True)
+    profiler.run(options.chosen)
     found = Comparison(options.out)
     if found.rows:
         out.print()
-        found.report(options.figures, options.perfetto)
+        found.report(options.figures, options.perfetto, order)
     for problem in dict.fromkeys([*profiler.problems, *found.problems]):
         out.print(f"problem: {problem}", style="yellow", markup=False)
     return 1 if profiler.problems or not found.rows else 0

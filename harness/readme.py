@@ -1,11 +1,11 @@
-"""Rewrite the tables in README.md and reports/ from the committed reports.
+"""Rewrite the tables in README.md, docs/ and reports/ from the committed reports.
 
     python scripts/update_readme.py            rewrite
     python scripts/update_readme.py --check    exit 1 where a table is not what its report says, or of older rules
 
 Between a mark and `<!-- end -->` stands
 
-    <!-- table: reports/NAME/comparison.json -->      the whole table of a report
+    <!-- table: reports/NAME/comparison.json -->      a report in five columns, and its advice
     <!-- step: reports/NAME/comparison.json A B -->   two of its stages, before and after
     <!-- file: reports/NAME/peers.md -->              a Markdown file, whole
 """
@@ -18,16 +18,13 @@ from pathlib import Path
 from common import program
 from common.files import columns, grid, write_text
 from harness import tables
-from harness.rows import Row, read_rows
+from harness.rows import Row, read_rows, steps
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (table|step|file): (\S+)((?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 QUOTED = {"stage": ("stage", "`{}`")}
-ROUGH = {"per_batch_ms": ("ms a batch", "{:.2f}"), "limit_ms": ("limit, ms", "{:.2f}"), "overlap": ("copy hidden", "{:.0%}")}
-TABLE = """
-    stage per_batch_ms images_per_s speedup_vs_previous speedup_vs_baseline limit_ms percent_of_limit limiter overlap
-    outputs_match
-"""
+ROUGH = {"per_batch_ms": ("ms a batch", "{:.2f}")}
+TABLE = "stage per_batch_ms speedup_vs_previous speedup_vs_baseline limiter"
 STEP = """
     stage per_batch_ms h2d_ms compute_ms postprocess_ms submit_ms overlap gpu_idle limit_ms percent_of_limit
     peak_device_memory_mb
@@ -44,7 +41,9 @@ def filled(match: re.Match[str]) -> str:
         assert found is not None, f"there is no report {path}"
         run, rows = found
         if kind == "table":
-            made = tables.markdown(run, rows, columns(Row, TABLE, QUOTED | ROUGH))
+            outputs, *_, advice = tables.below(rows)
+            shown = grid([row.shown for row in steps(rows)], columns(Row, TABLE, QUOTED | ROUGH))
+            made = "\n".join([f"{run}:", "", *shown, "", outputs, advice, ""])
         else:
             stages = {row.stage: vars(row) for row in rows}
             made = "\n".join([*grid([stages[name] for name in match[4].split()], columns(Row, STEP, QUOTED)), ""])
@@ -55,7 +54,7 @@ def main() -> int:
     p = program.parser(__doc__)
     p.add_argument("--check", action="store_true", help="rewrite nothing")
     stale, only_check = [], p.parse_args().check
-    for path in [ROOT / "README.md", *sorted((ROOT / "reports").glob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "reports").glob("*.md"))]:
         before = path.read_text(encoding="utf-8")
         after = MARKED.sub(filled, before)
         if after != before:

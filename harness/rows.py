@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from common.record import FAULTY, Conditions, from_json
 
 RULES = 2
 """Of the figures in a comparison.json: raised when one of them comes to mean something else."""
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -38,10 +41,10 @@ class Row:
     profiled_per_batch_ms: float | None = None
     clocks: dict[str, float] | None = None
     parts_ms: dict[str, float] | None = None
-    limit_ms: float | None = column("limit", "{:.3f}")
-    percent_of_limit: float | None = column("% of limit", "{}")
-    ladder_limit_ms: float | None = None
-    percent_of_ladder_limit: float | None = column("% of ladder's", "{:.0f}")
+    limit_ms: float | None = column("own limit", "{:.3f}")
+    percent_of_limit: float | None = column("% of own limit")
+    ladder_limit_ms: float | None = column("limit", "{:.3f}")
+    percent_of_ladder_limit: float | None = column("% of limit")
     limiter: str | None = column("limited by")
     fastest_ms: float | None = column("fastest", "{:.3f}")
     lower_quartile_ms: float | None = column("25 %", "{:.3f}")
@@ -72,9 +75,17 @@ class Row:
     def shown(self) -> dict[str, Any]:
         """As tables show it: in words whether its outputs are right."""
         found = {**vars(self), "outputs_match": {True: "right", False: "WRONG", None: "not verified"}[self.outputs_match]}
-        if self.percent_of_limit is not None:
-            found["percent_of_limit"] = f"{self.percent_of_limit:.0f}{' !' * self.faulty}"
+        for name in ("percent_of_limit", "percent_of_ladder_limit"):
+            found[name] = f"{found[name]:.0f}{' !' * self.faulty}" if found[name] is not None else None
         return found
+
+    @property
+    def parent(self) -> tuple[str | None, bool]:
+        """The stage that this one differs from, by its script's own word, and whether it is a side branch of the ladder."""
+        script = ROOT / f"{self.stage}.py"
+        text = script.read_text(encoding="utf-8") if script.exists() else ""
+        found = re.search(r"Differs from: (\w+)\.py(; a side branch)?", text)
+        return (found[1], bool(found[2])) if found else (None, False)
 
 
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
@@ -83,3 +94,8 @@ def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
     if not content:
         return None
     return from_json(Conditions, content["run"]), [from_json(Row, stage) for stage in content["stages"]]
+
+
+def steps(rows: list[Row]) -> list[Row]:
+    """The rows that are held against one another: all but side branches, unless there is nothing else."""
+    return [row for row in rows if not row.parent[1]] or rows

@@ -1,46 +1,60 @@
-"""The comparison as a table, on the terminal and in Markdown."""
+"""The comparison as a table, on the terminal and in Markdown.
+
+A table has a row a step. A side branch of the ladder stands below it: its time is not to be held against the row above.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from common.console import out
-from common.files import Column, cells, columns, grid
+from common.console import out, wrapped
+from common.files import cells, columns, grid
 from common.record import Conditions
 from harness.advice import advice
-from harness.rows import Row
+from harness.rows import Row, steps
 
-ORDER = """
-    stage per_batch_ms fastest_ms lower_quartile_ms upper_quartile_ms slowest_ms images_per_s
-    speedup_vs_previous speedup_vs_baseline latency_p99_ms
-    energy_j_per_1000 h2d_ms compute_ms d2h_ms postprocess_ms submit_ms overlap copy_hidden gpu_idle launches limit_ms
-    percent_of_limit percent_of_ladder_limit limiter peak_device_memory_mb fp32_max_abs_diff outputs_match
+ALL = """
+    stage per_batch_ms fastest_ms lower_quartile_ms upper_quartile_ms slowest_ms images_per_s speedup_vs_previous
+    speedup_vs_baseline latency_p99_ms energy_j_per_1000 h2d_ms compute_ms d2h_ms postprocess_ms submit_ms overlap copy_hidden
+    gpu_idle launches limit_ms percent_of_limit percent_of_ladder_limit limiter peak_device_memory_mb fp32_max_abs_diff
+    outputs_match
 """
-COLUMNS = columns(Row, ORDER)
+SHORT = "stage per_batch_ms speedup_vs_previous speedup_vs_baseline percent_of_ladder_limit limiter"
+LAUNCHES = "stage per_batch_ms speedup_vs_previous submit_ms launches gpu_idle"
 CLOCKS = {"wall_ms": "host's clock", "events_ms": "CUDA events", "nvtx_ms": "NVTX window"}
 WORDS = {"stage", "limiter"}
 
 
-def print_grid(title: str, rows: list[dict[str, Any]], columns: Sequence[Column], width: int) -> None:
-    """On a terminal as wide as that is, elsewhere at least ``width`` characters."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    for name, key, _ in columns:
-        table.add_column(name, justify="left" if key in WORDS else "right", no_wrap=True)
+def below(rows: list[Row], host: str = "") -> list[str]:
+    """What stands under a table: whether the outputs are right, side branches, the stages' notes, the host, the advice."""
+    wrong = [f"{row.stage} {row.shown['outputs_match']}" for row in rows if not row.outputs_match]
+    found = [f"Outputs: {', '.join(wrong) or 'right in every stage'}."]
     for row in rows:
-        table.add_row(*cells(row, columns))
-    wide = out if out.is_terminal else Console(highlight=False, width=max(out.width, width))
-    wide.print(table)
+        parent, aside = row.parent
+        if aside:
+            time = f"{row.per_batch_ms:.3f} ms a batch" + (f", {row.images_per_s:,.0f} images/s" if row.images_per_s else "")
+            found.append(f"{row.stage} (a side branch: hold it against {parent}): {time}")
+        found += [f"{row.stage}: {note}" for note in row.notes]
+    return [*found, *filter(None, [host]), advice(rows)]
 
 
-def markdown(run: Conditions, rows: list[Row], columns: Sequence[Column] = COLUMNS) -> str:
-    """The conditions, the table, the stages' notes and the advice. A note names its stage as the first column does."""
-    lines = [f"{run}:", "", *grid([row.shown for row in rows], columns)]
-    notes = [f"- {columns[0][2].format(row.stage)}: {note}" for row in rows for note in row.notes]
-    return "\n".join([*lines, "", *notes, *[""] * bool(notes), advice(rows), ""])
+def print_rows(run: Conditions, rows: list[Row], host: str, order: str = SHORT) -> None:
+    """The table as wide as it is: a terminal that is narrower breaks its lines, and nothing is cut off."""
+    table = Table(title=str(run), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    for title, key, _ in (shown := columns(Row, order)):
+        table.add_column(title, justify="left" if key in WORDS else "right", no_wrap=True)
+    for row in steps(rows):
+        table.add_row(*cells(row.shown, shown))
+    Console(highlight=False, width=max(out.width, 250)).print(table)
+    for line in ["", *below(rows, host)]:
+        out.print(wrapped(line, 2), markup=False)
+
+
+def markdown(run: Conditions, rows: list[Row], host: str) -> str:
+    """The conditions, the table with all columns, and what stands under it."""
+    lines = [f"{run}:", "", *grid([row.shown for row in steps(rows)], columns(Row, ALL)), ""]
+    return "\n".join([*lines, *(f"- {line}" for line in below(rows, host)), ""])
 
 
 def clocks(rows: list[Row]) -> str:

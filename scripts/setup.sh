@@ -14,13 +14,16 @@ fi
 base=$(command -v python3 || command -v python) || { echo "setup: no python3 on PATH" >&2; exit 3; }
 "$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2])' || { echo "setup: $base is older than Python 3.9" >&2; exit 3; }
 [ -x .venv/bin/pip ] || "$base" -m venv .venv  # the last thing that it makes: one that was interrupted is made whole
+trap '[ -z "${progress:-}" ] || kill "$progress" 2> /dev/null || true' EXIT # also where it is interrupted
 install() { # NAME, then what pip installs; once for each state of pyproject.toml
   local stamp=.venv/installed-$1 wanted
   wanted=$(cksum < pyproject.toml)
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   echo "setup: installing ${*:2} into .venv" >&2
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${@:2}" 2> .venv/pip.log || return 1
-  echo "$wanted" > "$stamp"
+  while sleep 4; do echo "setup: ${SECONDS} s, $(tail -n 1 .venv/pip.log | cut -c 1-60)" >&2; done &
+  progress=$!
+  .venv/bin/python -m pip install --progress-bar off --disable-pip-version-check "${@:2}" > .venv/pip.log 2>&1 || { kill "$progress"; return 1; }
+  kill "$progress" && echo "$wanted" > "$stamp"
 }
 for extra in '' $(echo "${1:-}" | tr , ' '); do
   install "project${extra:+-$extra}" -e ".${extra:+[$extra]}" \

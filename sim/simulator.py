@@ -17,7 +17,7 @@ from sim.threads import Hooks
 from sim.trace import Trace
 from sim.work import Event, Gpu, Graph, Stream
 
-DEFAULT_DEVICE = "v100-sxm2-32gb"
+DEFAULT_DEVICE = "h200"
 OWN_CODE = tuple(str(Path(__file__).resolve().parent.parent / room) for room in ("common", "sim"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("0_build.py", "common", "export", "sim", "harness", "peers", "scripts", "README.md")
+CODE = ("0_build.py", "common", "export", "sim", "harness", "peers", "scripts", "docs", "README.md")
 CHEAP = ("--batch", "2", "--charge-batch", "128", "--batches", "6")
 SIMULATED = ("--backend", "simulated")
 

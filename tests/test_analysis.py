@@ -70,7 +70,8 @@ def test_the_real_device_is_named(real_traces):
 def test_a_trace_and_the_stage_s_own_clock_agree(checkout, tmp_path, script):
     """The NVTX window of the trace is the window of the result record; the parts are the device's."""
     paths = [tmp_path / f"{script}{suffix}" for suffix in (".json", ".sqlite")]
-    done = checkout.run(f"{script}.py", *SIMULATED, *CHEAP, "--json", paths[0], "--trace", paths[1])
+    device = ("--device", "v100-sxm2-32gb")
+    done = checkout.run(f"{script}.py", *SIMULATED, *device, *CHEAP, "--json", paths[0], "--trace", paths[1])
     assert done.returncode == 0, done.stderr
     record, found = json.loads(paths[0].read_text()), analyse(read(paths[1]))
     assert found.per_batch_ms == pytest.approx(record["per_batch_ms"], abs=1e-6)
@@ -146,7 +147,7 @@ def test_advice_names_what_attacks_the_limiter(facts, words):
 PROFILE = ("-m", "harness.profile", *SIMULATED, "--batch", "2", "--charge-batch")
 
 
-@pytest.fixture(scope="module", params=["v100-sxm2-32gb", pytest.param("h200", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["h200", pytest.param("v100-sxm2-32gb", marks=pytest.mark.slow)])
 def modelled(request, checkout, tmp_path_factory) -> tuple[str, list[Row]]:
     """The device and the rows of the whole ladder on a modelled GPU."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -237,3 +238,19 @@ def test_stages_are_found_by_their_names():
     from harness.profile import stages
 
     assert [path.name for path in stages()] == sorted(path.name for path in ROOT.glob("[1-9]_*.py"))
+
+
+@pytest.mark.slow
+def test_profile_all_shows_every_lesson(checkout, tmp_path):
+    """Without options: the ladder in six columns with stage 9 below them, then the graph's gain at batch 1; in 80 columns."""
+    done = checkout.run("-m", "harness.profile", *SIMULATED, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = done.stdout.split("Where launches count")
+    rows = [line.split() for line in first.splitlines() if line[:2] in {f"{number}_" for number in range(1, 9)}]
+    assert [row[0][0] for row in rows if len(row) == 6] == list("12345678")
+    assert "9_multi_profiles (a side branch: hold it against 4_use_fp16)" in first and "Fastest: 9" not in first
+    table = [line for line in done.stdout.splitlines() if line.startswith("stage ")]
+    assert len(table) == 2 and max(map(len, table)) <= 80
+    before, after = (row for row in read_rows(tmp_path / "batch1" / "comparison.json")[1] if row.stage[0] in "67")
+    assert after.per_batch_ms < 0.97 * before.per_batch_ms and after.submit_ms < 0.2 * before.submit_ms
+    assert "7_cuda_graph" in second

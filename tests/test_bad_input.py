@@ -30,7 +30,12 @@ def fails(done, code: int, *parts: str) -> str:
 
 
 def test_a_plan_that_is_not_there(checkout, tmp_path):
-    fails(checkout.run(*STAGE, "--plan", tmp_path / "none.plan"), 3, "there is no plan", "0_build.py --output")
+    fails(
+        checkout.run(*STAGE, "--plan", tmp_path / "none.plan"),
+        3,
+        "there is no plan",
+        "0_build.py --onnx-file MODEL.onnx --output",
+    )
 
 
 def test_an_edited_plan(checkout, tmp_path):
@@ -58,7 +63,12 @@ def test_an_fp32_plan_where_fp16_is_meant(checkout):
 
 @pytest.mark.parametrize("options", [("--batch", "300"), ("--batch", "2", "--charge-batch", "300")])
 def test_a_batch_beyond_the_profile(checkout, options):
-    fails(checkout.run(*STAGE, *options), 2, "300 does not fit", "1 to 256", "0_build.py --profile 1,300,300")
+    """The plan of its own that the hint builds leaves the ladder's alone."""
+    command = "0_build.py --backend simulated --fp16 --profile 1,300,300 --output plans/resnet18-fp16-batch300.plan"
+    said = fails(
+        checkout.run(*STAGE, *options), 2, "300 does not fit", "1 to 256", command, "--plan plans/resnet18-fp16-batch300.plan"
+    )
+    assert said.count("--output") == 1
 
 
 def test_an_unknown_device(checkout):
@@ -98,11 +108,11 @@ def test_more_memory_than_the_device_has(checkout, tmp_path):
     built = checkout.run("0_build.py", *SIMULATED, "--fp16", "--profile", "1,8,30000", "--output", plan)
     assert built.returncode == 0, built.stderr
     fails(
-        checkout.run(*STAGE, "--plan", plan, "--batch", "4"),
+        checkout.run(*STAGE, "--device", "v100-sxm2-32gb", "--plan", plan, "--batch", "4"),
         3,
         "GB on the GPU",
         "a batch of 30000",
-        "0_build.py --profile 1,4,4",
+        f"--profile 1,4,4 --output {tmp_path}/huge-batch4.plan",
     )
 
 

@@ -15,7 +15,20 @@ from sim import simulator as simulators
 from sim.enums import cudaError_t
 from tests.conftest import ROOT
 
-TINY = ("--backend", "simulated", "--batch", "2", "--charge-batch", "2048", "--batches", "8", "--measure", "2")
+TINY = (
+    "--backend",
+    "simulated",
+    "--device",
+    "v100-sxm2-32gb",
+    "--batch",
+    "2",
+    "--charge-batch",
+    "2048",
+    "--batches",
+    "8",
+    "--measure",
+    "2",
+)
 WAITS = re.compile(r"\.(wait|record|synchronize|result)\(")
 STAGES = ["5_multi_streams.py", "6_multi_threads.py", "7_cuda_graph.py", "8_multi_context.py"]
 

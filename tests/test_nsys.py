@@ -185,7 +185,13 @@ def test_the_page_is_whole_and_needs_no_network(compared):
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page and 'tabindex="0"' in page
     assert page.count("<svg") == 4 and "4_use_fp16 → 5_multi_streams" in page  # two timelines, and the pair again
     trace = json.loads((compared / "5_multi_streams.perfetto.json").read_text())["traceEvents"]
-    assert {event["ph"] for event in trace} == {"X", "M"}
+    assert {event["ph"] for event in trace} == {"X", "M", "s", "f"}
+    assert min(event["ts"] for event in trace if "ts" in event) == 0
+    names = {event["name"] for event in trace}
+    assert {"/conv1/Conv", "cudaMemcpyAsync", "cudaLaunchKernel"} <= names
+    begun = {event["id"]: event["ts"] for event in trace if event["ph"] == "s"}
+    ended = {event["id"]: event["ts"] for event in trace if event["ph"] == "f"}
+    assert begun.keys() == ended.keys() and all(begun[arrow] <= ended[arrow] for arrow in begun)
     assert {event["args"]["name"] for event in trace if event["name"] == "thread_name"} >= {"H2D copy", "compute", "D2H copy"}
     assert sum(event["name"] == "infer" for event in trace) == 58
 

@@ -1,4 +1,4 @@
-"""What the README tells a reader to type works as written, and its tables are what the committed reports say."""
+"""What README.md and docs/ tell a reader to type works as written, and their tables are what the committed reports say."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import pytest
 
 from tests.conftest import ROOT, SIMULATED
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "reports").glob("*.md"))]
+TYPED = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
 
-def commands(language: str = "bash") -> list[str]:
-    """The lines of the README's shell blocks, in order, without comments."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+
+def commands() -> list[str]:
+    """The lines of the pages' shell blocks, in order, each once and without its comment."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in TYPED)
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.split(" # ")[0].strip() for block in blocks for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def reader(tmp_path_factory, checkout) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [line for line in commands() if not line.startswith(("scripts/", ". "))])
-def test_a_command_of_the_readme(reader, command):
+def test_a_command_of_the_pages(reader, command):
     words = shlex.split(command)
     if "--train" in words:
         pytest.skip("trains for minutes; tests/test_precision.py trains a little")
@@ -82,10 +86,25 @@ def test_a_measured_number_in_a_docstring_is_one_of_its_report():
     assert checked >= 6
 
 
-def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "reports").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {path}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_the_readme_is_short():
+    """One table of five columns, and at most 130 lines."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert [line.count("|") - 1 for line in text.splitlines() if line.startswith("|---")] == [5, 3]  # the results, the ladder
 
 
 def test_every_report_names_its_conditions():

@@ -138,7 +138,7 @@ def test_a_stage_s_docstring_is_its_manual(path):
     number = Path(path).name.split("_")[0]
     assert doc.startswith(f"{number} · ")
     if number != "0":
-        for part in ("Differs from:", "Why it", "    python " + Path(path).name, "In the timeline:"):
+        for part in ("Differs from:", "Why it", "    python " + Path(path).name, "In the timeline:", "\nTry"):
             assert part in doc, part
         parent = doc.split("Differs from:")[1].split()[0].rstrip(";")
         assert parent == "nothing" or (ROOT / parent).exists()

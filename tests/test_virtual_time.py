@@ -25,7 +25,7 @@ def quiet_costs():
 
 
 def start():
-    sim = simulator.start()
+    sim = simulator.start("v100-sxm2-32gb")  # its engines take over from one another at once
     device = sim.device
     for cost in ("call", "wake_up", "range"):
         object.__setattr__(device, cost, 0)
