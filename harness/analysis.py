@@ -109,12 +109,12 @@ def allocations(trace: Trace) -> tuple[int, int]:
     return between, inside
 
 
-def limiter(limit_ms: float, part: str, per_batch_ms: float, launch_gaps_ms: float) -> str:
+def limiter(limit_ms: float, part: str, per_batch_ms: float, waits_ms: float) -> str:
     """What a stage is limited by: its longest ``part``, or, well above that limit, what keeps it there.
 
-    ``launch``: the gaps between a batch's own kernels, in which the GPU waits for the host's next launch, make up half
-    of what is lost or more. ``serialized``: parts wait for one another that could run side by side.
+    ``launch``: the time in which the GPU waits for the host's next launch, ``waits_ms``, makes up half of what is lost or
+    more. ``serialized``: parts wait for one another that could run side by side.
     """
     if 100 * limit_ms / per_batch_ms >= NEAR:
         return part
-    return "launch" if launch_gaps_ms >= 0.5 * (per_batch_ms - limit_ms) else "serialized"
+    return "launch" if waits_ms >= 0.5 * (per_batch_ms - limit_ms) else "serialized"

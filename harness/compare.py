@@ -31,6 +31,7 @@ from harness.advice import advice
 from harness.analysis import Analysis, analyse, limiter
 from harness.rows import RULES, Row, steps
 
+AHEAD = 1.2  # latency over the time of a batch from which on submission is no waiting for the batch
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
 
 
@@ -145,13 +146,22 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         found.parts_ms = parts
         part = max(parts, key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
-        found.limiter = limiter(parts[part], part, record.per_batch_ms, analysis.launch_gaps_ms if analysis else 0.0)
+        found.limiter = limiter(parts[part], part, record.per_batch_ms, waits_ms(record, analysis, parts[part]))
     if found.faulty:
         found.notes.append(f"{record.per_batch_ms:.3f} ms is less than its limit of {found.limit_ms:.3f}: {FAULT}")
     if analysis is not None:
         found.profiled_per_batch_ms = analysis.per_batch_ms
         found.clocks = {**record.profiled, "nvtx_ms": analysis.per_batch_ms} if record.profiled else None
     return found
+
+
+def waits_ms(record: Record, analysis: Analysis | None, limit_ms: float) -> float:
+    """Milliseconds a batch in which the GPU waits for the host's launches: between a batch's own kernels, or, where batches
+    are on their way side by side, because submitting one takes longer than its longest part."""
+    gaps_ms = analysis.launch_gaps_ms if analysis is not None else 0.0
+    late_ms = (record.latency_ms or {}).get("median", 0.0)
+    ahead = late_ms > AHEAD * record.per_batch_ms
+    return max(gaps_ms, (record.submit_ms or 0.0) - limit_ms if ahead else 0.0)
 
 
 def relate(rows: list[Row]) -> None:

@@ -33,6 +33,11 @@ COLUMNS = [
 ]
 
 
+FOLLOWS = """\
+On the host of the calibration, stages 3, 4, 6 and 7 at batch 128 follow from what was timed: a copy, compute, their sum or the
+longer of the two. Everything else tests the model: stages 1, 2, 5, 8 and 9, other batches, another host, another GPU."""
+
+
 def predict(device: str, measured: Record) -> float:
     """Milliseconds a batch of a measured stage on the simulated device."""
     computed = min(measured.batch or 1, backend.SIMULATED_BATCH)
@@ -67,7 +72,7 @@ def main() -> None:
             rows.append(dict(zip((key for _, key, _ in COLUMNS), row)))
         write_json(folder / "prediction.json", {"device": options.device, "stages": rows})
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
-        text = "\n".join([above, "", *grid(rows, COLUMNS), ""])
+        text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS, ""])
         write_text(folder / "prediction.md", text)
         out.print(text, markup=False)
 
