@@ -13,8 +13,8 @@ When it does not: when the batches differ so much in size that no one buffer ser
 
     python 2_reuse_buffers.py
 
-Measured: 12.68 → 12.52 ms a batch (reports/h200-trt8.6-batch128), and on another host with the same GPU
-Measured: 17.86 → 16.92 ms a batch (reports/h200-trt8.6-batch128-other-host): within the noise of pageable copies.
+Measured: 17.12 → 17.55 ms a batch (reports/h200-trt8.6-batch128), lost in pageable copies, which differ by more from run to run.
+Measured: 1.08 → 0.97 ms a batch (reports/h200-trt8.6-batch1), where the copies are short.
 
 In the timeline: no ``cudaMalloc`` or ``cudaFree`` between two batches; the copies and kernels are as long as before.
 

@@ -218,7 +218,7 @@ def test_a_plan_is_written_whole_or_not_at_all(checkout, tmp_path):
 
 def test_an_output_folder_that_cannot_be_written(checkout):
     done = checkout.run("-m", "harness.profile", *SIMULATED, "--out", "/proc/nowhere")
-    assert done.returncode == 3 and "cannot write into /proc/nowhere" in done.stdout + done.stderr
+    assert done.returncode == 3 and "/proc/nowhere" in done.stdout + done.stderr
 
 
 def test_an_unknown_stage(checkout):
