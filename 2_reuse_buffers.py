@@ -13,7 +13,7 @@ When it does not: when the batches differ so much in size that no one buffer ser
 
     python 2_reuse_buffers.py
 
-Measured: 17.12 → 17.55 ms a batch (reports/h200-trt8.6-batch128), lost in pageable copies, which differ by more from run to run.
+Measured: 17.12 → 17.55 ms a batch (reports/h200-trt8.6-batch128): lost in pageable copies, which differ more between runs.
 Measured: 1.08 → 0.97 ms a batch (reports/h200-trt8.6-batch1), where the copies are short.
 
 In the timeline: no ``cudaMalloc`` or ``cudaFree`` between two batches; the copies and kernels are as long as before.
