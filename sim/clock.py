@@ -12,19 +12,26 @@ import contextlib
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from sim.order import Line, Order, join
 
 STALL_S = 1.0  # after so long a thread that neither calls CUDA nor waits in a known primitive is no longer waited for
 KEPT = 4096  # bookings of a timetable
 
 
-@dataclass(eq=False)
-class HostThread:
-    """Virtual time of one host thread, in nanoseconds since the start of the process."""
+class HostThread(Line):
+    """A host thread: its virtual time (ns since the process began) and, in ``order``, what it knows to be over."""
 
-    index: int
-    now: int
-    running: bool = True  # False while it waits for another thread, has ended, or was given up on
+    def __init__(self, index: int, now: int) -> None:
+        super().__init__("the main thread" if index == 1 else f"thread {index}")
+        self.index, self.now = index, now
+        self.running = True  # False while it waits for another thread, has ended, or was given up on
+        self.capture_mode: int = 0  # how much the thread wants to be kept from disturbing captures
+        self.last_error: int = 0
+
+    def learn(self, order: Order) -> None:
+        """What another line has done is over, and this thread knows."""
+        self.order = join((self.order, order))
 
 
 class Clock:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import sys
 from pathlib import Path
 from typing import Any
 
 from common.files import atomic_path
 from sim import device as devices
 from sim.clock import Clock, HostThread, Timetable
-from sim.enums import HANDLES, Handle, cudaError_t, require
+from sim.enums import FLAGS, HANDLES, Handle, cudaError_t, require
+from sim.gpu import Gpu
 from sim.memory import AddressSpace
+from sim.sites import site
 from sim.threads import Hooks
 from sim.trace import Trace
-from sim.work import Event, Gpu, Graph, Stream
+from sim.work import Event, Graph, Stream
 
 DEFAULT_DEVICE = "v100-sxm2-32gb"
-OWN_CODE = tuple(str(Path(__file__).resolve().parent.parent / room) for room in ("common", "sim"))
 
 
 class Simulator:
@@ -38,10 +38,11 @@ class Simulator:
         self.close = self.hooks.remove
         self._interpreter = Timetable()
         self.handles: dict[int, Stream | Event | Graph] = {}
-        self.last_error = cudaError_t.cudaSuccess
+        self.remarks: list[str] = []
         self.calls = 0
         self.failures: dict[int, cudaError_t] = {}  # by the number of the call
         self._next_handle = 0x1000
+        self._own: dict[HostThread, Stream] = {}  # each thread's default stream
 
     def interpret(self, thread: HostThread, duration: int) -> None:
         """``thread`` runs Python for ``duration`` ns: it needs the interpreter lock, which one thread has at a time."""
@@ -57,10 +58,12 @@ class Simulator:
         self._next_handle += 0x10
         item.handle, item.site = self._next_handle, site()
         self.handles[item.handle] = item
+        if isinstance(item, Stream):
+            item.name = f"the stream made at {item.site}"
         return HANDLES[kind](item.handle)
 
     def lookup(self, handle: Any, kind: type) -> Any:
-        item = self.handles.get(int(handle))
+        item = self.handles.get(int(handle or 0))
         require(isinstance(item, kind), cudaError_t.cudaErrorInvalidResourceHandle)
         return item
 
@@ -70,8 +73,21 @@ class Simulator:
         return self.handles.pop(int(handle))
 
     def stream(self, handle: Any) -> Stream:
-        """The stream of a handle; 0, None and ``cudaStreamLegacy`` are the default stream."""
-        return self.gpu.legacy if handle is None or int(handle) in (0, 1) else self.lookup(handle, Stream)
+        """The stream of a handle; 0, None and ``cudaStreamLegacy`` are the default one, ``cudaStreamPerThread`` a thread's."""
+        number = int(handle or 0)
+        if number == FLAGS["cudaStreamPerThread"]:
+            thread = self.clock.thread()
+            if thread not in self._own:
+                self._own[thread] = Stream(True)
+                self._own[thread].name = f"the default stream of {thread.name}"
+                self.gpu.streams.append(self._own[thread])
+            return self._own[thread]
+        return self.gpu.legacy if number in (0, 1) else self.lookup(number, Stream)
+
+    def remark(self, text: str) -> None:
+        """Note once what is no error, and hardly meant."""
+        if text not in self.remarks:
+            self.remarks.append(text)
 
     def leaks(self) -> list[str]:
         """What the script has not given back, with the line that made it."""
@@ -103,11 +119,3 @@ def start(device: str = DEFAULT_DEVICE, scale: float = 1.0) -> Simulator:
         _current.close()
     _current = Simulator(device, scale)
     return _current
-
-
-def site() -> str:
-    """``file:line`` of the nearest caller outside this package, for messages about what it made."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((*OWN_CODE, "<")):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

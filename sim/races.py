@@ -1,0 +1,112 @@
+"""Races: two accesses to the same bytes, one of them a write, and no order between them, whatever happened to come first.
+
+Each byte remembers its latest write and the reads since, one a line (what is ordered after the latest on a line is ordered
+after the earlier ones). Memory is therefore cut into cells, pieces whose bytes were always used together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from sim.order import Line, Order
+
+
+class Range(NamedTuple):
+    """Bytes of a memory (offsets)."""
+
+    memory: Cells
+    start: int
+    stop: int
+
+
+class Access(NamedTuple):
+    """What is done to the bytes, by which line of the script, and the ``number`` that it has on its ``line``."""
+
+    line: Line
+    number: int
+    write: bool
+    what: str
+    site: str
+
+
+@dataclass
+class Cell:
+    write: Access | None = None
+    reads: dict[Line, Access] = field(default_factory=dict)
+
+
+class Cells:
+    """The accesses to one piece of memory, which is called ``name`` and, in the script, by its ``address``."""
+
+    def __init__(self, name: str, address: int = 0) -> None:
+        self.name, self.address = name, address
+        self._starts, self._cells = [0], [Cell()]
+
+    def _cut(self, at: int) -> int:
+        """The index of the cell that begins at ``at``; there is one now."""
+        index = bisect_right(self._starts, at) - 1
+        if self._starts[index] != at:
+            index += 1
+            old = self._cells[index - 1]
+            self._starts.insert(index, at)
+            self._cells.insert(index, replace(old, reads=dict(old.reads)))
+        return index
+
+    def note(self, start: int, stop: int, access: Access, order: Order) -> Access | None:
+        """Note an access, which comes after ``order``; an earlier one that it races with."""
+        first, last = self._cut(start), self._cut(stop)
+        found = None
+        for cell in self._cells[first:last]:
+            others = [cell.write] if cell.write else []
+            if access.write:
+                others += cell.reads.values()
+            else:
+                cell.reads[access.line] = access
+            found = found or next((other for other in others if order.get(other.line, 0) < other.number), None)
+        if access.write and last > first:
+            self._starts[first:last], self._cells[first:last] = [start], [Cell(access)]
+        return found
+
+
+class Race(NamedTuple):
+    memory: str
+    earlier: Access
+    later: Access
+
+    def __str__(self) -> str:
+        one, two = self.earlier, self.later
+        verbs = [f"{'writes' if access.write else 'reads'} {self.memory}" for access in (one, two)]
+        text = f"race: nothing orders {two.what} ({two.site}, {two.line.name}), which {verbs[1]}, "
+        text += f"after {one.what} ({one.site}, {one.line.name}), which {verbs[0]}: "
+        if two.what.startswith("the host"):
+            return text + "wait on the host, before it, for an event recorded after the other"
+        if one.what.startswith("the host"):
+            return text + "let the one thread hand over to the other, through a queue or a future"
+        return text + f"let {two.line.name} wait for an event recorded after it in {one.line.name}"
+
+
+class Races:
+    """All that were found, each pair of places once. ``name_of`` tells what the script calls a handle or an address."""
+
+    def __init__(self, name_of: Callable[[int], str | None]) -> None:
+        self._name_of = name_of
+        self._found: dict[tuple[str, str, str, str], Race] = {}
+
+    def note(self, ranges: tuple[Range, ...], line: Line, write: bool, what: str, site: str) -> None:
+        """The latest thing on ``line`` reads or writes these ranges."""
+        access = Access(line, line.count, write, what, site)
+        for memory, start, stop in ranges:
+            earlier = memory.note(start, stop, access, line.order)
+            if earlier is not None:
+                key = (earlier.site, earlier.what, site, what)
+                if key not in self._found:
+                    self._found[key] = Race(self._name_of(memory.address) or memory.name, earlier, access)
+                    for each in (earlier.line, line):
+                        found = self._name_of(each.handle)
+                        each.name = f"stream {found}" if found else each.name
+
+    def found(self) -> list[str]:
+        return [str(race) for race in self._found.values()]
