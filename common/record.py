@@ -69,7 +69,7 @@ class Record(Conditions):
     top1_agreement: float | None = None
     fp32_max_abs_diff: float | None = None
     fp32_top1_agreement: float | None = None
-    races: int | None = None  # nobody looks for them yet
+    races: int | None = None  # None on a GPU, where nobody looks for them
     peak_device_memory_mb: float | None = None
     plan: str | None = None
     time_base: str | None = None

@@ -24,7 +24,7 @@ from common.clock import EventClock, undisturbed
 from common.console import err
 from common.cuda import cudart
 from common.engine import Engine
-from common.errors import VERIFIED, Fault, UsageFault
+from common.errors import VERIFIED, Fault, UsageFault, WrongOutputs
 from common.files import check_writable
 from common.images import Images, prepare
 from common.plans import ROOT, check_memory, check_sizes, default_plan
@@ -194,10 +194,18 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         session = Session(engine, batches, names, chosen, EventClock(resources))
         with undisturbed() as core_us:
             infer(session)
+    races = here.races()
+    for race in races or ():
+        err.print(f"{stage}: race: {race}", style="red", markup=False)
     verified = None if chosen.no_verify else verify(session, allocate)
     record = describe(session, stage, size, verified)
+    record.races = None if races is None else len(races)
     record.core_us = None if here.simulator else core_us
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
+    if races:
+        if chosen.json:
+            record.write(chosen.json)
+        raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
     report.print_result(record, session, size, verified)
     if chosen.top:
         report.print_top(session, chosen.top)

@@ -40,6 +40,7 @@ class Clock:
     def __init__(self) -> None:
         self.lock = threading.Condition(threading.RLock())
         self.threads: dict[int, HostThread] = {}
+        self.born: dict[int, HostThread] = {}  # daemon threads that have made no call yet
         self._count = 0
 
     def thread(self) -> HostThread:
@@ -47,15 +48,19 @@ class Clock:
         ident = threading.get_ident()
         with self.lock:
             if ident not in self.threads:
-                self.threads[ident] = self.announce()
+                self.threads[ident] = self.born.pop(ident) if ident in self.born else self.announce()
+                self.threads[ident].now = max(self.threads[ident].now, self._earliest())
             return self.threads[ident]
 
-    def announce(self, now: int | None = None) -> HostThread:
-        """A clock for a thread that is about to start at ``now``: from here on the others wait for it."""
-        if now is None:
-            now = min((thread.now for thread in self.threads.values() if thread.running), default=0)
+    def announce(self, parent: HostThread | None = None) -> HostThread:
+        """A clock for a thread that ``parent`` is about to start, now: from here on the others wait for it."""
         self._count += 1
-        return HostThread(self._count, now)
+        child = HostThread(self._count, parent.now if parent else 0)
+        child.learn(parent.order if parent else {})
+        return child
+
+    def _earliest(self) -> int:
+        return min((thread.now for thread in self.threads.values() if thread.running), default=0)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[HostThread]:
@@ -93,7 +98,7 @@ class Clock:
     def retire(self) -> HostThread:
         """The calling thread has ended."""
         with self.lock:
-            thread = self.threads.pop(threading.get_ident())
+            thread = self.born.pop(threading.get_ident(), None) or self.threads.pop(threading.get_ident())
             self.pause(thread)
             return thread
 

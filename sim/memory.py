@@ -109,6 +109,10 @@ class AddressSpace:
         self.charged += int(nbytes)
         return True
 
+    def is_page_locked(self, address: int) -> bool:
+        found = self.find(address)
+        return found is not None and found.live and found.kind != "device"
+
     def free(self, address: int, kind: str, error: cudaError_t = cudaError_t.cudaErrorInvalidValue) -> Allocation:
         """What is freed; ``error`` where ``address`` is not the start of a live allocation of ``kind``."""
         allocation = self._by_address.get(address)

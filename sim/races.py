@@ -71,6 +71,9 @@ class Cells:
         return found
 
 
+HOST = "the host"
+
+
 class Race(NamedTuple):
     memory: str
     earlier: Access
@@ -78,14 +81,14 @@ class Race(NamedTuple):
 
     def __str__(self) -> str:
         one, two = self.earlier, self.later
-        verbs = [f"{'writes' if access.write else 'reads'} {self.memory}" for access in (one, two)]
-        text = f"race: nothing orders {two.what} ({two.site}, {two.line.name}), which {verbs[1]}, "
-        text += f"after {one.what} ({one.site}, {one.line.name}), which {verbs[0]}: "
-        if two.what.startswith("the host"):
-            return text + "wait on the host, before it, for an event recorded after the other"
-        if one.what.startswith("the host"):
+        first, second = ("write" if access.write else "read" for access in (one, two))
+        text = f"nothing orders the {second} of {self.memory} by {two.what} ({two.site}, {two.line.name}) "
+        text += f"after its {first} by {one.what} ({one.site}, {one.line.name}): "
+        if one.what == HOST:
             return text + "let the one thread hand over to the other, through a queue or a future"
-        return text + f"let {two.line.name} wait for an event recorded after it in {one.line.name}"
+        if two.what == HOST:
+            return text + "wait first for an event recorded after it, or for its stream"
+        return text + f"let {two.line.name} wait for an event recorded after it"
 
 
 class Races:
@@ -106,7 +109,7 @@ class Races:
                     self._found[key] = Race(self._name_of(memory.address) or memory.name, earlier, access)
                     for each in (earlier.line, line):
                         found = self._name_of(each.handle)
-                        each.name = f"stream {found}" if found else each.name
+                        each.name = found if found and "stream" in found else f"stream {found}" if found else each.name
 
     def found(self) -> list[str]:
         return [str(race) for race in self._found.values()]

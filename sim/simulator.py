@@ -9,10 +9,12 @@ from typing import Any
 
 from common.files import atomic_path
 from sim import device as devices
+from sim import views
 from sim.clock import Clock, HostThread, Timetable
 from sim.enums import FLAGS, HANDLES, Handle, cudaError_t, require
 from sim.gpu import Gpu
 from sim.memory import AddressSpace
+from sim.races import HOST
 from sim.sites import site
 from sim.threads import Hooks
 from sim.trace import Trace
@@ -36,6 +38,7 @@ class Simulator:
         self.gpu = Gpu(self.device, self.clock, self.trace)
         self.hooks = Hooks(self.clock, self.interpret, self.device.queue, self.device.thread_wake_up)
         self.close = self.hooks.remove
+        views.install(self.hooks.undo, self.space.is_page_locked, self._host_touches)
         self._interpreter = Timetable()
         self.handles: dict[int, Stream | Event | Graph] = {}
         self.remarks: list[str] = []
@@ -48,6 +51,15 @@ class Simulator:
         """``thread`` runs Python for ``duration`` ns: it needs the interpreter lock, which one thread has at a time."""
         if duration:
             _, thread.now = self._interpreter.reserve(thread.now, duration)
+
+    def _host_touches(self, start: int, stop: int, write: bool) -> None:
+        """The calling thread reads or writes page-locked memory."""
+        found = self.space.find(start)
+        if found is not None and found.live:
+            thread = self.clock.thread()
+            thread.advance()
+            ranges = found.range(start - found.address, min(stop, found.address + found.size) - start)
+            self.gpu.races.note(ranges, thread, write, HOST, site())
 
     def fail_at(self, n: int, error: cudaError_t = cudaError_t.cudaErrorUnknown) -> None:
         """Make the n-th CUDA call from now fail with ``error``."""

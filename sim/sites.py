@@ -35,29 +35,32 @@ def site() -> str:
 
 def name_of(handle: int) -> str | None:
     """What the script, where it is now, calls a handle or an address: ``stream``, ``slots[0].device_input``."""
-    for frame in list(_frames())[:6]:
+    for frame in list(_frames())[:6] if handle else ():
         for scope in (frame.f_locals, frame.f_globals):
-            for name, value in list(scope.items()):
-                found = None if name.startswith("_") else _within(name, value, handle, 2)
-                if found:
-                    return found
+            values = [(name, value) for name, value in list(scope.items()) if name.isidentifier() and not name.startswith("_")]
+            for _ in range(3):  # variables, what is in them, and what is in that
+                for name, value in values:
+                    if _is(value, handle):
+                        return name
+                values = [inner for item in values for inner in _within(*item)]
     return None
 
 
-def _within(name: str, value: Any, handle: int, depth: int) -> str | None:
-    kind = type(value)
+def _is(value: Any, handle: int) -> bool:
     if isinstance(value, int):
-        return name if int(value) == handle and handle else None
+        return int(value) == handle
     if isinstance(value, np.ndarray):
-        return name if value.__array_interface__["data"][0] == handle else None
-    if kind in (list, tuple):
-        inner = [(f"{name}[{index}]", item) for index, item in enumerate(value[:64])]
-    elif kind is dict:
-        inner = [(f"{name}[{key!r}]", item) for key, item in list(value.items())[:64]]
-    elif kind.__module__ not in ("builtins", "numpy") and hasattr(value, "__dict__") and not isinstance(value, type(sys)):
-        if getattr(value, "handle", None) == handle:
-            return name
-        inner = [(f"{name}.{key}", item) for key, item in list(vars(value).items())[:64]]
-    else:
-        return None
-    return next(filter(None, (_within(*item, handle, depth - 1) for item in inner)), None) if depth else None
+        return value.__array_interface__["data"][0] == handle
+    return _is_object(value) and getattr(value, "handle", None) == handle
+
+
+def _is_object(value: Any) -> bool:
+    return type(value).__module__ not in ("builtins", "numpy") and hasattr(value, "__dict__") and not isinstance(value, type)
+
+
+def _within(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, (list, tuple)):
+        return [(f"{name}[{index}]", item) for index, item in enumerate(value[:64])]
+    if isinstance(value, dict):
+        return [(f"{name}[{key!r}]", item) for key, item in list(value.items())[:64]]
+    return [(f"{name}.{key}", item) for key, item in list(vars(value).items())[:64]] if _is_object(value) else []

@@ -3,6 +3,7 @@ than the graph. Stages are run in this process, on a tiny model."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -83,11 +84,14 @@ def test_a_stage_as_it_is_is_right(stage, name):
 )
 def test_no_wait_can_be_left_out(stage, name, number):
     code, said = stage(name, without(name, number))
-    assert code == 1 and "wrong outputs" in said, said
+    assert code == 1 and "race: nothing orders the" in said, said
+    assert said.split("race: nothing orders")[1].count(f"({name}:") >= 2, said  # both places are the stage's own
+    if "stream.synchronize()" not in text_of(name).splitlines()[number]:  # what races there is read for nothing
+        assert "wrong outputs" in said, said
 
 
 def test_all_waits_are_tried():
-    assert [len(waits(name)) for name in STAGES] == [6, 7, 5, 3]
+    assert [len(waits(name)) for name in STAGES] == [6, 7, 6, 3]
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -147,3 +151,37 @@ def test_a_failing_call_ends_stage_7_by_its_name_or_costs_it_the_graph(stage, mo
             assert not backend.current().leaks(), (number, name, backend.current().leaks())
     assert code == 0 and calls > 100
     assert captured == 3 * len(IN_A_CAPTURE)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("5_multi_streams.py", {"slots[index % SLOTS]\n            copy": "slots[0]\n            copy"}),
+        ("5_multi_streams.py", {"context.execute_async_v3(compute)": "context.execute_async_v3(copy_out)"}),
+        ("6_multi_threads.py", {"SLOTS].result()": "SLOTS]"}),
+        (
+            "6_multi_threads.py",
+            {"slot.host_output, slot.device_output, copy_out": "slots[0].host_output, slot.device_output, copy_out"},
+        ),
+        ("7_cuda_graph.py", {"if index >= SLOTS:": "if index > SLOTS:"}),
+        ("8_multi_context.py", {"contexts[index % count]": "contexts[0]"}),
+        ("8_multi_context.py", {"slots[index % len(slots)]": "slots[index % count]"}),
+    ],
+)
+def test_what_two_batches_share_is_a_race(stage, name, changes):
+    text = text_of(name)
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    code, said = stage(name, text)
+    assert code == 1 and "race: nothing orders the" in said, said
+
+
+def test_the_number_of_races_is_in_the_record(stage, tmp_path):
+    record = tmp_path / "record.json"
+    stage("7_cuda_graph.py", text_of("7_cuda_graph.py"), "--json", str(record))
+    assert json.loads(record.read_text())["races"] == 0
+    racing = text_of("7_cuda_graph.py").replace("    stream.synchronize()  # it has read", "    # it has read")
+    code, said = stage("7_cuda_graph.py", racing, "--json", str(record))
+    assert code == 1 and "1 race(s)" in said and "per batch" not in said
+    assert json.loads(record.read_text())["races"] == 1
