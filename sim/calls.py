@@ -134,9 +134,7 @@ class StreamCalls(DeviceCalls):
         found = self.sim.lookup(event, Event)
         require(flags == 0 or item.capture is not None, cudaError_t.cudaErrorIllegalState)
         if found.operation is None and found.captured is None:
-            self.sim.remark(
-                f"{site()} waits for the event made at {found.site}, which nobody has recorded: it waits for nothing"
-            )
+            self.sim.waited.setdefault(found, site())
         self.gpu.wait_event(item, found)
 
     def cudaLaunchHostFunc(self, stream: Any, fn: Any, userData: Any) -> None:
@@ -188,6 +186,8 @@ class StreamCalls(DeviceCalls):
             require(item.captured[0] in self.gpu.captures)
             disturb(cudaError_t.cudaErrorCapturedEvent, item.captured[0])
         self.gpu.forbid_while_capturing()
+        if item.operation is None:
+            self.sim.waited.setdefault(item, site())
         return [item.operation] if item.operation is not None else []
 
     def _require_ready(self, operations: list[Operation]) -> None:

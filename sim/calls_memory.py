@@ -11,6 +11,7 @@ import numpy as np
 from sim.calls import Calls
 from sim.enums import cudaError_t, cudaMemcpyKind, cudaMemoryType, require
 from sim.memory import FREED, Allocation, Span, address_of
+from sim.races import TO_DEVICE
 from sim.sites import site
 from sim.work import Operation, Piece, Stream, Work
 
@@ -167,7 +168,10 @@ class MemoryCalls(Calls):
         else:
             rate = self.device.copy_rates[name, source.kind if name == "h2d" else target.kind]
         pieces = (Piece(name, self.device.copy_latency + round(nbytes / rate)),)
-        what = ("the copy on the host", "the copy to the device", "the copy to the host", "the copy on the device")[direction]
+        if kind not in (cudaMemcpyKind.cudaMemcpyDefault, direction):
+            called = cudaMemcpyKind(kind).name
+            self.sim.remark(f"misnamed: the copy at {site()} is called {called} and is {direction.name}")
+        what = ("the copy on the host", TO_DEVICE, "the copy to the host", "the copy on the device")[direction]
         run = partial(np.copyto, target.view, data)
         return self.gpu.enqueue(on, Work(unit, pieces, run, nbytes, what, site(), source.ranges, target.ranges))
 

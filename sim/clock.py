@@ -28,6 +28,7 @@ class HostThread(Line):
         self.running = True  # False while it waits for another thread, has ended, or was given up on
         self.capture_mode: int = 0  # how much the thread wants to be kept from disturbing captures
         self.last_error: int = 0
+        self.unseen: tuple[int, str] | None = None  # what its last call answered, if an error, and the looks at errors before
 
     def learn(self, order: Order) -> None:
         """What another line has done is over, and this thread knows."""

@@ -32,7 +32,7 @@ class IExecutionContext:
     def __init__(self, engine: ICudaEngine) -> None:
         self.engine, self._space = engine, simulator().space
         self.active_optimization_profile = 0
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes = self._fixed_shapes()
         self._addresses: dict[str, int] = {}
         self._consumed: int = 0
         self._initialised: Any = None
@@ -41,6 +41,10 @@ class IExecutionContext:
 
     def __del__(self) -> None:
         self._space.charge(-self.engine.device_memory_size_v2)
+
+    def _fixed_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = {name: self.engine.get_tensor_shape(name) for name in self.engine._names(TensorIOMode.INPUT)}
+        return {name: shape for name, shape in shapes.items() if -1 not in shape}
 
     def _misused(self, what: str, function: str = "") -> bool:
         self.engine._logger._error(3, f"executionContext.cpp{function}", "API Usage Error", what)
@@ -64,7 +68,7 @@ class IExecutionContext:
             return self._misused(f"there is no profile {profile_index}")
         if profile_index != self.active_optimization_profile:
             self.active_optimization_profile = profile_index
-            self._shapes.clear()
+            self._shapes = self._fixed_shapes()
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -107,6 +111,8 @@ class IExecutionContext:
                 stream = sim.stream(stream_handle)
                 wanted = (self.active_optimization_profile, tuple(self._shapes.values()))
                 if self._initialised != wanted:  # this makes CUDA calls that are illegal during capture, and break it
+                    if stream.capture is not None:
+                        sim.remark(f"captured too early: at {site()} TensorRT prepares itself for a shape")
                     disturb(cudaError_t.cudaErrorStreamCaptureUnsupported, stream.capture)
                     self._initialised = wanted
                     thread.now += sim.device.shape_change

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
+from sim import enums
 from sim.calls import StreamCalls
 from sim.calls_graphs import GraphCalls
 from sim.calls_memory import MemoryCalls
@@ -21,6 +22,7 @@ from sim.enums import cudaMemoryType as cudaMemoryType
 from sim.enums import cudaStreamCaptureMode as cudaStreamCaptureMode
 from sim.enums import cudaStreamCaptureStatus as cudaStreamCaptureStatus
 from sim.simulator import simulator
+from sim.sites import site
 
 
 class Calls(StreamCalls, MemoryCalls, GraphCalls):
@@ -52,6 +54,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
         if "cudaError_t" in returns:
             return method(Calls(sim), *args, **kwargs)
         with sim.clock.turn() as thread:
+            sim.ignored(thread)
             start = thread.now
             sim.trace.correlation += 1
             correlation, cost = sim.trace.correlation, sim.device.call_cost(name)
@@ -61,6 +64,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
             error, found = cudaError_t.cudaSuccess, (None,) * results
             try:
                 if sim.calls in sim.failures:
+                    sim.failed.append(f"{name} at {site()}")
                     raise CudaFailure(sim.failures[sim.calls])
                 value = method(Calls(sim), *args, **kwargs)
                 found = value if results > 1 else (value,) * results
@@ -69,6 +73,8 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
                 if error != cudaError_t.cudaErrorNotReady:  # a state, not an error: it is not remembered
                     thread.last_error = error
             sim.trace.calls.append((start, thread.now, name, thread.index, correlation, int(error)))
+            if thread.last_error is error:
+                thread.unseen = (enums.looks, f"{name} at {site()} answered {error.name}")
         return (error, *found)
 
     call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]

@@ -19,8 +19,23 @@ class Described(IntEnum):
         return member
 
 
+looks = 0  # how often a script has looked at an error code
+
+
+def _looking(compare: Any) -> Any:
+    def look(*values: Any) -> Any:
+        global looks
+        looks += 1
+        return compare(*values)
+
+    return look
+
+
 class cudaError_t(Described):
-    """Each with CUDA's text."""
+    """Each with CUDA's text. Who compares or converts one has looked at it."""
+
+    __eq__, __ne__ = _looking(int.__eq__), _looking(int.__ne__)
+    __bool__, __int__, __hash__ = _looking(int.__bool__), _looking(int.__int__), int.__hash__  # type: ignore[assignment]
 
     cudaSuccess = 0, "no error"
     cudaErrorInvalidValue = 1, "invalid argument"

@@ -33,7 +33,7 @@ class Gpu:
         self._launcher = Timetable()  # the driver's lock: one thread launches at a time
         self._launching: set[int] = set()  # indices of the threads that are in the middle of an enqueue
         self.calls_the_host = False  # host functions are, or were, on its streams
-        self._serial = 0
+        self.submitted = 0
         self._owed = 0.0  # ns by which copies have slowed kernels down and that no kernel has been charged yet
 
     def enqueue(self, stream: Stream, work: Work, launches: bool = False) -> Operation | None:
@@ -86,8 +86,8 @@ class Gpu:
         operation.number, work = line.advance(*before), operation.work
         operation.order = line.order
         line.queued.append(operation)
-        self._serial += 1
-        operation.serial = self._serial
+        self.submitted += 1
+        operation.serial = self.submitted
         self.all.order[line] = operation.number
         self.all.end = max(self.all.end, operation.end)
         self.races.note(work.reads, line, False, work.what, work.site)

@@ -134,6 +134,10 @@ class AddressSpace:
         require(address != 0 and not DEVICE_BASE <= address < DEVICE_TOP, error)
         return Span("pageable", host_bytes(address, count))  # CUDA cannot check it either
 
+    def unread(self) -> list[Cells]:
+        """Device memory that something was copied into and nothing has read."""
+        return [each.cells for each in self._by_address.values() if each.cells.filled and not each.cells.read]
+
     def live(self) -> list[Allocation]:
         return [allocation for allocation in self._by_address.values() if allocation.live]
 

@@ -43,6 +43,8 @@ class Cells:
 
     def __init__(self, name: str, address: int = 0) -> None:
         self.name, self.address = name, address
+        self.filled = ""  # the line that last copied into it from the host
+        self.read = False  # by anything on the device
         self._starts, self._cells = [0], [Cell()]
 
     def _cut(self, at: int) -> int:
@@ -71,7 +73,7 @@ class Cells:
         return found
 
 
-HOST = "the host"
+HOST, TO_DEVICE = "the host", "the copy to the device"
 
 
 class Race(NamedTuple):
@@ -102,6 +104,8 @@ class Races:
         """The latest thing on ``line`` reads or writes these ranges."""
         access = Access(line, line.count, write, what, site)
         for memory, start, stop in ranges:
+            memory.read |= not write
+            memory.filled = site if what == TO_DEVICE and write else memory.filled
             earlier = memory.note(start, stop, access, line.order)
             if earlier is not None:
                 key = (earlier.site, earlier.what, site, what)

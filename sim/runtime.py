@@ -39,7 +39,9 @@ class Runtime:
         except (ValueError, KeyError):
             intact = False
         if intact:
-            return ICudaEngine(facts, body, self.logger)
+            engine = ICudaEngine(facts, body, self.logger)
+            engine._plan = plan
+            return engine
         what = "Serialization assertion failed. The plan is cut, edited or not a plan of this engine"
         self.logger._error(1, "stdArchiveReader.cpp::StdArchiveReader::32", "Serialization", what)
         return None
@@ -55,6 +57,7 @@ class ICudaEngine:
         self.num_optimization_profiles = len(self._profiles)
         largest_batch = max(high[0] for profile in self._profiles for _, _, high in profile.values())
         self.device_memory_size_v2 = largest_batch * max(layer.nbytes for layer in self._layers)  # activations of a context
+        self._plan = b""
         self._session: Any = None
         self._durations: dict[tuple[int, int], list[Piece]] = {}
         self._space, self._charged = simulator().space, sum(layer.weight_bytes for layer in self._layers)
@@ -62,6 +65,10 @@ class ICudaEngine:
 
     def __del__(self) -> None:
         self._space.charge(-self._charged)
+
+    def serialize(self) -> bytes:
+        """The plan again."""
+        return self._plan
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._tensors)[index]

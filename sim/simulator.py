@@ -9,7 +9,7 @@ from typing import Any
 
 from common.files import atomic_path
 from sim import device as devices
-from sim import views
+from sim import enums, locks, views
 from sim.clock import Clock, HostThread, Timetable
 from sim.enums import FLAGS, HANDLES, Handle, cudaError_t, require
 from sim.gpu import Gpu
@@ -38,10 +38,13 @@ class Simulator:
         self.gpu = Gpu(self.device, self.clock, self.trace)
         self.hooks = Hooks(self.clock, self.interpret, self.device.queue, self.device.thread_wake_up)
         self.close = self.hooks.remove
+        locks.install(self.hooks)
         views.install(self.hooks.undo, self.space.is_page_locked, self._host_touches)
         self._interpreter = Timetable()
         self.handles: dict[int, Stream | Event | Graph] = {}
         self.remarks: list[str] = []
+        self.waited: dict[Event, str] = {}  # events waited for before they were recorded, and where
+        self.failed: list[str] = []  # calls that were made to fail
         self.calls = 0
         self.failures: dict[int, cudaError_t] = {}  # by the number of the call
         self._next_handle = 0x1000
@@ -55,7 +58,10 @@ class Simulator:
     def _host_touches(self, start: int, stop: int, write: bool) -> None:
         """The calling thread reads or writes page-locked memory."""
         found = self.space.find(start)
-        if found is not None and found.live:
+        if found is not None and not found.live:
+            verb = "written" if write else "read"
+            self.remark(f"freed too early: page-locked memory made at {found.site} is {verb} at {site()}, after it was freed")
+        elif found is not None:
             thread = self.clock.thread()
             thread.advance()
             ranges = found.range(start - found.address, min(stop, found.address + found.size) - start)
@@ -96,6 +102,23 @@ class Simulator:
             return self._own[thread]
         return self.gpu.legacy if number in (0, 1) else self.lookup(number, Stream)
 
+    def ignored(self, thread: HostThread) -> None:
+        """Remark that nobody has looked at the error that a thread's last call answered, if that is so."""
+        unseen, thread.unseen = thread.unseen, None
+        if unseen is not None and unseen[0] == enums.looks:
+            self.remark(f"ignored: {unseen[1]}, and nothing looked at it")
+
+    def all_remarks(self) -> list[str]:
+        """Also those that only the end of the script shows."""
+        for thread in self.clock.threads.values():
+            self.ignored(thread)
+        for event, where in self.waited.items():
+            if event.operation is None and event.captured is None:
+                self.remark(f"waits for nothing: {where} waits for the event made at {event.site}, which is never recorded")
+        for cells in self.space.unread():
+            self.remark(f"copied for nothing: {cells.filled} copies into {cells.name}, which nothing reads")
+        return self.remarks
+
     def remark(self, text: str) -> None:
         """Note once what is no error, and hardly meant."""
         if text not in self.remarks:
@@ -104,7 +127,7 @@ class Simulator:
     def leaks(self) -> list[str]:
         """What the script has not given back, with the line that made it."""
         found = [f"{a.size:,} bytes of {a.kind} memory, {a.site}" for a in self.space.live()]
-        return found + [f"{type(item).__name__.lower()}, {item.site}" for item in self.handles.values()]
+        return found + [f"{item.kind}, {item.site}" for item in self.handles.values()]
 
     def database(self, **facts: Any) -> sqlite3.Connection:
         """The timeline so far as an SQLite database in memory, in Nsight Systems' schema."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 OWN_CODE = tuple(str(Path(__file__).resolve().parent.parent / room) for room in ("common", "sim"))
-NOT_THE_SCRIPT = (*OWN_CODE, str(Path(np.__file__).parent), "<")
+NOT_THE_SCRIPT = (*OWN_CODE, str(Path(np.__file__).parent.parent), str(Path(threading.__file__).parent), "<")
 
 
 def _frames() -> Iterator[FrameType]:
@@ -28,14 +29,20 @@ def _frames() -> Iterator[FrameType]:
 
 
 def site() -> str:
-    """``file:line`` of the nearest caller outside this package."""
-    frame = next(_frames())
+    """``file:line`` of the nearest caller that is the script's, and where another file of it called that one."""
+    frames = _frames()
+    frame = next(frames)
+    outer = next((each for each in frames if each.f_code.co_filename != frame.f_code.co_filename), None)
+    return _place(frame) + (f" from {_place(outer)}" if outer is not None else "")
+
+
+def _place(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.f_lineno}"
 
 
 def name_of(handle: int) -> str | None:
     """What the script, where it is now, calls a handle or an address: ``stream``, ``slots[0].device_input``."""
-    for frame in list(_frames())[:6] if handle else ():
+    for frame in reversed(list(_frames())[:6] if handle else ()):
         for scope in (frame.f_locals, frame.f_globals):
             values = [(name, value) for name, value in list(scope.items()) if name.isidentifier() and not name.startswith("_")]
             for _ in range(3):  # variables, what is in them, and what is in that

@@ -51,7 +51,7 @@ class Hooks:
         self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore):
+        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore, threading.Barrier):
             prefix = f"_{owner.__name__.lower()}_"
             for hook in [name for name in dir(self) if name.startswith(prefix)]:
                 self._replace(owner, hook[len(prefix) :], getattr(self, hook))
@@ -74,14 +74,14 @@ class Hooks:
 
     # -- what all primitives share: something is given at a time, somebody takes it, no earlier than that
 
-    def _side(self, primitive: Any, side: str, given: int = 0) -> Patience:
+    def side(self, primitive: Any, side: str, given: int = 0) -> Patience:
         """``given``: how many things it has to give when first used (free places, permits)."""
         # Kept on the primitive itself: a weak dictionary's callbacks would swallow a Ctrl-C that comes in one of them.
         return vars(primitive).setdefault("_virtual", {}).setdefault((id(self), side), Patience(given))
 
-    def _give(self, primitive: Any, side: str, thread: HostThread) -> None:
+    def give(self, primitive: Any, side: str, thread: HostThread) -> None:
         """``thread`` gives one thing (an item, a free place, a permit): note when, and hand it to the first who waits."""
-        patience = self._side(primitive, side)
+        patience = self.side(primitive, side)
         patience.given.append((thread.now, thread.order))
         self._serve(patience, side)
 
@@ -105,7 +105,7 @@ class Hooks:
             thread.now, thread.order = asked, before
         return waiter.taken
 
-    def _take(
+    def take(
         self, primitive: Any, side: str, attempt: Callable[[HostThread], bool], block: bool, timeout: float | None
     ) -> bool:
         """``attempt`` takes one thing or returns False: in the thread's turn, and if there is nothing whenever something is
@@ -113,7 +113,7 @@ class Hooks:
 
         All of this happens under the clock's lock, so that what is given and its time cannot come apart.
         """
-        patience = self._side(primitive, side)
+        patience = self.side(primitive, side)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.clock.turn() as thread:
             waiter = Waiter(thread, attempt)
@@ -180,12 +180,12 @@ class Hooks:
                 original(q, item, False)
             except queue.Full:
                 return False
-            self._give(q, "items", thread)
+            self.give(q, "items", thread)
             return True
 
         self._interpret_queue()
-        self._side(q, "places", q.maxsize)
-        if not self._take(q, "places", attempt, block, timeout):
+        self.side(q, "places", q.maxsize)
+        if not self.take(q, "places", attempt, block, timeout):
             raise queue.Full
 
     def _queue_get(self, original: Any, q: queue.Queue, block: bool = True, timeout: float | None = None) -> Any:
@@ -197,11 +197,11 @@ class Hooks:
             except queue.Empty:
                 return False
             if q.maxsize > 0:
-                self._give(q, "places", thread)
+                self.give(q, "places", thread)
             return True
 
         self._interpret_queue()
-        if not self._take(q, "items", attempt, block, timeout):
+        if not self.take(q, "items", attempt, block, timeout):
             raise queue.Empty
         return items[0]
 
@@ -209,27 +209,44 @@ class Hooks:
         self._open(q, lambda: original(q))
 
     def _queue_join(self, original: Any, q: queue.Queue) -> None:
-        self._take(q, OPEN, lambda _: q.unfinished_tasks == 0, True, None)
+        self.take(q, OPEN, lambda _: q.unfinished_tasks == 0, True, None)
 
     # -- semaphores give permits
 
     def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
-        self._side(semaphore, "permits", semaphore._value)
-        return self._take(semaphore, "permits", lambda _: original(semaphore, False), blocking, timeout)
+        self.side(semaphore, "permits", semaphore._value)
+        return self.take(semaphore, "permits", lambda _: original(semaphore, False), blocking, timeout)
 
     def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
         with self.clock.turn() as thread:
-            self._side(semaphore, "permits", semaphore._value)
+            self.side(semaphore, "permits", semaphore._value)
             original(semaphore, n)
             for _ in range(n):
-                self._give(semaphore, "permits", thread)
+                self.give(semaphore, "permits", thread)
+
+    # -- a barrier gives everybody's past to everybody
+
+    def _barrier_wait(self, original: Any, barrier: Any, timeout: float | None = None) -> int:
+        with self.clock.turn() as thread:
+            arrived, rounds = self.side(barrier, "arrivals").given, self.side(barrier, "rounds")
+            arrived.append((thread.now, thread.order))
+            index = len(arrived) - 1
+            if index + 1 < barrier.parties:
+                if not self.take(barrier, "rounds", lambda _: bool(rounds.given), True, timeout):
+                    raise threading.BrokenBarrierError
+                return index
+            thread.learn(join(order for _, order in arrived))
+            arrived.clear()
+            while rounds.waiting:
+                self.give(barrier, "rounds", thread)
+        return index
 
     # -- what is opened stays open for everybody
 
     def _open(self, primitive: Any, opening: Callable[[], Any], is_open: Callable[[], bool] = bool) -> Any:
         """Do ``opening``, noting when if it is the first; let all who wait go on. They know of all that have opened it."""
         with self.clock.turn() as thread:
-            patience = self._side(primitive, OPEN)
+            patience = self.side(primitive, OPEN)
             first = not (is_open() and patience.given)
             at, order = (thread.now, thread.order) if first else patience.given[0]
             earlier = [order for _, order in patience.given]
@@ -242,7 +259,7 @@ class Hooks:
         self._open(event, lambda: original(event), event.is_set)
 
     def _event_wait(self, original: Any, event: threading.Event, timeout: float | None = None) -> bool:
-        return self._take(event, OPEN, lambda _: event.is_set(), True, timeout)
+        return self.take(event, OPEN, lambda _: event.is_set(), True, timeout)
 
     def _future_set_result(self, original: Any, future: Future, *args: Any, **kwargs: Any) -> None:
         self._interpret_queue()
@@ -255,5 +272,5 @@ class Hooks:
         return self._future_exception(original, future, timeout)
 
     def _future_exception(self, original: Any, future: Future, timeout: float | None = None) -> Any:
-        self._take(future, OPEN, lambda _: future.done(), True, timeout)
+        self.take(future, OPEN, lambda _: future.done(), True, timeout)
         return original(future, 0 if timeout is not None else None)

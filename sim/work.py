@@ -52,6 +52,7 @@ class Operation:
 
 
 class Stream(Line):
+    kind = "stream"
     site = ""  # ``site``: the line of the script that made it
     tail: Operation | None = None
     capture: Capture | None = None
@@ -69,6 +70,7 @@ class Stream(Line):
 
 @dataclass(eq=False)
 class Event:
+    kind = "event"
     timing: bool
     handle: int = 0
     site: str = ""
@@ -88,6 +90,7 @@ class Node(NamedTuple):
 class Graph:
     """Nodes in an order in which they may run."""
 
+    kind = "graph"
     nodes: list[Node]
     handle: int = 0
     site: str = ""
@@ -96,6 +99,7 @@ class Graph:
 class Executable(Graph):
     """An instantiated graph. Its launches come after one another, in whatever streams."""
 
+    kind = "executable graph"
     last: Operation | None = None
 
     def __init__(self, graph: Graph) -> None:
