@@ -30,14 +30,13 @@ def main() -> int:
         p.error(f"{options.script}: no such file")
     if options.faults:
         return faults.report(["--device", options.device, str(options.script), *options.arguments])
-    sim = simulator.start(options.device)
-    if options.fail_at:
-        sim.fail_at(options.fail_at)
+    simulator.failing = options.fail_at
+    simulator.start(options.device)
     stand_in.install()
     code = run(options.script, options.arguments)
     gc.collect()
-    lines = overview.lines(sim)
-    print("\n".join(lines), file=sys.stderr)
+    sim = simulator.simulator()  # the script may have begun another
+    print("\n".join(overview.lines(sim)), file=sys.stderr)
     if options.trace:
         sim.write_trace(options.trace, SCRIPT=options.script.name)
     return code or int(bool(sim.gpu.races.found()))

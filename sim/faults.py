@@ -10,33 +10,31 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 LIMIT_S = 120
+NAMED = "ended with its name"
 
 
 def report(arguments: list[str]) -> int:
-    """Print how each run of ``python -m sim ARGUMENTS`` ended. 1 where one hung, went on, or named no error."""
-    calls, number = int(_run(0, arguments)[1]), 0
+    """Print how each run of ``python -m sim ARGUMENTS`` ended. 0 if all ended with the error's name and gave all back."""
+    _, _, calls = _run(0, arguments)
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, (verdict, text) in enumerate(pool.map(lambda n: _run(n, arguments), range(1, calls + 1)), 1):
-            counts[verdict] += 1
-            print(f"{number} of {calls}: {text}: {verdict}", flush=True)
-    print(f"{number} of {calls} calls: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
-    return int(any(not verdict.startswith("ended with its name") for verdict in counts))
+        for number, (call, verdict, leaks) in enumerate(pool.map(lambda n: _run(n, arguments), range(1, calls + 1)), 1):
+            counts.update([verdict, "did not give all back"][: 1 + bool(leaks)])
+            print(f"{number} of {calls}: {call}: {verdict}" + f", {leaks} not given back" * bool(leaks), flush=True)
+    print(f"{calls} of {calls} calls: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+    return int(set(counts) != {NAMED})
 
 
-def _run(number: int, arguments: list[str]) -> tuple[str, str]:
-    """How a run ended whose ``number``-th call fails, and which call that was; with 0 the number of its calls."""
+def _run(number: int, arguments: list[str]) -> tuple[str, str, int]:
+    """A run whose ``number``-th call fails: that call, how it ended, and how much leaked. With 0 as many as it has calls."""
     command = [sys.executable, "-m", "sim", "--fail-at", str(number), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return f"hung for {LIMIT_S} s", "?"
+        return f"call {number}", f"hung for {LIMIT_S} s", 0
+    script, _, said = done.stderr.rpartition("simulated ")
     if number == 0:
-        counted = re.search(r"(\d+) CUDA calls", done.stderr)
-        return "", counted[1] if counted else "0"
-    script, _, said = done.stderr.rpartition("\nsimulated ")
+        return "", "", int(re.search(r"(\d+) CUDA calls|$", said)[1] or 0)  # type: ignore[index]
     failed = re.search(r"failed on purpose: (.*)", said)
-    verdict = "ended with its name" if done.returncode and "cudaErrorUnknown" in script + done.stdout else "ended"
-    verdict = verdict if done.returncode else "went on"
-    leaks = said.count("not given back:")
-    return verdict + (f", {leaks} not given back" if leaks else ""), failed[1] if failed else "not reached"
+    verdict = "went on" if done.returncode == 0 else NAMED if "cudaErrorUnknown" in script + done.stdout else "ended otherwise"
+    return failed[1] if failed else "not reached", verdict, said.count("not given back:")

@@ -47,6 +47,8 @@ class Simulator:
         self.failed: list[str] = []  # calls that were made to fail
         self.calls = 0
         self.failures: dict[int, cudaError_t] = {}  # by the number of the call
+        if failing:
+            self.fail_at(failing)
         self._next_handle = 0x1000
         self._own: dict[HostThread, Stream] = {}  # each thread's default stream
 
@@ -140,6 +142,7 @@ class Simulator:
 
 
 _current: Simulator | None = None
+failing: int | None = None  # the number of the call that fails in every simulated process
 
 
 def simulator() -> Simulator:

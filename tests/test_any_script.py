@@ -194,3 +194,20 @@ def test_locks_conditions_and_barriers_order_threads(checkout, tmp_path):
 def test_what_is_beyond_it_is_said_in_a_sentence(checkout, tmp_path, text, said):
     done = run_text(checkout, tmp_path, f"import tensorrt as trt\nfrom cuda.bindings import runtime as cudart\n{text}\n")
     assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+def test_every_call_of_a_script_is_made_to_fail(checkout):
+    script = ROOT / "tests" / "published_mistakes" / "10_time_that_ends_too_early_mended.py"
+    done = checkout.run("-m", "sim", "--faults", script, checkout.tiny)
+    *runs, summary = done.stdout.splitlines()
+    assert len(runs) == 13 and all("ended with its name" in line for line in runs), done.stdout
+    assert runs[0].startswith("1 of 13: cudaMallocHost at pipeline.py:") and "not given back" not in runs[0]
+    assert summary.startswith("13 of 13 calls: 13 ended with its name") and done.returncode == 1
+
+
+def test_a_dropped_error_is_seen_by_failing_it(checkout):
+    script = ROOT / "tests" / "published_mistakes" / "9_return_codes_dropped.py"
+    done = checkout.run("-m", "sim", "--faults", script, checkout.tiny)
+    assert [line.split(" at ")[0].split()[-1] for line in done.stdout.splitlines() if line.endswith(": went on")] == [
+        "cudaMemcpyAsync"
+    ]
