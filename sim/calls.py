@@ -112,6 +112,7 @@ class StreamCalls(DeviceCalls):
             if item.capture.origin is item:
                 self.gpu.end(item.capture)
         self.gpu.streams.remove(item)
+        self.gpu.retire(item)
 
     def cudaStreamSynchronize(self, stream: Any) -> None:
         item = self.sim.stream(stream)

@@ -107,5 +107,5 @@ class GraphCalls(Calls):
         self.sim.release(graph, Graph)
 
     def cudaGraphExecDestroy(self, graphExec: Any) -> None:
-        self._executable(graphExec)
+        self.gpu.retire(*self._executable(graphExec).branches.values())
         self.sim.release(graphExec, Executable)

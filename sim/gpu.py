@@ -33,6 +33,7 @@ class Gpu:
         self._launcher = Timetable()  # the driver's lock: one thread launches at a time
         self._launching: set[int] = set()  # indices of the threads that are in the middle of an enqueue
         self.calls_the_host = False  # host functions are, or were, on its streams
+        self._leaving: list[Line] = []
         self.submitted = 0
         self._owed = 0.0  # ns by which copies have slowed kernels down and that no kernel has been charged yet
 
@@ -113,6 +114,20 @@ class Gpu:
         for member in capture.streams:
             member.capture = None
         self.captures.remove(capture)
+
+    def retire(self, *lines: Line) -> None:
+        """Lines on which nothing more will happen. Those that all threads know to be over are taken out of what they know."""
+        threads = list(self.clock.threads.values())
+        self._leaving += lines
+        for line in self._leaving:
+            line.over = not line.queued and all(thread.order.get(line, 0) >= line.count for thread in threads)
+        if any(line.over for line in self._leaving):
+            self._leaving = [line for line in self._leaving if not line.over]
+            streams = (self.legacy, *self.streams)
+            tails = [stream.tail for stream in streams if stream.tail is not None]
+            holders: list[Line | Operation] = [self.all, *threads, *streams, *tails]
+            for holder in holders:
+                holder.order = {line: number for line, number in holder.order.items() if not line.over}
 
     def execute(self, order: Order) -> None:
         """Execute what is in an order and has not been yet, as it was submitted."""

@@ -17,6 +17,7 @@ class Line:
     """``count``: the number of the latest thing on it. ``order``: that thing, and all that comes before it."""
 
     handle = 0  # a stream's
+    over = False  # for good, as all threads know: no order has to carry it along
 
     def __init__(self, name: str = "") -> None:
         self.name, self.count = name, 0

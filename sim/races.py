@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from sim.order import Line, Order
 
+MANY = 8
+
 
 class Range(NamedTuple):
     """Bytes of a memory (offsets)."""
@@ -66,8 +68,14 @@ class Cells:
             if access.write:
                 others += cell.reads.values()
             else:
+                if len(cell.reads) > MANY:  # those that come before this one say no more than this one
+                    known = [line for line, read in cell.reads.items() if order.get(line, 0) >= read.number or line.over]
+                    for line in known:
+                        del cell.reads[line]
                 cell.reads[access.line] = access
-            found = found or next((other for other in others if order.get(other.line, 0) < other.number), None)
+            found = found or next(
+                (other for other in others if order.get(other.line, 0) < other.number and not other.line.over), None
+            )
         if access.write and last > first:
             self._starts[first:last], self._cells[first:last] = [start], [Cell(access)]
         return found

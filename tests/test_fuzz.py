@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sim import cudart, simulator
-from tests.fuzz import difffuzz
+from tests.fuzz import cost, difffuzz
 
 FOLDER = Path(difffuzz.__file__).parent
 with gzip.open(FOLDER / "h200_seed1.jsonl.gz", "rt") as lines:
@@ -44,3 +44,8 @@ def test_what_it_does_not_have_it_says_in_a_sentence():
     for name in cudart.MISSING.split():
         with pytest.raises(NotImplementedError, match=f"the simulated CUDA runtime does not have {name}"):
             getattr(cudart, name)(0)
+
+
+def test_time_and_memory_grow_with_the_number_of_operations():
+    (few_s, few_mb), (many_s, many_mb) = cost.cost(5_000), cost.cost(20_000)
+    assert many_s < 6 * few_s and many_mb < 6 * max(few_mb, 4)
