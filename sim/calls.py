@@ -14,7 +14,7 @@ from sim.clock import HostThread
 from sim.enums import FLAGS, Handle, cudaDeviceAttr, cudaError_t, require
 from sim.simulator import Simulator
 from sim.sites import site
-from sim.work import Event, Operation, Stream, Work, disturb
+from sim.work import HOST_FUNCTION, Event, Operation, Stream, Work, disturb
 
 LEAST_PRIORITY, GREATEST_PRIORITY = 0, -5
 
@@ -141,7 +141,7 @@ class StreamCalls(DeviceCalls):
     def cudaLaunchHostFunc(self, stream: Any, fn: Any, userData: Any) -> None:
         """``fn``: a C function, as ctypes makes one of Python's. It is called when the work before it is over."""
         call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(fn))
-        work = Work("", (), lambda: call(int(userData or 0)), what="the host function", site=site())
+        work = Work("", (), lambda: call(int(userData or 0)), what=HOST_FUNCTION, site=site())
         self.gpu.enqueue(self.sim.stream(stream), work)
         self.gpu.calls_the_host = True
 

@@ -16,7 +16,7 @@ from sim.order import Line, Order
 from sim.races import Races
 from sim.sites import name_of
 from sim.trace import Trace
-from sim.work import GLOBAL, RELAXED, Capture, Event, Executable, Operation, Stream, Work, disturb
+from sim.work import GLOBAL, HOST_FUNCTION, RELAXED, Capture, Event, Executable, Operation, Stream, Work, disturb
 
 
 class Gpu:
@@ -136,7 +136,16 @@ class Gpu:
             while line.queued and line.queued[0].number <= number:
                 due.append(line.queued.popleft())
         for operation in sorted(due, key=lambda operation: operation.serial):
+            if operation.work.what == HOST_FUNCTION:  # what it tells a thread comes after its work
+                thread = self.clock.thread()
+                thread.learn(operation.order)
+                thread.now = max(thread.now, operation.end)
             operation.work.run()
+
+    def serve_the_host(self) -> None:
+        """A thread is about to wait, perhaps for what a host function will say: these are due."""
+        if self.calls_the_host:
+            self.execute(dict(self.all.order))
 
     def _reserve(self, unit: str, ready: int, duration: int, share: float) -> tuple[int, int]:
         """Book the unit. While copies to the device and kernels run together, the kernels go slower."""

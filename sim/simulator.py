@@ -38,6 +38,7 @@ class Simulator:
         self.gpu = Gpu(self.device, self.clock, self.trace)
         self.hooks = Hooks(self.clock, self.interpret, self.device.queue, self.device.thread_wake_up)
         self.close = self.hooks.remove
+        self.hooks.before_waiting = self.gpu.serve_the_host
         locks.install(self.hooks)
         views.install(self.hooks.undo, self.space.is_page_locked, self._host_touches)
         self._interpreter = Timetable()

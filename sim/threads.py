@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,37 +15,19 @@ from contextlib import ExitStack
 from typing import Any
 
 from sim.clock import Clock, HostThread
-from sim.order import Order, join
-
-POLL_S = 0.1  # how often a waiting thread looks by itself, should something have been given behind the hooks' back
-OPEN = "open"  # what an event that is set, and a future that is done, give: to everybody, again and again
+from sim.exchange import OPEN, Exchange
+from sim.order import join
 
 
-class Waiter:
-    """A thread that waits to take one thing; whoever gives it makes the ``attempt`` for it."""
-
-    def __init__(self, thread: HostThread, attempt: Callable[[HostThread], bool]) -> None:
-        self.thread, self.attempt, self.taken = thread, attempt, False
-
-
-class Patience:
-    """Who waits on one primitive, and of each thing that it has to give, when it was given and what came before that."""
-
-    def __init__(self, given: int = 0) -> None:
-        self.waiting: deque[Waiter] = deque()
-        self.given: deque[tuple[int, Order]] = deque([(0, {})] * given)
-
-
-class Hooks:
+class Hooks(Exchange):
     """Replaces the methods of the standard primitives; ``remove`` puts the originals back.
 
-    A queue operation costs ``queue_ns`` of the interpreter's time, and a thread that had to wait goes on ``wake_ns`` after it
-    was given something.
+    A queue operation costs ``queue_ns`` of the interpreter's time.
     """
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
-        self.clock, self.interpret, self.queue_ns, self.wake_ns = clock, interpret, queue_ns, wake_ns
-        self.before_waiting: Callable[[], None] = lambda: None
+        super().__init__(clock, wake_ns)
+        self.interpret, self.queue_ns = interpret, queue_ns
         self.undo = ExitStack()
         self.remove = self.undo.close
         self._starting = threading.local()
@@ -71,68 +52,6 @@ class Hooks:
             return hook(original, primitive, *args, **kwargs)
 
         setattr(owner, name, replacement)
-
-    # -- what all primitives share: something is given at a time, somebody takes it, no earlier than that
-
-    def side(self, primitive: Any, side: str, given: int = 0) -> Patience:
-        """``given``: how many things it has to give when first used (free places, permits)."""
-        # Kept on the primitive itself: a weak dictionary's callbacks would swallow a Ctrl-C that comes in one of them.
-        return vars(primitive).setdefault("_virtual", {}).setdefault((id(self), side), Patience(given))
-
-    def give(self, primitive: Any, side: str, thread: HostThread) -> None:
-        """``thread`` gives one thing (an item, a free place, a permit): note when, and hand it to the first who waits."""
-        patience = self.side(primitive, side)
-        patience.given.append((thread.now, thread.order))
-        self._serve(patience, side)
-
-    def _serve(self, patience: Patience, side: str) -> None:
-        while patience.waiting and self._attempt(patience, side, patience.waiting[0]):
-            patience.waiting.popleft()
-
-    def _attempt(self, patience: Patience, side: str, waiter: Waiter) -> bool:
-        """Take one thing for a thread, which goes on no earlier than it was given; False where there is none."""
-        thread, asked = waiter.thread, waiter.thread.now
-        at, order = patience.given[0] if patience.given else (0, {})
-        before = thread.order
-        thread.now = max(asked, at + self.wake_ns) if at >= asked > 0 else max(asked, at)
-        thread.learn(order)
-        waiter.taken = waiter.attempt(thread)
-        if waiter.taken:
-            if side != OPEN and patience.given:
-                patience.given.popleft()
-            self.clock.resume(thread)
-        else:
-            thread.now, thread.order = asked, before
-        return waiter.taken
-
-    def take(
-        self, primitive: Any, side: str, attempt: Callable[[HostThread], bool], block: bool, timeout: float | None
-    ) -> bool:
-        """``attempt`` takes one thing or returns False: in the thread's turn, and if there is nothing whenever something is
-        given, first come, first served. False where time runs out.
-
-        All of this happens under the clock's lock, so that what is given and its time cannot come apart.
-        """
-        patience = self.side(primitive, side)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self.clock.turn() as thread:
-            waiter = Waiter(thread, attempt)
-            if not patience.waiting or side == OPEN:
-                self._attempt(patience, side, waiter)
-            if waiter.taken or not block:
-                return waiter.taken
-            patience.waiting.append(waiter)
-            self.before_waiting()
-            try:
-                while not waiter.taken and (deadline is None or time.monotonic() < deadline):
-                    self.clock.pause(thread)
-                    self.clock.lock.wait(POLL_S)
-                    self._serve(patience, side)
-            finally:
-                if not waiter.taken:
-                    patience.waiting.remove(waiter)
-                self.clock.resume(thread)
-        return waiter.taken
 
     def _thread_start(self, original: Any, thread: threading.Thread) -> None:
         with self.clock.lock:

@@ -13,6 +13,7 @@ from sim.order import Line, Order
 from sim.races import Range
 
 GLOBAL, THREAD_LOCAL, RELAXED = cudaStreamCaptureMode
+HOST_FUNCTION = "the host function"
 
 
 class Piece(NamedTuple):
