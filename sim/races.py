@@ -95,7 +95,7 @@ class Race(NamedTuple):
         text = f"nothing orders the {second} of {self.memory} by {two.what} ({two.site}, {two.line.name}) "
         text += f"after its {first} by {one.what} ({one.site}, {one.line.name}): "
         if one.what == HOST:
-            return text + "let the one thread hand over to the other, through a queue or a future"
+            return text + f"go on only after {one.line.name} has said so, through a queue or a future"
         if two.what == HOST:
             return text + "wait first for an event recorded after it, or for its stream"
         return text + f"let {two.line.name} wait for an event recorded after it"

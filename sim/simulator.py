@@ -65,10 +65,11 @@ class Simulator:
             verb = "written" if write else "read"
             self.remark(f"freed too early: page-locked memory made at {found.site} is {verb} at {site()}, after it was freed")
         elif found is not None:
-            thread = self.clock.thread()
-            thread.advance()
             ranges = found.range(start - found.address, min(stop, found.address + found.size) - start)
-            self.gpu.races.note(ranges, thread, write, HOST, site())
+            with self.clock.lock:
+                thread = self.clock.thread()
+                thread.advance()
+                self.gpu.races.note(ranges, thread, write, HOST, site())
 
     def fail_at(self, n: int, error: cudaError_t = cudaError_t.cudaErrorUnknown) -> None:
         """Make the n-th CUDA call from now fail with ``error``."""

@@ -40,3 +40,11 @@ def test_a_mistake_is_named_and_its_mended_twin_is_clean(checkout, script):
 
 def test_there_are_ten_in_pairs():
     assert len(SCRIPTS) == 2 * len(DIAGNOSES) == 20
+
+
+def test_the_page_shows_a_real_session(checkout):
+    page = (ROOT / "docs" / "check_your_pipeline.md").read_text(encoding="utf-8")
+    done = checkout.run("-m", "sim", FOLDER / "2_output_refilled_while_it_is_read.py", checkout.tiny)
+    shown = " ".join(page.split())
+    for line in [line for line in done.stderr.splitlines() if line.startswith(("simulated", "race"))]:
+        assert line in shown, line
