@@ -133,8 +133,13 @@ class Hooks(Exchange):
     # -- semaphores give permits
 
     def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
+        thread = self.clock.thread()
+        known = thread.order
         self.side(semaphore, "permits", semaphore._value)
-        return self.take(semaphore, "permits", lambda _: original(semaphore, False), blocking, timeout)
+        taken = self.take(semaphore, "permits", lambda _: original(semaphore, False), blocking, timeout)
+        if timeout == 0:  # an executor asks so whether a thread happens to be idle: that orders nothing
+            thread.order = known
+        return taken
 
     def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
         with self.clock.turn() as thread:

@@ -204,3 +204,25 @@ def test_destroying_a_stream_ends_its_capture(simulator):
     ok(cudart.cudaStreamDestroy(stream))
     ok(cudart.cudaDeviceSynchronize())
     ok(cudart.cudaMalloc(4096))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_a_worker_has_happened_to_finish_orders_nothing(simulator, waits):
+    """Nobody asks for the result of the job that reads the array; that the worker was idle again is luck."""
+    import ctypes
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    array = np.frombuffer((ctypes.c_ubyte * 4096).from_address(ok(cudart.cudaMallocHost(4096))), np.uint8)
+    device = ok(cudart.cudaMalloc(1 << 24))
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(array.sum)
+        ok(cudart.cudaMemset(device, 0, 1 << 24))
+        ok(cudart.cudaDeviceSynchronize())
+        if waits:
+            job.result()
+        pool.submit(int)
+        array[:] = 1
+    races = simulator.gpu.races.found()
+    assert races == [] if waits else "by the host" in races[0]
