@@ -53,6 +53,7 @@ def enqueue(context: Context, slot: Slot, stream: Stream) -> None:
 def capture(context: Context, slot: Slot, stream: Stream) -> Graph:
     """The slot's work as a graph, which keeps the slot's addresses and the context's shape."""
     enqueue(context, slot, stream)  # TensorRT initialises for this shape here, not inside the capture
+    stream.synchronize()  # it has read the slot's input, into which the first batch will be copied
     with stream.capture() as graph:
         enqueue(context, slot, stream)
     return graph

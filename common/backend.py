@@ -68,6 +68,10 @@ class Backend:
                 found[name[4:-10].lower()] = f"{version // 1000}.{version % 1000 // 10}"
         return found
 
+    def races(self) -> list[str] | None:
+        """The races found so far, a sentence each (simulated backend); None where nobody looks for them."""
+        return None if self.simulator is None else self.simulator.gpu.races.found()
+
     def leaks(self) -> list[str]:
         """What was not given back (simulated backend), with the line that made it."""
         if self.simulator is None:

@@ -86,7 +86,7 @@ class Record(Window, Conditions):
     top1_agreement: float | None = None
     fp32_max_abs_diff: float | None = None
     fp32_top1_agreement: float | None = None
-    races: int | None = None  # nobody looks for them yet
+    races: int | None = None  # None on a GPU, where nobody looks for them
     peak_device_memory_mb: float | None = None
     host: dict[str, Any] | None = None
     plan: str | None = None

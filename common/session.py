@@ -27,7 +27,7 @@ from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
 from common.engine import Engine
-from common.errors import UsageFault
+from common.errors import UsageFault, WrongOutputs
 from common.files import check_writable
 from common.host import processor
 from common.images import Images, prepare
@@ -135,10 +135,19 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         count = chosen.batches or max(measured + WARM_UP, len(distinct))
         for _ in range(chosen.windows):
             session = run(count, measured, instruments)
+            if races := here.races():
+                for race in races:
+                    err.print(f"{stage}: race: {race}", style="red", markup=False)
+                if chosen.json:
+                    Record(backend=here.name, device=here.device, engine=here.library, stage=stage, races=len(races)).write(
+                        chosen.json
+                    )
+                raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
             if not chosen.no_verify:
                 reference = reference or Reference(session)
             records.append(describe(session, stage, size, reference))
     record = Record.of(records)
+    record.races = 0 if here.simulator else None
     record.parts_ms = parts_ms(session, allocate)
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}

@@ -1,7 +1,8 @@
 """Run any TensorRT script on the simulated GPU: ``python -m sim [--device NAME] [--trace PATH] SCRIPT ARGS…``
 
-The drop-ins stand behind ``cuda.bindings.runtime``, ``cuda.cudart``, ``tensorrt`` and ``nvtx``; the script is not changed.
-Afterwards it is said what the script has not given back, with the line that made it.
+The drop-ins stand behind ``cuda.bindings``, ``cuda.cudart``, ``tensorrt`` and ``nvtx``, with the names of TensorRT 8.6 to 11;
+the script is not changed. Afterwards it is said which races it has, what it has not given back and not looked at, what its
+GPU did, and what limits it. The exit code is the script's; 1 where that is 0 and there are races.
 """
 
 from __future__ import annotations
@@ -10,46 +11,55 @@ import argparse
 import gc
 import runpy
 import sys
+import traceback
 from pathlib import Path
-from types import ModuleType
 
-from sim import cudart, device, nvtx, simulator, tensorrt
-
-
-def stand_in() -> None:
-    """Put the drop-ins behind the vendors' module names, parent packages included."""
-    cuda, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
-    vars(cuda).update(__path__=[], bindings=bindings, cudart=cudart)
-    vars(bindings).update(__path__=[], runtime=cudart)
-    sys.modules.update({"cuda": cuda, "cuda.bindings": bindings, "cuda.bindings.runtime": cudart, "cuda.cudart": cudart})
-    sys.modules.update({"tensorrt": tensorrt, "nvtx": nvtx})
+from sim import device, faults, overview, simulator, stand_in
 
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", choices=device.available(), default=simulator.DEFAULT_DEVICE)
     p.add_argument("--trace", type=Path, help="write the timeline as Nsight Systems' SQLite")
+    p.add_argument("--faults", action="store_true", help="run it once for each of its CUDA calls, which then fails; report all")
+    p.add_argument("--fail-at", type=int, metavar="N", help="the N-th CUDA call fails")
     p.add_argument("script", type=Path)
     p.add_argument("arguments", nargs=argparse.REMAINDER)
     options = p.parse_args()
     if not options.script.is_file():
         p.error(f"{options.script}: no such file")
-    sim = simulator.start(options.device)
-    stand_in()
-    sys.argv = [str(options.script), *options.arguments]
-    sys.path.insert(0, str(options.script.resolve().parent))  # as `python SCRIPT` does
-    code = 0
-    try:
-        runpy.run_path(str(options.script), run_name="__main__").clear()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if options.faults:
+        return faults.report(["--device", options.device, str(options.script), *options.arguments])
+    simulator.failing = options.fail_at
+    simulator.start(options.device)
+    stand_in.install()
+    code = run(options.script, options.arguments)
     gc.collect()
-    work = f"{sim.calls} CUDA calls, {sim.clock.thread().now / 1e6:.3f} ms of modelled time, computed by ONNX Runtime"
-    for line in (f"simulated {sim.device.name}: {work}", *(f"not given back: {leak}" for leak in sim.leaks())):
-        print(line, file=sys.stderr)
+    sim = simulator.simulator()  # the script may have begun another
+    print("\n".join(overview.lines(sim)), file=sys.stderr)
     if options.trace:
         sim.write_trace(options.trace, SCRIPT=options.script.name)
-    return code
+    return code or int(bool(sim.gpu.races.found()))
+
+
+def run(script: Path, arguments: list[str]) -> int:
+    """Run a script as ``python SCRIPT ARGS…`` does; its exit code."""
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.resolve().parent))
+    try:
+        runpy.run_path(str(script), run_name="__main__").clear()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        if isinstance(error, NotImplementedError) and str(error).startswith("the simulated"):
+            print(f"{script.name}: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,19 +12,27 @@ import contextlib
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from sim.order import Line, Order, join
 
 STALL_S = 1.0  # after so long a thread that neither calls CUDA nor waits in a known primitive is no longer waited for
 KEPT = 4096  # bookings of a timetable
 
 
-@dataclass(eq=False)
-class HostThread:
-    """Virtual time of one host thread, in nanoseconds since the start of the process."""
+class HostThread(Line):
+    """A host thread: its virtual time (ns since the process began) and, in ``order``, what it knows to be over."""
 
-    index: int
-    now: int
-    running: bool = True  # False while it waits for another thread, has ended, or was given up on
+    def __init__(self, index: int, now: int) -> None:
+        super().__init__("the main thread" if index == 1 else f"thread {index}")
+        self.index, self.now = index, now
+        self.running = True  # False while it waits for another thread, has ended, or was given up on
+        self.capture_mode: int = 0  # how much the thread wants to be kept from disturbing captures
+        self.last_error: int = 0
+        self.unseen: tuple[int, str] | None = None  # what its last call answered, if an error, and the looks at errors before
+
+    def learn(self, order: Order) -> None:
+        """What another line has done is over, and this thread knows."""
+        self.order = join((self.order, order))
 
 
 class Clock:
@@ -33,6 +41,7 @@ class Clock:
     def __init__(self) -> None:
         self.lock = threading.Condition(threading.RLock())
         self.threads: dict[int, HostThread] = {}
+        self.born: dict[int, HostThread] = {}  # daemon threads that have made no call yet
         self._count = 0
 
     def thread(self) -> HostThread:
@@ -40,15 +49,19 @@ class Clock:
         ident = threading.get_ident()
         with self.lock:
             if ident not in self.threads:
-                self.threads[ident] = self.announce()
+                self.threads[ident] = self.born.pop(ident) if ident in self.born else self.announce()
+                self.threads[ident].now = max(self.threads[ident].now, self._earliest())
             return self.threads[ident]
 
-    def announce(self, now: int | None = None) -> HostThread:
-        """A clock for a thread that is about to start at ``now``: from here on the others wait for it."""
-        if now is None:
-            now = min((thread.now for thread in self.threads.values() if thread.running), default=0)
+    def announce(self, parent: HostThread | None = None) -> HostThread:
+        """A clock for a thread that ``parent`` is about to start, now: from here on the others wait for it."""
         self._count += 1
-        return HostThread(self._count, now)
+        child = HostThread(self._count, parent.now if parent else 0)
+        child.learn(parent.order if parent else {})
+        return child
+
+    def _earliest(self) -> int:
+        return min((thread.now for thread in self.threads.values() if thread.running), default=0)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[HostThread]:
@@ -86,7 +99,7 @@ class Clock:
     def retire(self) -> HostThread:
         """The calling thread has ended."""
         with self.lock:
-            thread = self.threads.pop(threading.get_ident())
+            thread = self.born.pop(threading.get_ident(), None) or self.threads.pop(threading.get_ident())
             self.pause(thread)
             return thread
 

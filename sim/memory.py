@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim.enums import CudaFailure, cudaError_t, require
+from sim.races import Cells, Range
 
 DEVICE_BASE, DEVICE_TOP = 0x700_0000_0000, 0xE00_0000_0000  # no operating system maps a process's memory here
 ALIGNMENT, FRESH, FREED = 512, 0xCD, 0xDD
@@ -21,7 +22,7 @@ ALIGNMENT, FRESH, FREED = 512, 0xCD, 0xDD
 
 @dataclass
 class Allocation:
-    """``size`` bytes at ``address``; ``kind`` is ``device`` or ``pinned``; ``site`` is the line that made it."""
+    """``size`` bytes at ``address``: ``device``, ``pinned`` or ``registered`` memory, made by the line ``site``."""
 
     address: int
     size: int
@@ -30,12 +31,26 @@ class Allocation:
     data: np.ndarray = field(repr=False)
     live: bool = True
 
+    def __post_init__(self) -> None:
+        kind = "device" if self.kind == "device" else "page-locked"
+        self.cells = Cells(f"{self.size:,} bytes of {kind} memory ({self.site})", self.address)
+
+    def range(self, offset: int, count: int) -> tuple[Range, ...]:
+        return (Range(self.cells, offset, offset + count),)
+
 
 class Span(NamedTuple):
-    """A checked range of memory: device, pinned or pageable, and a view of its bytes."""
+    """A checked range of memory: device, pinned or pageable, a view of its bytes, and what to look for races in."""
 
     kind: str
     view: np.ndarray
+    ranges: tuple[Range, ...] = ()
+
+    def rows(self, width: int, height: int, pitch: int) -> Span:
+        """``height`` rows of ``width`` bytes, ``pitch`` apart."""
+        view = np.lib.stride_tricks.as_strided(self.view, (height, width), (pitch, 1))
+        starts = [(memory, start + pitch * row) for memory, start, _ in self.ranges for row in range(height)]
+        return Span(self.kind, view, tuple(Range(memory, start, start + width) for memory, start in starts))
 
 
 class AddressSpace:
@@ -59,14 +74,33 @@ class AddressSpace:
             address = self._next
             self._next += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # a gap, so that overruns hit nothing
         else:
-            block = np.zeros(size + ALIGNMENT, np.uint8)
+            try:
+                block = np.zeros(size + ALIGNMENT, np.uint8)
+            except MemoryError:
+                raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
             shift = -block.ctypes.data % ALIGNMENT
             data = block[shift : shift + size]
             address = data.ctypes.data
-        if address not in self._by_address:
-            insort(self._addresses, address)
-        self._by_address[address] = Allocation(address, size, kind, site, data)
-        return address
+        return self._add(Allocation(address, size, kind, site, data))
+
+    def register(self, address: int, size: int, site: str) -> None:
+        """Page-lock memory that the script has allocated."""
+        require(address and size)
+        known = self.find(address)
+        require(not (known and known.live), cudaError_t.cudaErrorHostMemoryAlreadyRegistered)
+        self._add(Allocation(address, size, "registered", site, host_bytes(address, size)))
+
+    def _add(self, allocation: Allocation) -> int:
+        if allocation.address not in self._by_address:
+            insort(self._addresses, allocation.address)
+        self._by_address[allocation.address] = allocation
+        return allocation.address
+
+    def find(self, address: int) -> Allocation | None:
+        """The allocation, live or freed, that ``address`` lies in."""
+        position = bisect_right(self._addresses, address) - 1
+        found = self._by_address[self._addresses[position]] if position >= 0 else None
+        return found if found and address - found.address < max(found.size, 1) else None
 
     def charge(self, nbytes: float) -> bool:
         """Count ``nbytes`` of device memory as used; False and nothing counted where there is no room."""
@@ -75,34 +109,42 @@ class AddressSpace:
         self.charged += int(nbytes)
         return True
 
-    def free(self, address: int, kind: str) -> int:
-        """The size of what is freed; an invalid value where ``address`` is not the start of a live allocation of ``kind``."""
+    def is_page_locked(self, address: int) -> bool:
+        found = self.find(address)
+        return found is not None and found.live and found.kind != "device"
+
+    def free(self, address: int, kind: str, error: cudaError_t = cudaError_t.cudaErrorInvalidValue) -> Allocation:
+        """What is freed; ``error`` where ``address`` is not the start of a live allocation of ``kind``."""
         allocation = self._by_address.get(address)
         if allocation is None or not allocation.live or allocation.kind != kind:
-            raise CudaFailure(cudaError_t.cudaErrorInvalidValue)
+            raise CudaFailure(error)
         allocation.live = False
-        allocation.data[:] = FREED
         if kind == "device":
             self.charged -= int(allocation.size * self.scale)
-            allocation.data = np.empty(0, np.uint8)
-        return allocation.size
+        return allocation
 
     def span(self, address: int, count: int, error: cudaError_t = cudaError_t.cudaErrorInvalidValue) -> Span:
         """``count`` bytes at ``address``; ``error`` where CUDA would not take them: freed, out of range, unknown, null."""
-        position = bisect_right(self._addresses, address) - 1
-        if position >= 0:
-            allocation = self._by_address[self._addresses[position]]
+        allocation = self.find(address)
+        if allocation is not None and (allocation.live or allocation.kind != "registered"):
             offset = address - allocation.address
-            if offset < max(allocation.size, 1):
-                require(allocation.live and offset + count <= allocation.size, error)
-                return Span(allocation.kind, allocation.data[offset : offset + count])
+            require(allocation.live and offset + count <= allocation.size, error)
+            kind = "device" if allocation.kind == "device" else "pinned"
+            return Span(kind, allocation.data[offset : offset + count], allocation.range(offset, count))
         require(address != 0 and not DEVICE_BASE <= address < DEVICE_TOP, error)
-        # Pageable host memory: CUDA cannot check it either. The caller keeps it alive, as for a real copy.
-        memory = (ctypes.c_ubyte * count).from_address(address)
-        return Span("pageable", np.frombuffer(memory, np.uint8))  # type: ignore[call-overload]
+        return Span("pageable", host_bytes(address, count))  # CUDA cannot check it either
+
+    def unread(self) -> list[Cells]:
+        """Device memory that something was copied into and nothing has read."""
+        return [each.cells for each in self._by_address.values() if each.cells.filled and not each.cells.read]
 
     def live(self) -> list[Allocation]:
         return [allocation for allocation in self._by_address.values() if allocation.live]
+
+
+def host_bytes(address: int, count: int) -> np.ndarray:
+    """A view of the process's memory. The caller keeps it alive, as for a real copy."""
+    return np.ctypeslib.as_array((ctypes.c_ubyte * count).from_address(address))
 
 
 def address_of(pointer: Any) -> int:

@@ -17,8 +17,7 @@ FUSED = {
     *("Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "Mul", "Relu", "Sigmoid"),
     *("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
 }
-ELEMENT_BYTES = {1: 4, 10: 2, 3: 1, 7: 8}  # ONNX element types: float, float16, int8, int64
-PRECISIONS = {1: "fp32", 10: "fp16", 3: "int8"}
+PRECISIONS = {1: "fp32", 10: "fp16", 16: "fp16", 3: "int8"}  # ONNX element types: float, float16, bfloat16, int8
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Layer:
 def layers(model: Any) -> list[Layer]:
     """The fused layers of an ``onnx.ModelProto`` whose first dimension is the batch, in order."""
     from onnx import numpy_helper, shape_inference
+    from onnx.helper import tensor_dtype_to_np_dtype
 
     for value in model.graph.input:  # per image: infer all shapes with a batch of one
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -63,7 +63,8 @@ def layers(model: Any) -> list[Layer]:
     stored_as_int8 = quantized | {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
 
     def nbytes(name: str) -> int:
-        return prod(shapes.get(name, [0])) * (1 if name in stored_as_int8 else ELEMENT_BYTES.get(types.get(name, 1), 4))
+        dtype = tensor_dtype_to_np_dtype(types.get(name) or 1)
+        return prod(shapes.get(name, [0])) * (1 if name in stored_as_int8 else dtype.itemsize)
 
     made_by: dict[str, Layer] = {}
     found = [Layer("reformat input", "Reformat", 0, 2 * prod(shapes[graph.input[0].name]) * 4, 0, "fp32")]

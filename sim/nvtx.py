@@ -6,6 +6,7 @@ by the range ``postprocess``, whose payload is its number of images; its modelle
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from sim.simulator import simulator
@@ -37,6 +38,20 @@ def pop_range(domain: str | None = None) -> None:
             sim.interpret(thread, sim.device.postprocess + round(images_ns))
         item.end = thread.now
         sim.interpret(thread, sim.device.range)
+
+
+class annotate(contextlib.ContextDecorator):
+    """A range around a block or a function."""
+
+    def __init__(self, message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None):
+        self._message, self._domain, self._payload = message, domain, payload
+
+    def __enter__(self) -> annotate:
+        push_range(self._message, domain=self._domain, payload=self._payload)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pop_range(self._domain)
 
 
 def start_range(message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None) -> Range:

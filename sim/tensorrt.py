@@ -21,6 +21,7 @@ from sim.enums import DataType, LayerInformationFormat, TensorIOMode
 from sim.network import layers
 from sim.runtime import MAGIC, EngineInspector, ICudaEngine, IExecutionContext, Runtime, nptype, volume
 
+globals().update(zip(("float32", "float16", "int8", "int32", "bool", "uint8", "int64"), DataType))
 __version__ = "11.4.0+simulated.4"
 __all__ = ["Builder", "BuilderFlag", "IBuilderConfig", "IHostMemory", "IOptimizationProfile", "IProgressMonitor"]
 __all__ += ["ITimingCache", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity"]
@@ -138,6 +139,11 @@ class INetworkDefinition:
         self.name, self._model = "unnamed", b""
         self.num_inputs = self.num_outputs = 0
         self._tensors: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("add_", "mark_")):
+            raise NotImplementedError(f"the simulated TensorRT takes networks from ONNX files only, without {name}.")
+        raise AttributeError(name)
 
     def get_input(self, index: int) -> ITensor:
         return ITensor(self._tensors[index])

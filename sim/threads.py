@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,42 +15,33 @@ from contextlib import ExitStack
 from typing import Any
 
 from sim.clock import Clock, HostThread
-
-POLL_S = 0.1  # how often a waiting thread looks by itself, should something have been given behind the hooks' back
-OPEN = "open"  # what an event that is set, and a future that is done, give: to everybody, again and again
-
-
-class Patience:
-    """Who waits on one primitive, and when each thing it has to give was given."""
-
-    def __init__(self, given: int = 0) -> None:
-        self.waiting: deque[HostThread] = deque()
-        self.times: deque[int] = deque([0] * given)
+from sim.exchange import OPEN, Exchange
+from sim.order import join
 
 
-class Hooks:
+class Hooks(Exchange):
     """Replaces the methods of the standard primitives; ``remove`` puts the originals back.
 
-    A queue operation costs ``queue_ns`` of the interpreter's time, and a thread that had to wait goes on ``wake_ns`` after it
-    was given something.
+    A queue operation costs ``queue_ns`` of the interpreter's time.
     """
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
-        self.clock, self.interpret, self.queue_ns, self.wake_ns = clock, interpret, queue_ns, wake_ns
-        self._undo = ExitStack()
-        self.remove = self._undo.close
+        super().__init__(clock, wake_ns)
+        self.interpret, self.queue_ns = interpret, queue_ns
+        self.undo = ExitStack()
+        self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore):
+        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore, threading.Barrier):
             prefix = f"_{owner.__name__.lower()}_"
             for hook in [name for name in dir(self) if name.startswith(prefix)]:
                 self._replace(owner, hook[len(prefix) :], getattr(self, hook))
-        self._undo.callback(setattr, queue, "SimpleQueue", queue.SimpleQueue)
+        self.undo.callback(setattr, queue, "SimpleQueue", queue.SimpleQueue)
         queue.SimpleQueue = queue.Queue  # type: ignore[misc, assignment]  # executors keep their work in one; it is C
 
     def _replace(self, owner: type, name: str, hook: Callable[..., Any]) -> None:
         original = getattr(owner, name)
-        self._undo.callback(setattr, owner, name, original)
+        self.undo.callback(setattr, owner, name, original)
 
         def replacement(primitive: Any, *args: Any, **kwargs: Any) -> Any:
             # Not our business: threads older than the script, Thread.start's own Event, progress bars, which sleep on one.
@@ -63,51 +53,13 @@ class Hooks:
 
         setattr(owner, name, replacement)
 
-    # -- what all primitives share: something is given at a time, somebody takes it, no earlier than that
-
-    def _side(self, primitive: Any, side: str, given: int = 0) -> Patience:
-        """``given``: how many things it has to give when first used (free places, permits)."""
-        # Kept on the primitive itself: a weak dictionary's callbacks would swallow a Ctrl-C that comes in one of them.
-        return vars(primitive).setdefault("_virtual", {}).setdefault((id(self), side), Patience(given))
-
-    def _give(self, primitive: Any, side: str) -> None:
-        """The calling thread gives one thing (an item, a free place, a permit): note when, let one who waits go on."""
-        patience, now = self._side(primitive, side), self.clock.thread().now
-        patience.times.append(now)
-        if patience.waiting:
-            self.clock.resume(patience.waiting.popleft(), now)
-
-    def _take(self, primitive: Any, side: str, attempt: Callable[[], bool], block: bool, timeout: float | None) -> bool:
-        """Repeat ``attempt``, which takes one thing or returns False, until it succeeds or time runs out.
-
-        The thread goes on no earlier than what it took was given. All of this happens under the clock's lock, so that
-        what is given and its time cannot come apart.
-        """
-        thread, patience = self.clock.thread(), self._side(primitive, side)
-        asked = thread.now
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self.clock.lock:
-            taken = attempt()
-            while not taken and block and (deadline is None or time.monotonic() < deadline):
-                if thread not in patience.waiting:
-                    patience.waiting.append(thread)
-                    self.clock.pause(thread)
-                self.clock.lock.wait(POLL_S)
-                taken = attempt()
-            if thread in patience.waiting:
-                patience.waiting.remove(thread)
-            given = 0
-            if taken and patience.times:
-                given = patience.times[0] if side == OPEN else patience.times.popleft()
-            self.clock.resume(thread, given + self.wake_ns if given >= asked > 0 else 0)
-        return taken
-
     def _thread_start(self, original: Any, thread: threading.Thread) -> None:
-        if not thread.daemon:  # daemon threads (progress bars) join the order with their first CUDA call
-            with self.clock.lock:
-                virtual = self.clock.announce(self.clock.thread().now)
+        with self.clock.lock:
+            virtual = self.clock.announce(self.clock.thread())
+            virtual.name = f"thread {thread.name}"
+            if not thread.daemon:  # daemon threads (progress bars) join the order with their first CUDA call
                 self.clock.threads[-virtual.index] = virtual  # waited for from now on, under its own number once it runs
-            thread.run = lambda run=thread.run: self._run(thread, virtual, run)  # type: ignore[method-assign, misc]
+        thread.run = lambda run=thread.run: self._run(thread, virtual, run)  # type: ignore[method-assign, misc]
         self._starting.now = True
         try:
             original(thread)
@@ -116,7 +68,8 @@ class Hooks:
 
     def _run(self, thread: threading.Thread, virtual: HostThread, run: Any) -> None:
         with self.clock.lock:
-            self.clock.threads[threading.get_ident()] = self.clock.threads.pop(-virtual.index)
+            running = self.clock.threads.pop(-virtual.index, None)
+            (self.clock.born if running is None else self.clock.threads)[threading.get_ident()] = virtual
         try:
             run()
         finally:
@@ -127,7 +80,11 @@ class Hooks:
         self.clock.pause(me)
         original(thread, timeout)
         ended = vars(thread).get("_virtual_end")
-        self.clock.resume(me, ended.now if ended is not None and not thread.is_alive() else 0)
+        if thread.is_alive() or ended is None:
+            self.clock.resume(me)
+        else:
+            self.clock.resume(me, ended.now)
+            me.learn(ended.order)
 
     def _interpret_queue(self) -> None:
         if self.queue_ns:
@@ -137,68 +94,100 @@ class Hooks:
     # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
 
     def _queue_put(self, original: Any, q: queue.Queue, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        def attempt() -> bool:
+        def attempt(thread: HostThread) -> bool:
             try:
                 original(q, item, False)
             except queue.Full:
                 return False
-            self._give(q, "items")
+            self.give(q, "items", thread)
             return True
 
         self._interpret_queue()
-        self._side(q, "places", q.maxsize)
-        if not self._take(q, "places", attempt, block, timeout):
+        self.side(q, "places", q.maxsize)
+        if not self.take(q, "places", attempt, block, timeout):
             raise queue.Full
 
     def _queue_get(self, original: Any, q: queue.Queue, block: bool = True, timeout: float | None = None) -> Any:
         items: list[Any] = []
 
-        def attempt() -> bool:
+        def attempt(thread: HostThread) -> bool:
             try:
                 items.append(original(q, False))
             except queue.Empty:
                 return False
             if q.maxsize > 0:
-                self._give(q, "places")
+                self.give(q, "places", thread)
             return True
 
         self._interpret_queue()
-        if not self._take(q, "items", attempt, block, timeout):
+        if not self.take(q, "items", attempt, block, timeout):
             raise queue.Empty
         return items[0]
+
+    def _queue_task_done(self, original: Any, q: queue.Queue) -> None:
+        self._open(q, lambda: original(q))
+
+    def _queue_join(self, original: Any, q: queue.Queue) -> None:
+        self.take(q, OPEN, lambda _: q.unfinished_tasks == 0, True, None)
 
     # -- semaphores give permits
 
     def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
-        self._side(semaphore, "permits", semaphore._value)
-        return self._take(semaphore, "permits", lambda: original(semaphore, False), blocking, timeout)
+        thread = self.clock.thread()
+        known = thread.order
+        self.side(semaphore, "permits", semaphore._value)
+        taken = self.take(semaphore, "permits", lambda _: original(semaphore, False), blocking, timeout)
+        if timeout == 0:  # an executor asks so whether a thread happens to be idle: that orders nothing
+            thread.order = known
+        return taken
 
     def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
-        with self.clock.lock:
-            self._side(semaphore, "permits", semaphore._value)
+        with self.clock.turn() as thread:
+            self.side(semaphore, "permits", semaphore._value)
             original(semaphore, n)
             for _ in range(n):
-                self._give(semaphore, "permits")
+                self.give(semaphore, "permits", thread)
 
-    def _open(self, primitive: Any, is_open: Callable[[], bool], opening: Callable[[], None]) -> None:
-        """Do ``opening``, noting when if it is the first; let all who wait go on."""
-        with self.clock.lock:
-            patience, now = self._side(primitive, OPEN), self.clock.thread().now
-            if not is_open():
-                patience.times = deque([now])
-            opening()
-            while patience.waiting:
-                self.clock.resume(patience.waiting.popleft(), now)
+    # -- a barrier gives everybody's past to everybody
+
+    def _barrier_wait(self, original: Any, barrier: Any, timeout: float | None = None) -> int:
+        with self.clock.turn() as thread:
+            arrived, rounds = self.side(barrier, "arrivals").given, self.side(barrier, "rounds")
+            arrived.append((thread.now, thread.order))
+            index = len(arrived) - 1
+            if index + 1 < barrier.parties:
+                if not self.take(barrier, "rounds", lambda _: bool(rounds.given), True, timeout):
+                    raise threading.BrokenBarrierError
+                return index
+            thread.learn(join(order for _, order in arrived))
+            arrived.clear()
+            while rounds.waiting:
+                self.give(barrier, "rounds", thread)
+        return index
+
+    # -- what is opened stays open for everybody
+
+    def _open(self, primitive: Any, opening: Callable[[], Any], is_open: Callable[[], bool] = bool) -> Any:
+        """Do ``opening``, noting when if it is the first; let all who wait go on. They know of all that have opened it."""
+        with self.clock.turn() as thread:
+            patience = self.side(primitive, OPEN)
+            first = not (is_open() and patience.given)
+            at, order = (thread.now, thread.order) if first else patience.given[0]
+            earlier = [order for _, order in patience.given]
+            patience.given = deque([(at, join([order, thread.order, *earlier]))])
+            result = opening()
+            self._serve(patience, OPEN)
+        return result
 
     def _event_set(self, original: Any, event: threading.Event) -> None:
-        self._open(event, event.is_set, lambda: original(event))
+        self._open(event, lambda: original(event), event.is_set)
 
     def _event_wait(self, original: Any, event: threading.Event, timeout: float | None = None) -> bool:
-        return self._take(event, OPEN, event.is_set, True, timeout)
+        return self.take(event, OPEN, lambda _: event.is_set(), True, timeout)
 
     def _future_set_result(self, original: Any, future: Future, *args: Any, **kwargs: Any) -> None:
         self._interpret_queue()
-        self._open(future, future.done, lambda: original(future, *args, **kwargs))
+        self._open(future, lambda: original(future, *args, **kwargs), future.done)
 
     _future_set_exception = _future_set_result
 
@@ -207,5 +196,5 @@ class Hooks:
         return self._future_exception(original, future, timeout)
 
     def _future_exception(self, original: Any, future: Future, timeout: float | None = None) -> Any:
-        self._take(future, OPEN, future.done, True, timeout)
+        self.take(future, OPEN, lambda _: future.done(), True, timeout)
         return original(future, 0 if timeout is not None else None)

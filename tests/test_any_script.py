@@ -6,8 +6,10 @@ import sqlite3
 import textwrap
 
 import numpy as np
+import pytest
 
 from export import models
+from tests.conftest import ROOT
 
 SCRIPT = """
     import sys
@@ -56,3 +58,156 @@ def test_the_exit_code_is_the_script_s(checkout, tmp_path):
     script.write_text("import sys; sys.exit(7)")
     assert checkout.run("-m", "sim", script).returncode == 7
     assert checkout.run("-m", "sim", tmp_path / "none.py").returncode == 2
+
+
+OLD = """
+    import sys
+    import numpy as np
+    import tensorrt as trt
+    from cuda import cuda, cudart, nvrtc
+    import nvtx
+
+    def check(err):
+        if isinstance(err, cuda.CUresult):
+            assert err == cuda.CUresult.CUDA_SUCCESS
+        elif isinstance(err, cudart.cudaError_t):
+            assert err == cudart.cudaError_t.cudaSuccess
+        else:
+            assert err == nvrtc.nvrtcResult.NVRTC_SUCCESS
+
+    def cuda_call(call):
+        err, *res = call
+        check(err)
+        return res[0] if len(res) == 1 else res
+
+    trt_logger = trt.Logger(trt.Logger.WARNING)
+    trt.init_libnvinfer_plugins(trt_logger, namespace="")
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    with trt.Builder(trt_logger) as builder, builder.create_network(flags) as network, \\
+            trt.OnnxParser(network, trt_logger) as parser:
+        config = builder.create_builder_config()
+        config.max_workspace_size = 1 << 30
+        config.set_flag(trt.BuilderFlag.FP16)
+        profile = builder.create_optimization_profile()
+        with open(sys.argv[1], "rb") as model:
+            assert parser.parse(model.read())
+        profile.set_shape(network.get_input(0).name, (1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32))
+        config.add_optimization_profile(profile)
+        engine = builder.build_engine(network, config)
+    with engine.create_execution_context() as context:
+        context.set_binding_shape(0, (2, 3, 32, 32))
+        bindings, host, device = [], [], []
+        for binding in engine:
+            shape = context.get_binding_shape(engine.get_binding_index(binding))
+            dtype = trt.nptype(engine.get_binding_dtype(binding))
+            assert engine.get_binding_dtype(binding) == trt.float32
+            host.append(np.ones(tuple(shape), dtype))
+            device.append(cuda_call(cudart.cudaMalloc(host[-1].nbytes)))
+            bindings.append(int(device[-1]))
+            assert engine.binding_is_input(binding) == (binding == "images")
+        stream = cuda_call(cudart.cudaStreamCreate())
+        kinds = cudart.cudaMemcpyKind
+        with nvtx.annotate("batch", color="green"):
+            cuda_call(cudart.cudaMemcpyAsync(device[0], host[0], host[0].nbytes, kinds.cudaMemcpyHostToDevice, stream))
+            assert context.execute_async_v2(bindings=bindings, stream_handle=stream)
+            cuda_call(cudart.cudaMemcpyAsync(host[1], device[1], host[1].nbytes, kinds.cudaMemcpyDeviceToHost, stream))
+            cuda_call(cudart.cudaStreamSynchronize(stream))
+        first = host[1].copy()
+        assert context.execute_v2(bindings)
+        cuda_call(cudart.cudaMemcpy(host[1], device[1], host[1].nbytes, kinds.cudaMemcpyDeviceToHost))
+        assert (host[1] == first).all()
+        print("sum", float(first.sum()))
+    for address in device:
+        cuda_call(cudart.cudaFree(address))
+    cuda_call(cudart.cudaStreamDestroy(stream))
+"""
+
+THREADS = """
+    import sys, threading, queue
+    from collections import deque
+    sys.path.insert(0, sys.argv[2])
+    from pipeline import *
+
+    context, host_input, host_output = load(), page_locked(INPUT), page_locked(OUTPUT)
+    device_input, device_output, one = device(INPUT), device(OUTPUT), stream()
+    bind(context, device_input, device_output)
+    lock, ready, barrier, items = threading.Lock(), threading.Condition(), threading.Barrier(2), deque()
+
+    def consume():
+        barrier.wait()
+        for _ in range(3):
+            with ready:
+                while not items:
+                    ready.wait()
+                items.popleft()
+            with lock:
+                host_output.sum()
+            done.put(None)
+
+    done = queue.Queue()
+    thread = threading.Thread(target=consume)
+    thread.start()
+    barrier.wait()
+    for _ in range(3):
+        with lock:
+            copy_in(device_input, host_input, one)
+            assert context.execute_async_v3(one)
+            copy_out(host_output, device_output, one)
+            call(cudart.cudaStreamSynchronize(one))
+        with ready:
+            items.append(1)
+            ready.notify()
+        done.get()
+    thread.join()
+    give_back(memory=[device_input, device_output], arrays=[host_input, host_output], streams=[one])
+"""
+
+
+def run_text(checkout, tmp_path, text, *arguments):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(text))
+    return checkout.run("-m", "sim", script, *arguments)
+
+
+def test_a_script_for_tensorrt_8_and_cuda_python_11_runs(checkout, tmp_path):
+    done = run_text(checkout, tmp_path, OLD, checkout.folder / "tiny.onnx")
+    assert done.returncode == 0, done.stderr
+    expected = models.run_onnx(checkout.folder / "tiny.onnx", np.ones((2, 3, 32, 32), np.float32)).sum()
+    assert abs(float(done.stdout.split()[1]) - expected) < 1e-3
+    assert "race" not in done.stderr and "not given back" not in done.stderr and "ignored" not in done.stderr
+    assert "from the first operation to the last" in done.stderr
+
+
+def test_locks_conditions_and_barriers_order_threads(checkout, tmp_path):
+    done = run_text(checkout, tmp_path, THREADS, checkout.tiny, ROOT / "tests" / "published_mistakes")
+    assert done.returncode == 0 and "race" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("trt.Builder(trt.Logger()).create_network().add_input('x', trt.float32, (1,))", "networks from ONNX files only"),
+        ("cudart.cudaMallocManaged(8, 1)", "the simulated CUDA runtime does not have cudaMallocManaged"),
+        ("from cuda.bindings import driver; driver.cuInit(0)", "the simulated CUDA has the runtime's calls only"),
+    ],
+)
+def test_what_is_beyond_it_is_said_in_a_sentence(checkout, tmp_path, text, said):
+    done = run_text(checkout, tmp_path, f"import tensorrt as trt\nfrom cuda.bindings import runtime as cudart\n{text}\n")
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+def test_every_call_of_a_script_is_made_to_fail(checkout):
+    script = ROOT / "tests" / "published_mistakes" / "10_time_that_ends_too_early_mended.py"
+    done = checkout.run("-m", "sim", "--faults", script, checkout.tiny)
+    *runs, summary = done.stdout.splitlines()
+    assert len(runs) == 13 and all("ended with its name" in line for line in runs), done.stdout
+    assert runs[0].startswith("1 of 13: cudaMallocHost at pipeline.py:") and "not given back" not in runs[0]
+    assert summary.startswith("13 of 13 calls: 13 ended with its name") and done.returncode == 1
+
+
+def test_a_dropped_error_is_seen_by_failing_it(checkout):
+    script = ROOT / "tests" / "published_mistakes" / "9_return_codes_dropped.py"
+    done = checkout.run("-m", "sim", "--faults", script, checkout.tiny)
+    assert [line.split(" at ")[0].split()[-1] for line in done.stdout.splitlines() if line.endswith(": went on")] == [
+        "cudaMemcpyAsync"
+    ]

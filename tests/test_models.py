@@ -180,11 +180,12 @@ def test_a_context_on_two_streams_at_once_mixes_its_activations_up(engine):
         context.set_tensor_address(models.INPUT, buffers[index][0])
         context.set_tensor_address(models.OUTPUT, buffers[index][1])
         assert context.execute_async_v3(streams[index])
-    work = [simulator.simulator().lookup(stream, simulator.Stream).tail for stream in streams]
-    from sim.work import execute
-
-    for first in (work[0].after[0], work[1].after[0], work[0], work[1]):  # both read their input before either computes
-        execute(first)
+    gpu = simulator.simulator().gpu
+    for number in (1, 2):  # both read their input before either computes, as a GPU may
+        for line in gpu.streams[-2:]:
+            gpu.execute({line: number})
     for index in range(2):
         cudart.cudaMemcpy(outputs[index].ctypes.data, buffers[index][1], 4000, 2)
     assert (outputs[0] == outputs[1]).all()
+    race = gpu.races.found()[0]
+    assert "the activations of the execution context made at test_models.py" in race and "streams[1]" in race

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -352,3 +353,48 @@ def test_threads_that_launch_at_once_take_turns_at_a_price(before, expected):
     calls = sorted((start, end) for start, end, name, *_ in sim.trace.calls if name == "cudaLaunchKernel")
     assert len(calls) == 20 and all(one[1] <= other[0] for one, other in zip(calls, calls[1:]))  # one at a time
     assert len({call[4] for call in sim.trace.calls}) == len(sim.trace.calls)  # each call has a number of its own
+
+
+def test_several_threads_on_one_queue_give_the_same_times_in_every_run():
+    """Who takes an item, who finds the queue full, and when, is decided by virtual time alone."""
+    found = set()
+    for _ in range(10):
+        sim = start()
+        object.__setattr__(sim.device, "call", 1000)
+        sim.hooks.queue_ns, sim.hooks.wake_ns = 700, 9000
+        streams, q, results = [stream(sim) for _ in range(4)], queue.Queue(3), queue.Queue()
+
+        def work(number, sim=sim, streams=streams, q=q, results=results):
+            while (item := q.get()) is not None:
+                put(sim, streams[number], "compute", (item % 3 + 1) * MS)
+                cudart.cudaStreamSynchronize(streams[number].handle)
+                results.put((item, number, sim.clock.thread().now))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for item in [*range(40), None, None, None, None]:
+            q.put(item)
+        for thread in threads:
+            thread.join()
+        found.add((tuple(results.get() for _ in range(40)), sim.clock.thread().now))
+    assert len(found) == 1
+
+
+def test_a_thread_pool_gives_the_same_times_in_every_run():
+    found = set()
+    for _ in range(10):
+        sim = start()
+        object.__setattr__(sim.device, "call", 1000)
+        sim.hooks.queue_ns, sim.hooks.wake_ns = 700, 9000
+
+        def work(item, sim=sim):
+            one = stream(sim)
+            put(sim, one, "compute", (item % 3 + 1) * MS)
+            cudart.cudaStreamSynchronize(one.handle)
+            return item, sim.clock.thread().now
+
+        with ThreadPoolExecutor(3) as pool:
+            futures = [pool.submit(work, item) for item in range(20)]
+            found.add((tuple(future.result() for future in futures), sim.clock.thread().now))
+    assert len(found) == 1
