@@ -135,17 +135,17 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         count = chosen.batches or max(measured + WARM_UP, len(distinct))
         for _ in range(chosen.windows):
             session = run(count, measured, instruments)
-            if races := here.races():
-                for race in races:
-                    err.print(f"{stage}: race: {race}", style="red", markup=False)
-                if chosen.json:
-                    Record(backend=here.name, device=here.device, engine=here.library, stage=stage, races=len(races)).write(
-                        chosen.json
-                    )
-                raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
+            races = here.races() or []
+            for race in races:
+                err.print(f"{stage}: race: {race}", style="red", markup=False)
             if not chosen.no_verify:
                 reference = reference or Reference(session)
             records.append(describe(session, stage, size, reference))
+            if races and chosen.json:
+                untimed = Record(backend=here.name, device=here.device, engine=here.library, stage=stage, races=len(races))
+                untimed.write(chosen.json)
+            if races:
+                raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
     record = Record.of(records)
     record.races = 0 if here.simulator else None
     record.parts_ms = parts_ms(session, allocate)

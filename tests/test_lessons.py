@@ -171,7 +171,7 @@ def test_a_failing_call_ends_a_stage_by_its_name_or_costs_it_the_graph(stage, mo
 @pytest.mark.parametrize(
     "name, changes",
     [
-        ("5_multi_streams.py", {"slots[index % SLOTS]\n            copy": "slots[0]\n            copy"}),
+        ("5_multi_streams.py", {"slots[index % SLOTS]\n            run.begin": "slots[0]\n            run.begin"}),
         ("5_multi_streams.py", {"context.execute_async_v3(compute)": "context.execute_async_v3(copy_out)"}),
         ("6_multi_threads.py", {"SLOTS].result()": "SLOTS]"}),
         (
