@@ -15,7 +15,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from itertools import cycle
-from math import lcm
+from math import ceil, lcm
 from pathlib import Path
 from statistics import median
 from typing import NoReturn
@@ -41,8 +41,8 @@ KEPT = 100
 """Intervals between batches in a record: enough to see whether the window was steady."""
 WARM_UP, PILOT = 10, 20
 """Batches before a window, and in the window of the run that finds out how many there should be in the others."""
-WINDOW_MS, LEAST = 1250, 100
-"""A window on a GPU has a hundred batches and lasts a second: planned for more, because a process's first batches are slow."""
+PILOT_MS, WINDOW_MS, LEAST = 100, 1200, 100
+"""A window on a GPU has a hundred batches and lasts a second: planned for a fifth more, from a pilot of a tenth."""
 SHORT = 10
 """A window shorter than so many times what the pipeline holds at once says as much of its ends as of its rate."""
 
@@ -85,7 +85,7 @@ def batch_sizes(chosen: Namespace, size: options.Size) -> list[int]:
     return [each // share for each in chosen.sizes]
 
 
-def measured_batches(chosen: Namespace, pilot: Callable[[], Session], turn: int) -> int:
+def measured_batches(chosen: Namespace, pilot: Callable[[int], Session], turn: int) -> int:
     """How many batches the window has: as asked for, or on a GPU as many as take a second.
 
     Those begin and end with the pipeline equally full: whole turns of its slots, and of the ``turn`` batch sizes.
@@ -94,7 +94,9 @@ def measured_batches(chosen: Namespace, pilot: Callable[[], Session], turn: int)
         return chosen.measure or max(chosen.batches - WARM_UP, chosen.batches // 2)
     if backend.current().simulator is not None:
         return backend.SIMULATED_MEASURED
-    run = pilot()
+    run = pilot(PILOT)
+    if run.window_ms < PILOT_MS:  # too few batches to tell: a process's first ones are slow
+        run = pilot(ceil(PILOT * PILOT_MS / run.window_ms))
     turn = lcm(turn, run.depth)
     return -(-max(LEAST, int(WINDOW_MS / (run.window_ms / run.measured))) // turn) * turn
 
@@ -131,7 +133,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
 
     with contextlib.ExitStack() as resources:
         instruments, records, reference = Instruments(resources), [], None
-        measured = measured_batches(chosen, lambda: run(WARM_UP + PILOT, PILOT), len(sizes))
+        measured = measured_batches(chosen, lambda count: run(WARM_UP + count, count), len(sizes))
         count = chosen.batches or max(measured + WARM_UP, len(distinct))
         for _ in range(chosen.windows):
             session = run(count, measured, instruments)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from common.images import DEVIATION, DISTINCT, MEAN, noise_images
 from common.options import positive
 from common.postprocess import Predictions
 from common.record import Record, Window
-from common.session import LEAST, PILOT, WARM_UP, WINDOW_MS
+from common.session import LEAST, PILOT, PILOT_MS, WARM_UP, WINDOW_MS
 from common.verify import compare
 from export import models
 from export.networks import create_model
@@ -189,7 +190,8 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray]) -> Rec
     with torch.inference_mode():
         reference = [reference_model(tensor.to(options.device)).cpu().numpy() for tensor in tensors]
         window(1)  # compiles, and chooses its kernels
-        measured = options.measure or max(LEAST, int(WINDOW_MS / window(PILOT)[0].per_batch_ms))
+        pilot = window(PILOT)[0].per_batch_ms if not options.measure else 0.0
+        measured = options.measure or max(LEAST, int(WINDOW_MS / window(ceil(PILOT_MS / pilot))[0].per_batch_ms))
         runs, outputs = zip(*(window(measured) for _ in range(options.repeats)))
     differences = [compare(each, [reference[index % len(reference)] for index in range(len(each))]) for each in outputs]
     worst = max(differences, key=lambda difference: difference.largest)

@@ -20,7 +20,7 @@ from common.engine import Engine, TensorRTError, layer_precision, require
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
 from common.record import Conditions, Record, Window
-from common.session import Session, batch_sizes, measured_batches
+from common.session import PILOT, Session, batch_sizes, measured_batches
 from sim.enums import cudaError_t
 
 
@@ -258,21 +258,26 @@ def test_latency_is_from_a_batch_s_first_work_and_depth_is_what_is_on_its_way(ch
     "words, batch_ms, depth, turn, batches",
     [
         ([], 12.5, 1, 1, 100),  # a second would be fewer
-        ([], 1.39, 3, 1, 900),  # whole turns of three slots
-        ([], 1.39, 4, 2, 900),
-        ([], 2.0, 1, 3, 627),  # of three sizes
+        ([], 1.39, 3, 1, 864),  # whole turns of three slots
+        ([], 0.5, 4, 2, 2400),
+        ([], 0.2, 1, 3, 6000),  # of three sizes
         (["--measure", "7"], 1.0, 1, 1, 7),
         (["--batches", "30"], 1.0, 1, 1, 20),
         (["--batches", "6"], 1.0, 1, 1, 3),
     ],
 )
 def test_a_window_on_a_gpu_lasts_a_second(monkeypatch, words, batch_ms, depth, turn, batches):
-    class Pilot:
-        window_ms, measured = 20 * batch_ms, 20
+    pilots = []
 
-    Pilot.depth = depth
+    def pilot(count: int) -> argparse.Namespace:
+        pilots.append(count)
+        slow = 3 if count == PILOT else 1  # the first batches of a process
+        return argparse.Namespace(window_ms=slow * count * batch_ms, measured=count, depth=depth)
+
     monkeypatch.setattr(backend, "current", lambda: argparse.Namespace(simulator=None))
-    assert measured_batches(options.parser("").parse_args(words), Pilot, turn) == batches
+    found = measured_batches(options.parser("").parse_args(words), pilot, turn)
+    assert found == batches and len(pilots) <= 2
+    assert not pilots or pilots[-1] * batch_ms >= 30  # the window is not planned from a handful of batches
 
 
 def test_a_control_on_another_engine_is_verified_and_noted(checkout):
