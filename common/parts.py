@@ -24,11 +24,12 @@ Allocate = Callable[[tuple[int, ...]], np.ndarray]
 Work = Callable[[], None]
 
 
-def parts_ms(session: Session, allocate: Allocate) -> dict[str, float]:
+def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str, float]:
     """Milliseconds of each part, on average over the distinct batches; the median of ``ROUNDS``.
 
-    Copies and compute are enqueued behind one another and timed by CUDA events; so that the GPU never waits for the host, each
-    inference is a graph. Where the pipeline has several contexts they compute side by side here, too.
+    Copies and compute are enqueued behind one another and timed by CUDA events. So that the GPU never waits for the host, each
+    inference is a graph; ``notes`` is told where it could not be one. Where the pipeline has several contexts they compute
+    side by side here, too.
     """
     engine, lanes = session.engine, getattr(session.options, "contexts", 1)
     batches = session.batches[: len({id(batch) for batch in session.batches})]
@@ -42,7 +43,7 @@ def parts_ms(session: Session, allocate: Allocate) -> dict[str, float]:
             copy_to_device_async(other_input, batches[0], stream)
         copies_in = [partial(copy_to_device_async, device_input, batch, streams[0]) for batch in batches]
         copies_out = [partial(copy_to_host_async, host, device_output, streams[0]) for host in host_outputs]
-        inferences = inferences_of(engine, batches, buffers, streams, resources)
+        inferences = inferences_of(engine, batches, buffers, streams, resources, notes)
         found = {"h2d": gpu_ms(copies_in, streams[:1]), "compute": gpu_ms(inferences, streams)}
         found["d2h"] = gpu_ms(copies_out, streams[:1])
     clock_ns, times = backend.current().clock_ns, []
@@ -60,6 +61,7 @@ def inferences_of(
     buffers: Sequence[Sequence[DeviceBuffer]],
     streams: Sequence[Stream],
     resources: ExitStack,
+    notes: list[str],
 ) -> list[Work]:
     """What enqueues each batch's inference, on the streams in turn: a graph's launch, or the enqueue where it cannot be one."""
     known: dict[tuple[int, int], Work] = {}
@@ -75,7 +77,8 @@ def inferences_of(
             with stream.capture() as graph:
                 context.execute_async_v3(stream)
             known[lane, len(batch)] = partial(launch, resources.enter_context(graph), context, stream)
-        except CaptureError:
+        except CaptureError as error:
+            notes.append(f"not captured, so compute by itself was timed with its launches: {error}")
             known[lane, len(batch)] = partial(context.execute_async_v3, stream)
     return [known[index % len(streams), len(batch)] for index, batch in enumerate(batches)]
 

@@ -54,7 +54,7 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
             share = f"within {away.largest:.2g} of fp32 ({away.largest / away.scale:.2%} of the largest logit)"
             share = f"[yellow]far from right[/], {share}" if away.largest > FAR * away.scale else share
             line(str(record.precision), f"{share}, the same top-1 on {away.same_top1:.1%} of the images")
-    for note in session.notes:
+    for note in record.notes:
         line("note", note)
 
 

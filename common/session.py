@@ -150,7 +150,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
                 raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
     record = Record.of(records)
     record.races = 0 if here.simulator else None
-    record.parts_ms = parts_ms(session, allocate)
+    record.parts_ms = parts_ms(session, allocate, record.notes)
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
     report.print_result(record, session, size, reference)
