@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,6 +67,13 @@ class Window:
     energy_j: float | None = None
     core_us: list[float] | None = None
     gpu: dict[str, Any] | None = None
+
+    @classmethod
+    def between(cls, done_ns: Sequence[int], measured: int, images: float, **read: Any) -> Window:
+        """The window of the last ``measured`` batches, which have ``images`` images: from the end of the batch before them to
+        the end of the last, by the times at which each batch was finished."""
+        window_ms = (done_ns[-1] - done_ns[-1 - measured]) / 1e6
+        return cls(window_ms / measured, images / window_ms * 1e3, window_ms, **read)
 
 
 @dataclass

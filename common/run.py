@@ -103,7 +103,7 @@ class Session:
     @property
     def window_ms(self) -> float:
         """From the end of the last warm-up batch to the end of the last measured one, both finished on the host."""
-        return (self.done_ns[-1] - self.done_ns[-1 - self.measured]) / 1e6
+        return sum(self.intervals_ms)
 
     @property
     def intervals_ms(self) -> list[float]:

@@ -164,10 +164,10 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
 
 def describe(session: Session, stage: str, size: options.Size, reference: Reference | None) -> Record:
     """The run's record, as far as the session knows it. Raises ``WrongOutputs`` where its outputs are not the reference's."""
-    here, window_ms, today = backend.current(), session.window_ms, datetime.date.today().isoformat()
+    here, today = backend.current(), datetime.date.today().isoformat()
     difference = reference.check(session) if reference is not None else None
-    window = Window(window_ms=window_ms, per_batch_ms=window_ms / session.measured, **session.read)
-    window.images_per_s = sum(map(len, session.batches[-session.measured :])) * here.scale / (window_ms / 1e3)
+    images = sum(map(len, session.batches[-session.measured :])) * here.scale
+    window = Window.between(session.done_ns, session.measured, images, **session.read)
     window.intervals_ms = [round(interval, 4) for interval in session.intervals_ms[-KEPT:]]
     window.submit_ms = median(session.submit_ms[-session.measured :])
     window.latency_ms = dict(zip(("median", "p95", "p99"), np.percentile(session.latencies_ms, [50, 95, 99]).tolist()))

@@ -183,9 +183,7 @@ def run(name: str, options: argparse.Namespace, images: list[np.ndarray]) -> Rec
 
         with undisturbed() as core_us:
             loop.run(model, [tensors[index % len(tensors)] for index in range(count)], options.device, finish)
-        window_ms = (done_ns[-1] - done_ns[-1 - measured]) / 1e6
-        rate = measured * len(names) / window_ms * 1e3
-        return Window(window_ms / measured, rate, window_ms, core_us=core_us), outputs
+        return Window.between(done_ns, measured, measured * len(names), core_us=core_us), outputs
 
     with torch.inference_mode():
         reference = [reference_model(tensor.to(options.device)).cpu().numpy() for tensor in tensors]

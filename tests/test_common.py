@@ -368,6 +368,15 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert [each.stage for each in Record.read_all(tmp_path)] == ["4_use_fp16", "10_later"]
 
 
+@given(st.lists(st.integers(1, 10**9), min_size=2, max_size=9), st.data())
+def test_a_window_is_between_the_ends_of_batches(steps, data):
+    done_ns, measured = np.cumsum(steps).tolist(), data.draw(st.integers(1, len(steps) - 1))
+    found = Window.between(done_ns, measured, images=7 * measured)
+    assert found.window_ms == pytest.approx(sum(steps[-measured:]) / 1e6)  # not a batch shorter, nor longer
+    assert found.per_batch_ms == pytest.approx(found.window_ms / measured)
+    assert found.images_per_s == pytest.approx(7e3 / found.per_batch_ms)
+
+
 @given(st.lists(st.lists(st.floats(1, 9), min_size=1, max_size=3), min_size=1, max_size=5))
 def test_a_record_of_several_runs_is_of_the_one_with_the_median_window(times):
     runs = [
