@@ -1,7 +1,7 @@
 """4 · FP16: half the bytes for every weight and activation, and the tensor cores for the arithmetic.
 
 What changes: the plan. It is built from an ONNX file with FP16 weights and activations (``0_build.py --fp16``); inputs
-and outputs stay FP32. The script refuses its plan if the layers, by the engine inspector's word, do not work in FP16: a
+and outputs stay FP32. The script refuses its own plan if the layers, by the engine inspector's word, do not work in FP16: a
 builder that was allowed FP16 and kept FP32 anyway is a classic way to publish the wrong number.
 
 Differs from: 3_use_pin_memory.py

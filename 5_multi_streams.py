@@ -25,8 +25,9 @@ Measured: 3.33 → 2.00 ms a batch (reports/h200-trt8.6-batch128).
 In the timeline: the input copy of batch i+1 lies under the kernels of batch i. What is left is a gap on the GPU while
 the host post-processes batch i: it submits the next batch only then. That gap is the subject of stage 6.
 
-Try (simulated H200): ``page_lock=False`` in the last line: 8.4 ms instead of 1.76, the copies hold the host up. Delete the line
-with ``compute.wait``: the kernels read what is not there yet, and no time is reported. ``--batch 1``: 0.38 ms, stage 4: 0.39.
+Try (simulated H200): ``page_lock=False`` in the last line: 11.6 ms instead of 1.76, the copies hold the host up. Delete the
+line with ``compute.wait``: the kernels read what is not there yet, and no time is reported. ``--batch 1``: 0.38 ms, stage 4
+takes 0.39.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ the latency (p99) grows from 4.5 to 5.1 ms; in stage 4 it was 3.5.
 In the timeline: kernels follow kernels without a gap. `infer` ranges run ahead of the GPU: they time the submission, and
 the main thread's waiting for a free slot lies between them.
 
-Try (simulated H200): ``SLOTS = 2``: 1.52 ms, the main thread waits for a slot; ``SLOTS = 1``: 3.09, no overlap at all;
+Try (simulated H200): ``SLOTS = 2``: 1.56 ms, the main thread waits for a slot; ``SLOTS = 1``: 3.09, no overlap at all;
 ``SLOTS = 4``: 1.39, no gain over three. Delete the ``if`` that waits for the slot's last batch: wrong outputs.
 """
 

@@ -26,7 +26,7 @@ Measured: 0.20 → 0.17 ms a batch (reports/h200-trt8.6-batch1-tuned).
 
 In the timeline: short `infer` ranges, one ``cudaGraphLaunch`` in each, and kernels closer to one another.
 
-Try (simulated H200): the second table of scripts/profile_all.sh is this step on a plan for batch 1: 0.175 → 0.166 ms, the
+Try (simulated H200): the second table of scripts/profile_all.sh is this step on a plan for batch 1: 0.176 → 0.167 ms, the
 submission 174 → 22 µs. Delete the first line of ``capture``: the capture fails, the result says why, the outputs are right.
 """
 

@@ -16,7 +16,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, UsageFault
 
 
 @contextlib.contextmanager
@@ -50,6 +50,9 @@ def check_ordinary(path: Path) -> None:
 
 def check_writable(*paths: Path | None) -> None:
     """Find out before the run that a result could not be written after it."""
+    named = [path.absolute() for path in paths if path is not None]
+    if len({*named}) < len(named):
+        raise UsageFault(f"two results cannot be one file: {', '.join(map(str, named))}.")
     for path in filter(None, paths):
         check_ordinary(path)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

@@ -77,7 +77,9 @@ def print_timeline() -> None:
         return
     drawn = timeline("", trace)
     cell = drawn.length_ms / width
-    out.print(f"\n  the measured window, {cell * 1e3:.0f} µs a character; a digit is a batch's number")
+    out.print(
+        f"\n  the measured window, {cell * 1e3:.0f} µs a character; a digit is the last of a batch's number, ' a short piece"
+    )
     for name, bars in drawn.rows.items():
         characters = ["·"] * width
         for bar in bars:

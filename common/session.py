@@ -91,7 +91,7 @@ def measured_batches(chosen: Namespace, pilot: Callable[[int], Session], turn: i
     Those begin and end with the pipeline equally full: whole turns of its slots, and of the ``turn`` batch sizes.
     """
     if chosen.measure or chosen.batches:
-        return chosen.measure or max(chosen.batches - WARM_UP, chosen.batches // 2)
+        return chosen.measure or max(chosen.batches - WARM_UP, chosen.batches // 2, 1)
     if backend.current().simulator is not None:
         return backend.SIMULATED_MEASURED
     run = pilot(PILOT)

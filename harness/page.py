@@ -75,7 +75,7 @@ def section(row: Row, rows: list[Row], timelines: dict[str, Timeline], parents: 
     name, parent = row.stage, parents.get(row.stage)
     said = f"<strong>{row.per_batch_ms:.3f} ms a batch</strong>"
     if row.limiter is not None:
-        said += f", {row.percent_of_limit:.0f} % of its limit of {row.limit_ms:.3f} ms, limited by: {escape(row.limiter)}"
+        said += f", {row.percent_of_limit:.0f} % of its own limit of {row.limit_ms:.3f} ms, limited by: {escape(row.limiter)}"
     text = f'<section><h2 id="{escape(name)}">{escape(name)}</h2><p>{said}. Next: {escape(remedy(row, rows))}.</p>'
     text += "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in row.notes) + "</ul>" if row.notes else ""
     if name not in timelines:

@@ -196,6 +196,7 @@ def decide_backend(name: str) -> str:
 
 def main() -> int:
     options = parse_options()
+    options.out = options.out.resolve()  # the stages run elsewhere
     options.out.mkdir(parents=True, exist_ok=True)
     check_writable(options.out / "comparison.json")
     backend, nsys = decide_backend(options.backend), None

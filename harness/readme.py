@@ -48,7 +48,7 @@ def filled(match: re.Match[str]) -> str:
             shown = grid([row.shown for row in steps(rows)], columns(Row, TABLE, QUOTED | ROUGH))
             made = "\n".join([f"{run}:", "", *shown, "", outputs, advice, ""])
         else:
-            stages = {row.stage: vars(row) for row in rows}
+            stages = {row.stage: row.shown for row in rows}
             made = "\n".join([*grid([stages[name] for name in match[4].split()], columns(Row, STEP, QUOTED)), ""])
     return f"{match[1]}{made}{match[5]}"
 

@@ -46,7 +46,8 @@ def print_rows(run: Conditions, rows: list[Row], host: str, order: str = SHORT) 
         table.add_column(title, justify="left" if key in WORDS else "right", no_wrap=True)
     for row in steps(rows):
         table.add_row(*cells(row.shown, shown))
-    Console(highlight=False, width=max(out.width, 250)).print(table)
+    console = Console(highlight=False, width=max(out.width, 400))  # as wide as the widest table
+    console.print(table, soft_wrap=True)
     for line in ["", *below(rows, host)]:
         out.print(wrapped(line, 2), markup=False)
 

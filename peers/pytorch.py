@@ -246,8 +246,10 @@ def main() -> int:
         raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
     best = min(stages, key=lambda stage: stage.per_batch_ms)
     options.device = "cpu" if best.backend == "simulated" else "cuda"
+    place = "cpu" if best.backend == "simulated" else best.device
     failed = 0 if options.table_only else run_all(options, best.batch or 1)
-    text = table(best, Record.read_all(options.directory / "peers"))
+    peers = [peer for peer in Record.read_all(options.directory / "peers") if peer.batch == best.batch and peer.device == place]
+    text = table(best, peers)
     write_text(options.directory / "peers.md", text)
     out.print(text, markup=False)
     return failed

@@ -86,8 +86,9 @@ class Clock:
     def pause(self, thread: HostThread) -> None:
         """``thread`` is about to wait for another thread."""
         with self.lock:
-            thread.running = False
-            self.lock.notify_all()
+            if thread.running:  # who waits on only looks again: waking the others for it would keep them from seeing a stall
+                thread.running = False
+                self.lock.notify_all()
 
     def resume(self, thread: HostThread, not_before: int = 0) -> None:
         """``thread`` goes on, at the earliest at ``not_before``."""

@@ -27,6 +27,9 @@ def install() -> None:
     _modelled_clocks()
 
 
+READING_NS = 1000  # a reading takes time, or a script that waits in a loop for the clock would wait for ever
+
+
 def _modelled_clocks() -> None:
     """What a script measures is modelled time, and its sleep takes none of ours."""
     now = time.time()
@@ -40,6 +43,7 @@ def _modelled_clocks() -> None:
             if count > before and sim.gpu.all.end > thread.now:
                 sim.remark(f"timed too early: at {here} the work is still on the GPU that was submitted since {there}")
             readings[thread] = count, here
+            thread.now += READING_NS
             return thread.now
 
     def sleep(seconds: float) -> None:

@@ -211,3 +211,17 @@ def test_a_dropped_error_is_seen_by_failing_it(checkout):
     assert [line.split(" at ")[0].split()[-1] for line in done.stdout.splitlines() if line.endswith(": went on")] == [
         "cudaMemcpyAsync"
     ]
+
+
+ENDS = {
+    "a clock waited for": "import time\nstart = time.time()\nwhile time.time() - start < 0.01: pass\n",
+    "asyncio": "import asyncio\nasync def main():\n    await asyncio.to_thread(print, 1)\nasyncio.run(main())\n",
+}
+
+
+@pytest.mark.parametrize("script", ENDS.values(), ids=ENDS)
+def test_a_script_that_ends_in_python_ends_here(checkout, tmp_path, script):
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    done = checkout.run("-m", "sim", path, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -115,3 +115,23 @@ def test_every_report_names_its_conditions():
         assert facts["backend"] and facts["device"] and facts["engine"] and facts["batch"], path
         text = path.read_text()
         assert "/home/" not in text and "/root/" not in text and "/work/" not in text
+
+
+def test_tables_round_their_figures():
+    """But for comparisons of engines, whose differences are small."""
+    for page in (
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "reports" / "README.md",
+        ROOT / "reports" / "stages.md",
+    ):
+        for row in [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]:
+            assert not re.search(r"\d\.\d{5,}", row), (page.name, row)
+
+
+def test_every_module_that_a_page_runs_exists():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "reports").glob("*.md")):
+        for module in re.findall(r"python -m ([a-z][\w.]+)", page.read_text(encoding="utf-8")):
+            path = ROOT / module.replace(".", "/")
+            installed = module.split(".")[0] in ("pytest", "pip", "venv", "mypy", "ruff")
+            assert installed or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (page.name, module)
