@@ -20,7 +20,7 @@ KERNELS = "SELECT k.start, s.value FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN String
 
 def events(trace: Trace) -> list[dict[str, Any]]:
     """Complete events ("X") in µs from the first one, the names of their rows ("M"), and arrows ("s" to "f")."""
-    kernels, connection = {}, sqlite3.connect(f"file:{trace.path}?mode=ro", uri=True)
+    kernels, connection = {}, sqlite3.connect(f"{trace.path.absolute().as_uri()}?mode=ro", uri=True)
     with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):  # where whole graphs were traced
         kernels = dict(connection.execute(KERNELS))
     rows: list[tuple[int, int, str, np.ndarray, Any, Any]] = []  # process, row, its title; intervals, names, batches

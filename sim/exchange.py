@@ -85,6 +85,7 @@ class Exchange:
             if not patience.waiting or side == OPEN:
                 self._attempt(patience, side, waiter)
             if waiter.taken or not block:
+                thread.now += 0 if waiter.taken else self.wake_ns  # or who asks in a loop would be first for ever
                 return waiter.taken
             patience.waiting.append(waiter)
             self.before_waiting()
@@ -96,5 +97,6 @@ class Exchange:
             finally:
                 if not waiter.taken:
                     patience.waiting.remove(waiter)
+                    thread.now += self.wake_ns
                 self.clock.resume(thread)
         return waiter.taken

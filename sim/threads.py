@@ -6,7 +6,9 @@ and a thread that waits is not waited for by others. Other primitives still work
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from typing import Any
 from sim.clock import Clock, HostThread
 from sim.exchange import OPEN, Exchange
 from sim.order import join
+
+EXECUTORS = os.path.join("concurrent", "futures")
 
 
 class Hooks(Exchange):
@@ -32,7 +36,8 @@ class Hooks(Exchange):
         self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore, threading.Barrier):
+        semaphores = threading.Semaphore, threading.BoundedSemaphore  # the second has a release of its own
+        for owner in (threading.Thread, queue.Queue, Future, threading.Event, *semaphores, threading.Barrier):
             prefix = f"_{owner.__name__.lower()}_"
             for hook in [name for name in dir(self) if name.startswith(prefix)]:
                 self._replace(owner, hook[len(prefix) :], getattr(self, hook))
@@ -134,11 +139,12 @@ class Hooks(Exchange):
 
     def _semaphore_acquire(self, original: Any, semaphore: Any, blocking: bool = True, timeout: float | None = None) -> bool:
         thread = self.clock.thread()
-        known = thread.order
+        known, now = thread.order, thread.now
         self.side(semaphore, "permits", semaphore._value)
         taken = self.take(semaphore, "permits", lambda _: original(semaphore, False), blocking, timeout)
-        if timeout == 0:  # an executor asks so whether a thread happens to be idle: that orders nothing
-            thread.order = known
+        if timeout == 0 and EXECUTORS in sys._getframe(2).f_code.co_filename:
+            thread.order = known  # whether one of its threads happens to be idle orders nothing, and takes no time
+            thread.now = thread.now if taken else now
         return taken
 
     def _semaphore_release(self, original: Any, semaphore: Any, n: int = 1) -> None:
@@ -147,6 +153,8 @@ class Hooks(Exchange):
             original(semaphore, n)
             for _ in range(n):
                 self.give(semaphore, "permits", thread)
+
+    _boundedsemaphore_release = _semaphore_release
 
     # -- a barrier gives everybody's past to everybody
 

@@ -96,8 +96,25 @@ def install(undo: contextlib.ExitStack, is_page_locked: Callable[[int], bool], n
 
         return view
 
+    def reading(original: Callable[..., Any]) -> Callable[..., Any]:
+        """Of functions that drop the subclass: what still is the same memory stays seen, what is a copy has read it."""
+
+        def made_of(*args: Any, **kwargs: Any) -> Any:
+            made = original(*args, **kwargs)
+            if not args or not isinstance(args[0], Seen) or not made.size:
+                return made
+            if np.shares_memory(made, args[0]):
+                return made.view(Seen)
+            Seen.note(*byte_bounds(args[0]), False)
+            return made
+
+        return made_of
+
     undo.callback(setattr, Seen, "note", Seen.note)
     Seen.note = staticmethod(note)  # type: ignore[assignment]
     for owner, name in ((np, "frombuffer"), (np.ctypeslib, "as_array")):
         undo.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, seeing(getattr(owner, name)))
+    for name in ("array", "asarray", "ascontiguousarray"):
+        undo.callback(setattr, np, name, getattr(np, name))
+        setattr(np, name, reading(getattr(np, name)))
