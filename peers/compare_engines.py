@@ -27,13 +27,14 @@ from common.clock import undisturbed
 from common.console import out
 from common.errors import Fault, WrongOutputs
 from common.files import write_json
+from common.host import processor
 from common.images import Images
 from common.options import positives
 from export import models
 from export.train import labelled_files, load
 from peers.contenders import CONTENDERS, Contender, Missing, Ready, Task, pipeline
 from peers.processes import ROOT
-from peers.rows import Row, host, report
+from peers.rows import Row, report
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
 """Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
@@ -130,7 +131,7 @@ def compare(
     if before.weights_sha256 == weights and before.median_ms and (before.top1 is not None or not photographs):
         return
     row = Row(contender.name, contender.precision, task.model, Path(task.weights).name, weights, transfers, batch=task.batch)
-    row.host, row.date = host(), datetime.date.today().isoformat()
+    row.host, row.date = processor(), datetime.date.today().isoformat()
     try:
         started = time.perf_counter()
         with contender.prepare(task, contender.precision) as ready:

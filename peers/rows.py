@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,11 +148,3 @@ def conditions(rows: list[Row]) -> str:
     )
     dates = sorted({row.date for row in rows})
     return f"{devices}; host: {hosts}; {versions}; {' to '.join(dict.fromkeys([*dates[:1], *dates[-1:]]))}:"
-
-
-def host() -> str:
-    """The processor and the number of cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {cores} cores"
