@@ -19,17 +19,19 @@ A stage whose results are newer than its script and its plan, and were made with
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from common import program
 from common.backend import select
-from common.console import out
-from common.errors import INTERRUPTED
+from common.console import err, out, printable
+from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
 from common.plans import default_plan
@@ -37,7 +39,7 @@ from common.record import Record
 from common.trace import TraceError, read
 from harness import tables
 from harness.compare import Comparison
-from harness.nsys import Nsys, NsysError, find
+from harness.nsys import Nsys, NsysError, call, find
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOWS = 2  # measured windows in each process
@@ -82,6 +84,7 @@ class Profiler:
         self.repeats = 1 if self.simulated else options.repeats
         self.runs: dict[Path, list[Record]] = {}
         self.problems: list[str] = []
+        self.failed = 0  # the first exit code that was not 0
         self.arguments = ["--backend", backend]
         for name in PASSED_ON:
             if getattr(options, name) is not None:
@@ -124,10 +127,12 @@ class Profiler:
             for line in lines[-5:]:
                 out.print(f"      {line}", markup=False)
             self.problems.append(f"{name}: exit code {error.returncode}; its output is in {log}")
+            self.failed = self.failed or max(error.returncode, ENVIRONMENT * (error.returncode < 0))
         except (NsysError, TraceError) as error:
             self.file(script, ".sqlite").unlink(missing_ok=True)  # or it would pass for a current one the next time
             out.print(f"  {name:<20} no timeline: {error}", markup=False)
             self.problems.append(str(error))
+            self.failed = self.failed or ENVIRONMENT
         del self.runs[script]
 
     def command(self, script: Path, *more: object) -> list[str]:
@@ -148,8 +153,9 @@ class Profiler:
         """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
         path, runs = self.file(script, ".json"), self.runs[script]
         more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS]
-        with self.file(script, ".log").open("a", encoding="utf-8") as log:
-            subprocess.run(self.command(script, "--json", path, *more), stdout=log, stderr=log, check=True, cwd=ROOT)
+        command = self.command(script, "--json", path, *more)
+        if code := call(command, self.file(script, ".log")):
+            raise subprocess.CalledProcessError(code, command)
         runs.append(recorded(path))
         record = replace(Record.of(runs), arguments=self.arguments)
         record.profiled = clocks(record) if self.simulated else None
@@ -184,11 +190,11 @@ def clocks(run: Record) -> dict[str, float]:
 
 def decide_backend(name: str) -> str:
     """What ``auto`` comes to, asked of a process of its own: this one stays out of CUDA."""
-    code = f"from common import backend; b = backend.select({name!r}); print(b.name, '|', b.reason)"
+    said = f"print(backend.select({name!r}).name, '|', backend.current().reason)"
+    code = f"from common import backend, program; program.run(lambda: {said})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode != 0:
-        out.print(f"profile_all: error: {done.stderr.strip().splitlines()[-1]}", style="red", markup=False)
-        raise SystemExit(3)
+        raise EnvironmentFault(done.stderr.strip().rpartition("error: ")[2] or f"{sys.executable} ended without a word")
     chosen, _, reason = done.stdout.strip().partition(" | ")
     out.print(f"backend: {chosen} ({reason})", markup=False)
     return chosen
@@ -204,7 +210,7 @@ def main() -> int:
             nsys = find()
             out.print(f"profiler: nsys {nsys.version}, {nsys.path}", markup=False)
         except NsysError as error:
-            out.print(f"profiler: {error}", style="yellow", markup=False)
+            err.print(f"profiler: {error}", style="yellow", markup=False)
     try:
         failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
         given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
@@ -213,8 +219,8 @@ def main() -> int:
         out.print("\nWhere launches count: images one by one, on a plan for batch 1")
         return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
     except KeyboardInterrupt:
-        out.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
-        return INTERRUPTED
+        err.print("what is finished is kept, and will not run again")
+        raise
 
 
 def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
@@ -226,17 +232,36 @@ def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order: str) -> int:
-    """Run the chosen stages and compare all that the folder holds; 1 where one of them failed."""
+    """Run the chosen stages and compare what the folder holds; the exit code of the first that failed."""
     profiler = Profiler(options, backend, nsys)
     options.out.mkdir(parents=True, exist_ok=True)
-    profiler.run(options.chosen)
-    found = Comparison(options.out)
-    if found.rows:
-        out.print()
-        found.report(options.figures, options.perfetto, order)
+    with alone(options.out):
+        profiler.run(options.chosen)
+        found = Comparison(options.out, options.chosen[0].stem)
+        if found.rows:
+            out.print()
+            found.report(options.figures, options.perfetto, order)
     for problem in dict.fromkeys([*profiler.problems, *found.problems]):
-        out.print(f"problem: {problem}", style="yellow", markup=False)
-    return 1 if profiler.problems or not found.rows else 0
+        err.print(f"problem: {printable(problem)}", style="yellow", markup=False)
+    return profiler.failed or (0 if found.rows else ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that another process may work in as well, once it has ended; where the system has such locks."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ModuleNotFoundError, OSError):  # no such system, no such locks in this file system
+            import fcntl
+
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                err.print(f"another profile_all works in {folder}: waiting for it", style="yellow", markup=False)
+                fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 if __name__ == "__main__":
