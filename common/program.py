@@ -20,8 +20,7 @@ from common.errors import ENVIRONMENT, INTERRUPTED, OURS, VERIFIED, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKING = {"threading.py", "queue.py", "weakref.py", "_base.py", "thread.py", "threads.py", "exchange.py", "clock.py"}
-"""Of the standard library, and the simulator's form of it: where an exception out of nowhere leaves a lock held for ever, has
-others wait for what never comes, or is swallowed."""
+"""The library's and the simulator's code in which an exception out of nowhere leaves a lock held, or is swallowed."""
 SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 
 
@@ -38,13 +37,12 @@ class Interruption:
 
     def __init__(self) -> None:
         self.since: float | None = None  # when it was heard first
-        self.signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
         sys.unraisablehook = self.swallowed
         self.listen(self)
 
     def listen(self, handler: Any) -> None:
-        for each in self.signals:
-            signal.signal(each, handler)
+        for name in {"SIGINT", "SIGTERM", "SIGALRM"} & set(dir(signal)):
+            signal.signal(getattr(signal, name), handler)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.since is None:

@@ -84,10 +84,6 @@ class Window:
     core_us: list[float] | None = None
     gpu: dict[str, Any] | None = None
 
-    @property
-    def timed(self) -> bool:
-        return self.per_batch_ms > 1 / LARGEST
-
 
 @dataclass
 class Record(Window, Conditions):
@@ -127,10 +123,10 @@ class Record(Window, Conditions):
         content = read_json(path)
         left_out: list[str] = []
         record = from_json(cls, content, left_out)
-        if not record.timed or "stage" not in content:
+        if record.per_batch_ms < 1 / LARGEST or "stage" not in content:
             return None
         windows = [from_json(Window, window) for window in record.windows if isinstance(window, dict)]
-        record.windows = [window for window in windows if window.timed]
+        record.windows = [window for window in windows if window.per_batch_ms > 0]
         record.notes += [f"its record's {name} has another form, and is left out" for name in sorted(left_out)]
         return record
 
@@ -140,9 +136,9 @@ class Record(Window, Conditions):
         should be one, and is none."""
         paths = sorted(folder.glob("*.json"), key=lambda path: ladder_order(path.stem))
         found = [(path.stem, cls.read(path)) for path in paths if path.suffixes[-2:] != [".perfetto", ".json"]]
-        none = {name for name, record in found if record is None and "stages" not in read_json(folder / f"{name}.json")}
+        none = [name for name, record in found if record is None and "stages" not in read_json(folder / f"{name}.json")]
         if problems is not None:
-            problems += [f"{name}.json is left out: no result record, or one without a time" for name in sorted(none)]
+            problems += [f"{name}.json is left out: no record of a time" for name in none]
         return [dataclasses.replace(record, stage=name) for name, record in found if record is not None]
 
     @classmethod

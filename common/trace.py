@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 MEASURED, INFER, POSTPROCESS = "measured batches", "infer", "postprocess"  # the ranges (see ``common/ranges.py``)
-LAST = 2**60
-"""The last ns that a trace can be of; anything later is no time."""
+LAST = 2**60  # ns that a trace can be of
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2  # CUPTI_ACTIVITY_KIND_MEMCPY.copyKind
 

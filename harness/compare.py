@@ -36,18 +36,15 @@ AHEAD = 1.2  # latency over the time of a batch from which on submission is no w
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
 
 
-SHARED = ("backend", "device", "engine", "batch")
-"""Conditions that the rows of a table share."""
+SHARED = ("backend", "device", "engine", "batch")  # by the rows of a table
 
 
 class Comparison:
-    """What a folder holds that can be held against one another: the run's conditions, a row and a timeline a stage. A line of
-    ``problems`` says what of each other thing. Of stages that share no conditions, those count that share ``wanted``'s, or the
-    most."""
+    """The run's conditions, a row and a timeline for each stage of a folder that shares ``wanted``'s conditions, or those of
+    the most; ``problems`` has a line for each other thing."""
 
     def __init__(self, directory: Path, wanted: str | None = None) -> None:
         self.directory = directory
-        self.rows: list[Row] = []
         self.traces: dict[str, Trace] = {}
         self.problems: list[str] = []
         records = {record.stage: record for record in Record.read_all(directory, self.problems)}
@@ -55,13 +52,11 @@ class Comparison:
         for path in sorted(directory.glob("*.sqlite")):
             name = path.stem
             try:
-                trace = read(path)
-                analysis = analyse(trace)
+                analysis = analyse(trace := read(path))
             except TraceError as error:
                 self.problems.append(str(error))
                 continue
-            traced = describe(name, trace, analysis)
-            record = records.setdefault(name, traced)
+            record = records.setdefault(name, traced := describe(name, trace, analysis))
             if not alike(record, traced if trace.simulated else replace(traced, device=None)):  # nsys lists all GPUs
                 self.problems.append(f"{path.name} is left out: it is of {conditions(traced)}, its record is not")
                 continue
@@ -69,18 +64,15 @@ class Comparison:
             if trace.whole_graphs:
                 self.problems.append(f"{name}: {WHOLE_GRAPHS}")
         runs = sorted(records.values(), key=lambda run: ladder_order(run.stage))
-        if runs:
-            model = records.get(wanted or "") or max(runs, key=lambda one: sum(covers(one, other) for other in runs))
-            for run in runs:
-                if not alike(model, run):
-                    self.problems.append(f"{run.stage} is left out: {conditions(run)}; the table is of {conditions(model)}")
-                    self.traces.pop(run.stage, None)
-            runs = [run for run in runs if alike(model, run)]
+        sizes = {run.stage: sum({**told(run), **told(other)} == told(run) for other in runs) for run in runs}
+        model = records.get(wanted or "") or max(runs, key=lambda run: sizes[run.stage], default=Record())
+        for run in [run for run in runs if not alike(model, run)]:
+            self.problems.append(f"{run.stage} is left out: {conditions(run)}; the table is of {conditions(model)}")
+            self.traces.pop(run.stage, None)
+            runs.remove(run)
         self.rows = [row(run, analyses.get(run.stage)) for run in runs]
         relate(self.rows)
-        self.run = Conditions()
-        for each in fields(Conditions):
-            setattr(self.run, each.name, common([getattr(run, each.name) for run in runs]))
+        self.run = Conditions(**{each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
         windows = [window for run in runs for window in run.windows if run.backend != "simulated"]
         self.host = beside(windows, next((run.host.get("processor") for run in runs if run.host), None)) if windows else ""
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
@@ -109,20 +101,14 @@ class Comparison:
         out.print(wrapped(f"written: {os.path.relpath(self.directory)}/{', '.join(written)}", 2), markup=False)
 
     def write(self) -> None:
-        contents = {
-            "rules": RULES,
-            "run": vars(self.run),
-            "host": self.host,
-            "stages": [vars(stage) for stage in self.rows],
-            "advice": advice(self.rows),
-        }
-        write_json(self.directory / "comparison.json", contents)
+        run = {"rules": RULES, "run": vars(self.run), "host": self.host}
+        stages = {"stages": [vars(stage) for stage in self.rows], "advice": advice(self.rows)}
+        write_json(self.directory / "comparison.json", {**run, **stages})
         keys = [key for key, value in vars(self.rows[0]).items() if not isinstance(value, (list, dict))]
         write_csv(self.directory / "comparison.csv", keys, map(vars, self.rows))
         markdown = tables.markdown(self.run, self.rows, self.host) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
-        html = page.page(self.run, self.rows, self.timelines, self.parents())
-        write_text(self.directory / "comparison.html", html)
+        write_text(self.directory / "comparison.html", page.page(self.run, self.rows, self.timelines, self.parents()))
 
     def draw(self, drawn: dict[str, Timeline], parents: dict[str, str]) -> None:
         """A picture of all timelines, and of each stage under the one it differs from."""
@@ -145,11 +131,6 @@ def told(run: Record) -> dict[str, Any]:
 def alike(one: Record, other: Record) -> bool:
     """Whether two runs share all conditions that are known of both; a trace alone does not tell its engine and batch."""
     return all(told(one)[name] == told(other)[name] for name in told(one).keys() & told(other).keys())
-
-
-def covers(one: Record, other: Record) -> bool:
-    """Whether two runs are alike, and of ``other`` nothing is known that is not known of ``one``."""
-    return told(one) == {**told(one), **told(other)}
 
 
 def conditions(run: Record) -> str:
@@ -228,8 +209,9 @@ def main() -> None:
     for problem in found.problems:
         err.print(f"compare: {printable(problem)}", style="yellow", markup=False)
     if not found.rows:
-        nothing = "no trace (NAME.sqlite) and no result record (NAME.json)"
-        raise EnvironmentFault(f"{found.directory} holds {nothing} that can be compared. Make some: scripts/profile_all.sh")
+        raise EnvironmentFault(
+            f"no trace and no record in {found.directory} can be compared: run scripts/profile_all.sh first."
+        )
     found.report(options.figures, options.perfetto, tables.ALL if options.wide else tables.SHORT)
 
 

@@ -63,21 +63,19 @@ class Nsys:
 
 
 def call(command: list[str], log: Path) -> int:
-    """Run a program in a session of its own, its output into a log; its exit code. However this ends, the program and all that
-    it started have ended before."""
+    """Run a program, its output into a log; its exit code. However this ends, all that it started has ended before."""
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
-    end_all = getattr(os, "killpg", lambda *_: process.kill())
     try:
         while process.poll() is None:  # to wait inside ``subprocess`` would be to hear of Ctrl-C late
             time.sleep(POLL_S)
         return process.returncode
     except BaseException:
-        end_all(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         with contextlib.suppress(ProcessLookupError):
-            end_all(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         raise
 
 

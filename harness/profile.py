@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,8 +153,7 @@ class Profiler:
         """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
         path, runs = self.file(script, ".json"), self.runs[script]
         more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS]
-        command = self.command(script, "--json", path, *more)
-        if code := call(command, self.file(script, ".log")):
+        if code := call(command := self.command(script, "--json", path, *more), self.file(script, ".log")):
             raise subprocess.CalledProcessError(code, command)
         runs.append(recorded(path))
         record = replace(Record.of(runs), arguments=self.arguments)
@@ -211,16 +210,12 @@ def main() -> int:
             out.print(f"profiler: nsys {nsys.version}, {nsys.path}", markup=False)
         except NsysError as error:
             err.print(f"profiler: {error}", style="yellow", markup=False)
-    try:
-        failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
-        given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
-        if failed or given or backend != "simulated":
-            return failed
-        out.print("\nWhere launches count: images one by one, on a plan for batch 1")
-        return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
-    except KeyboardInterrupt:
-        err.print("what is finished is kept, and will not run again")
-        raise
+    failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
+    given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
+    if failed or given or backend != "simulated":
+        return failed
+    out.print("\nWhere launches count: images one by one, on a plan for batch 1")
+    return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
 
 
 def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
@@ -235,33 +230,28 @@ def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order:
     """Run the chosen stages and compare what the folder holds; the exit code of the first that failed."""
     profiler = Profiler(options, backend, nsys)
     options.out.mkdir(parents=True, exist_ok=True)
-    with alone(options.out):
-        profiler.run(options.chosen)
-        found = Comparison(options.out, options.chosen[0].stem)
-        if found.rows:
-            out.print()
-            found.report(options.figures, options.perfetto, order)
+    alone(options.out)
+    profiler.run(options.chosen)
+    found = Comparison(options.out, options.chosen[0].stem)
+    if found.rows:
+        out.print()
+        found.report(options.figures, options.perfetto, order)
     for problem in dict.fromkeys([*profiler.problems, *found.problems]):
         err.print(f"problem: {printable(problem)}", style="yellow", markup=False)
     return profiler.failed or (0 if found.rows else ENVIRONMENT)
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder that another process may work in as well, once it has ended; where the system has such locks."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ModuleNotFoundError, OSError):  # no such system, no such locks in this file system
-            import fcntl
+def alone(folder: Path) -> None:
+    """Hold a folder until this process ends, as soon as no other holds it; where the system has such locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
 
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                err.print(f"another profile_all works in {folder}: waiting for it", style="yellow", markup=False)
-                fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            err.print(f"another profile_all works in {folder}: waiting for it", style="yellow", markup=False)
+            fcntl.flock(held, fcntl.LOCK_EX)
 
 
 if __name__ == "__main__":
