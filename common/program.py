@@ -84,6 +84,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def alone(folder: Path) -> None:
+    """Hold a folder until this process ends, as soon as no other holds it; where the system has such locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            err.print(f"another one works in {folder}: waiting for it", style="yellow", markup=False)
+            fcntl.flock(held, fcntl.LOCK_EX)
+
+
 def sentence(error: BaseException) -> tuple[str, int]:
     """What to say of the exception that ended a program, and its exit code."""
     if isinstance(error, KeyboardInterrupt):

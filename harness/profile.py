@@ -19,8 +19,6 @@ A stage whose results are newer than its script and its plan, and were made with
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -230,7 +228,7 @@ def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order:
     """Run the chosen stages and compare what the folder holds; the exit code of the first that failed."""
     profiler = Profiler(options, backend, nsys)
     options.out.mkdir(parents=True, exist_ok=True)
-    alone(options.out)
+    program.alone(options.out)
     profiler.run(options.chosen)
     found = Comparison(options.out, options.chosen[0].stem)
     if found.rows:
@@ -239,19 +237,6 @@ def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order:
     for problem in dict.fromkeys([*profiler.problems, *found.problems]):
         err.print(f"problem: {printable(problem)}", style="yellow", markup=False)
     return profiler.failed or (0 if found.rows else ENVIRONMENT)
-
-
-def alone(folder: Path) -> None:
-    """Hold a folder until this process ends, as soon as no other holds it; where the system has such locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        held = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            err.print(f"another profile_all works in {folder}: waiting for it", style="yellow", markup=False)
-            fcntl.flock(held, fcntl.LOCK_EX)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_a_second_profile_all_waits_for_the_first(checkout, tmp_path):
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted("outputs right   (" in out for out, _ in said) == [False, True]
-    assert sorted(f"another profile_all works in {tmp_path}: waiting for it" in err for _, err in said) == [False, True]
+    assert sorted(f"another one works in {tmp_path}: waiting for it" in err for _, err in said) == [False, True]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
