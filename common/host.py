@@ -85,14 +85,15 @@ def beside(windows: Iterable[Any], processor: str | None) -> str:
     readings = [window.gpu for window in windows if window.gpu]
     ranges = {
         "a core's piece of work {} µs": [us for window in windows for us in window.core_us or ()],
-        "SM clock {} MHz": [reading["sm_mhz"] for reading in readings],
-        "{} °C": [reading["temperature_c"] for reading in readings],
+        "SM clock {} MHz": [reading.get("sm_mhz") for reading in readings],
+        "{} °C": [reading.get("temperature_c") for reading in readings],
     }
     said = [processor] if processor else []
     for text, values in ranges.items():
-        if known := [value for value in values if value is not None]:
+        if known := [value for value in values if isinstance(value, (int, float))]:
             said.append(text.format(f"{min(known):,.0f} to {max(known):,.0f}"))
-    throttles = {name for reading in readings for name in reading["throttled"]}
+    throttled = [names for reading in readings if isinstance(names := reading.get("throttled"), list)]
+    throttles = {str(name) for names in throttled for name in names}
     if readings:
         said.append(f"clocks held down by {', '.join(sorted(throttles))}" if throttles else "nothing held the clocks down")
     return f"Beside the {len(windows)} windows: {'; '.join(said)}." if said else ""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from common.console import err, printable
 from common.errors import ENVIRONMENT, INTERRUPTED, OURS, VERIFIED, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCKING = {"threading.py", "queue.py", "weakref.py", "_base.py", "thread.py", "threads.py", "exchange.py", "clock.py"}
+"""The library's and the simulator's code in which an exception out of nowhere leaves a lock held, or is swallowed."""
+SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 
 
 def parser(doc: str | None, prog: str | None = None) -> ArgumentParser:
@@ -25,21 +31,70 @@ def parser(doc: str | None, prog: str | None = None) -> ArgumentParser:
     return made
 
 
+class Interruption:
+    """Hears Ctrl-C and SIGTERM. ``KeyboardInterrupt`` is raised as soon as the main thread is not in ``LOCKING``, or has
+    waited there for ``PATIENCE_S``; once more if it was swallowed; and a program that hangs all the same is ended."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None  # when it was heard first
+        sys.unraisablehook = self.swallowed
+        self.listen(self)
+
+    def listen(self, handler: Any) -> None:
+        for name in {"SIGINT", "SIGTERM", "SIGALRM"} & set(dir(signal)):
+            signal.signal(getattr(signal, name), handler)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.since is None:
+            self.since = time.monotonic()
+            _thread.start_new_thread(self.end, ())
+        inside = any(os.path.basename(each.f_code.co_filename) in LOCKING for each, _ in traceback.walk_stack(frame))
+        if not (inside and time.monotonic() < self.since + PATIENCE_S and self.again()):
+            raise KeyboardInterrupt
+
+    def again(self) -> bool:
+        """Come back soon, where there are such timers."""
+        return hasattr(signal, "setitimer") and signal.setitimer(signal.ITIMER_REAL, SOON_S) is not None
+
+    def swallowed(self, error: Any) -> None:
+        if error.exc_type is not KeyboardInterrupt or not self.again():
+            sys.__unraisablehook__(error)
+
+    def end(self) -> None:
+        time.sleep(END_S)
+        os.write(2, b"interrupted, and it did not end by itself\n")
+        os._exit(INTERRUPTED)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a program whose ``main`` returns its exit code (None: 0) or raises; SIGTERM is heard as Ctrl-C is."""
-    with contextlib.suppress(AttributeError, ValueError):  # ASCII terminals get ?; only the main thread has signals
+    with contextlib.suppress(AttributeError):  # ASCII terminals get ?
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption = Interruption()
     try:
         code = main() or VERIFIED
     except (Exception, KeyboardInterrupt) as error:
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        said, code = sentence(error)
+        said, code = sentence(KeyboardInterrupt() if interruption.since else error)
         notes: list[str] = getattr(error, "__notes__", [])
         said += f" And then: {notes[0]}" + f", and {len(notes) - 1} more." * (len(notes) > 1) if notes else ""
         err.print(printable(f"{Path(sys.argv[0]).stem}: {' '.join(said.split())}"), style="red", markup=False)
+    interruption.listen(signal.SIG_DFL)  # there is nothing left to be interrupted
     sys.exit(code)
+
+
+def alone(folder: Path) -> None:
+    """Hold a folder until this process ends, as soon as no other holds it; where the system has such locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            err.print(f"another one works in {folder}: waiting for it", style="yellow", markup=False)
+            fcntl.flock(held, fcntl.LOCK_EX)
 
 
 def sentence(error: BaseException) -> tuple[str, int]:

@@ -14,13 +14,30 @@ from common.files import read_json, write_json
 T = TypeVar("T")
 FAULTY = 101.0
 """Percent of its limit from which on a result is no result."""
+LARGEST = 1e18
 FAULT = "a fault of the measurement: run it again with more batches (--measure)"
 
 
-def from_json(cls: type[T], content: dict[str, Any]) -> T:
-    """A dataclass from a JSON object. What an older or newer version has written besides is left out."""
-    names = [each.name for each in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return cls(**{name: content[name] for name in names if content.get(name) is not None})
+def from_json(cls: type[T], content: Any, left_out: list[str] | None = None) -> T:
+    """A dataclass from a JSON object. What an older or newer version has written besides, or in another form, is left out;
+    names of the latter are added to ``left_out``."""
+    kinds = {each.name: str(each.type) for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {name: value for name, value in content.items() if name in kinds and value is not None}
+    fit = {name: value for name, value in known.items() if fits(kinds[name], value)}
+    if left_out is not None:
+        left_out += known.keys() - fit.keys()
+    return cls(**fit)
+
+
+def fits(kind: str, value: Any) -> bool:
+    """Whether a value is of an annotated type that JSON has; a number, whether it could be of a measurement."""
+    outer, _, inner = kind.replace(" | None", "").rstrip("]").partition("[")
+    if outer == "Any" or not isinstance(value, (list, dict, int, float)) or isinstance(value, bool):
+        return outer in ("Any", type(value).__name__)
+    if isinstance(value, (list, dict)):
+        each = value.values() if isinstance(value, dict) else value
+        return outer == type(value).__name__ and all(fits(inner.rpartition(", ")[2], one) for one in each)
+    return outer in ("float", type(value).__name__) and abs(value) < LARGEST
 
 
 @dataclass
@@ -112,18 +129,24 @@ class Record(Window, Conditions):
     def read(cls, path: Path) -> Record | None:
         """The record in a file; None where there is none."""
         content = read_json(path)
-        timed = isinstance(content.get("per_batch_ms"), (int, float)) and content["per_batch_ms"] > 0
-        if not timed or "stage" not in content:
+        left_out: list[str] = []
+        record = from_json(cls, content, left_out)
+        if record.per_batch_ms < 1 / LARGEST or "stage" not in content:
             return None
-        record = from_json(cls, content)
-        record.windows = [from_json(Window, window) for window in record.windows]
+        windows = [from_json(Window, window) for window in record.windows if isinstance(window, dict)]
+        record.windows = [window for window in windows if window.per_batch_ms > 0]
+        record.notes += [f"its record's {name} has another form, and is left out" for name in sorted(left_out)]
         return record
 
     @classmethod
-    def read_all(cls, folder: Path) -> list[Record]:
-        """All records of a folder in ladder order. A stage's name is its file's."""
+    def read_all(cls, folder: Path, problems: list[str] | None = None) -> list[Record]:
+        """All records of a folder in ladder order. A stage's name is its file's. ``problems`` gets a line for each file that
+        should be one, and is none."""
         paths = sorted(folder.glob("*.json"), key=lambda path: ladder_order(path.stem))
-        found = [(path.stem, cls.read(path)) for path in paths]
+        found = [(path.stem, cls.read(path)) for path in paths if path.suffixes[-2:] != [".perfetto", ".json"]]
+        none = [name for name, record in found if record is None and "stages" not in read_json(folder / f"{name}.json")]
+        if problems is not None:
+            problems += [f"{name}.json is left out: no record of a time" for name in none]
         return [dataclasses.replace(record, stage=name) for name, record in found if record is not None]
 
     @classmethod

@@ -6,6 +6,7 @@ Newer and older exports differ in which tables exist (those without events are a
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 MEASURED, INFER, POSTPROCESS = "measured batches", "infer", "postprocess"  # the ranges (see ``common/ranges.py``)
+LAST = 2**60  # ns that a trace can be of
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2  # CUPTI_ACTIVITY_KIND_MEMCPY.copyKind
 
@@ -73,7 +75,7 @@ class Trace:
         start, end = self.window
         finished = (self.postprocess[:, 1] > start) & (self.postprocess[:, 1] <= end)
         measured = [int(number) for number in np.flatnonzero(finished) if number < len(self.infer)]
-        if not measured:
+        if not measured or end <= start:
             raise TraceError(f"{self.path}: no batch was finished inside the measured window")
         return measured
 
@@ -106,14 +108,12 @@ def read(path: Path) -> Trace:
     """Raises ``TraceError`` for a file that is no export, or one without our ranges or any GPU work."""
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
-        return Reader(connection, path).trace()
-    except (sqlite3.DatabaseError, ValueError, TypeError, OverflowError) as error:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return Reader(connection, path).trace()
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         mend = f"nsys export --type sqlite -o {path.stem}.sqlite REPORT.nsys-rep"
         raise TraceError(f"{path} is not an SQLite export of Nsight Systems ({error}): {mend}") from None
-    finally:
-        connection.close()
 
 
 class Reader:
@@ -137,22 +137,22 @@ class Reader:
                 f"{self.path} has no `{INFER if windows else MEASURED}` range. Either the script has none, or nsys did not "
                 "record them: nsys 2023.4 and older need nvtx 0.2.11 or older (pip install 'nvtx<0.2.12')."
             )
-        window = windows[-1][:2]
-        infer = [row for row in infer if row[0] < window[1]]
-        postprocess = [row for row in postprocess if row[1] <= window[1]]
+        ((start, end),) = intervals(windows[-1:]).tolist()
+        infer = [row for row in infer if row[0] < end]
+        postprocess = [row for row in postprocess if row[1] <= end]
         kernels = self.operations("correlationId, 0", "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_GRAPH_TRACE")
         if not len(kernels):
             why = "this nsys is too old for the CUDA driver, or the script was traced without `-t cuda`"
             raise TraceError(f"{self.path} has no GPU work in it: {why}.")
         copied = (f"CUPTI_ACTIVITY_KIND_MEMCPY WHERE copyKind = {kind}" for kind in (HOST_TO_DEVICE, DEVICE_TO_HOST))
         h2d, d2h = (self.operations("correlationId, bytes", copies) for copies in copied)
-        device = next((name for (name,) in self.rows("TARGET_INFO_GPU", "name")), "unknown GPU")
+        device = next((str(name) for (name,) in self.rows("TARGET_INFO_GPU", "name") if name), "unknown GPU")
         wanted = "('SIMULATED', 'ENGINE', 'STAGE', 'COMPUTED_BATCH', 'CHARGED_BATCH')"
-        facts = dict(self.rows(f"META_DATA_CAPTURE WHERE name IN {wanted}", "name, value"))
+        facts = {name: str(value) for name, value in self.rows(f"META_DATA_CAPTURE WHERE name IN {wanted}", "name, value")}
         simulated, threads = facts if facts.get("SIMULATED") == "true" else {}, numbers(infer, 2)
         ranges = (intervals(infer), threads, intervals(postprocess))
         whole_graphs = bool(self.rows("CUPTI_ACTIVITY_KIND_GRAPH_TRACE LIMIT 1", "start"))
-        return Trace(self.path, device, window, *ranges, kernels, h2d, d2h, self.calls(), simulated, whole_graphs)
+        return Trace(self.path, device, (start, end), *ranges, kernels, h2d, d2h, self.calls(), simulated, whole_graphs)
 
     def ranges(self, name: str, kind: int) -> list[tuple[int, int, int]]:
         """(start, end, thread) of the closed ranges of a name, by start; in our domain, or else in the default one."""
@@ -169,11 +169,14 @@ class Reader:
     def calls(self) -> Calls:
         named = "CUPTI_ACTIVITY_KIND_RUNTIME r JOIN StringIds s ON s.id = r.nameId ORDER BY r.correlationId"
         rows = self.rows(named, "r.start, r.end, r.correlationId, r.globalTid, s.value")
-        return Calls(numbers(rows, 2), intervals(rows), np.array([row[4] for row in rows], object), numbers(rows, 3))
+        return Calls(numbers(rows, 2), intervals(rows), np.array([str(row[4]) for row in rows], object), numbers(rows, 3))
 
 
 def intervals(rows: list[tuple]) -> np.ndarray:
-    return np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
+    found = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)
+    if (found[:, 1] < found[:, 0]).any() or (found != found.clip(-LAST, LAST)).any():
+        raise ValueError("something ends before it starts, or centuries later")
+    return found
 
 
 def numbers(rows: list[tuple], column: int) -> np.ndarray:

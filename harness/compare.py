@@ -11,7 +11,7 @@ whether the outputs are right, the memory.
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from common import program
-from common.console import out, wrapped
+from common.console import err, out, printable, wrapped
+from common.errors import EnvironmentFault, UsageFault
 from common.files import write_csv, write_json, write_text
 from common.host import beside
 from common.parts import PARTS
@@ -35,36 +36,45 @@ AHEAD = 1.2  # latency over the time of a batch from which on submission is no w
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
 
 
-class Comparison:
-    """Everything a folder holds: the run's conditions, a row and a timeline a stage, and what could not be read."""
+SHARED = ("backend", "device", "engine", "batch")  # by the rows of a table
 
-    def __init__(self, directory: Path) -> None:
+
+class Comparison:
+    """The run's conditions, a row and a timeline for each stage of a folder that shares ``wanted``'s conditions, or those of
+    the most; ``problems`` has a line for each other thing."""
+
+    def __init__(self, directory: Path, wanted: str | None = None) -> None:
         self.directory = directory
-        self.rows: list[Row] = []
         self.traces: dict[str, Trace] = {}
         self.problems: list[str] = []
-        records = {record.stage: record for record in Record.read_all(directory)}
-        paths = {path.stem: path for path in directory.glob("*.sqlite")}
-        for name in sorted({*records, *paths}, key=ladder_order):
-            analysis = None
+        records = {record.stage: record for record in Record.read_all(directory, self.problems)}
+        analyses = {}
+        for path in sorted(directory.glob("*.sqlite")):
+            name = path.stem
             try:
-                if name in paths:
-                    trace = read(paths[name])
-                    analysis, self.traces[name] = analyse(trace), trace
-                    records.setdefault(name, describe(name, trace, analysis))
-                    if trace.whole_graphs:
-                        self.problems.append(f"{name}: {WHOLE_GRAPHS}")
+                analysis = analyse(trace := read(path))
             except TraceError as error:
                 self.problems.append(str(error))
-            if name in records:
-                self.rows.append(row(records[name], analysis))
+                continue
+            record = records.setdefault(name, traced := describe(name, trace, analysis))
+            if not alike(record, traced if trace.simulated else replace(traced, device=None)):  # nsys lists all GPUs
+                self.problems.append(f"{path.name} is left out: it is of {conditions(traced)}, its record is not")
+                continue
+            analyses[name], self.traces[name] = analysis, trace
+            if trace.whole_graphs:
+                self.problems.append(f"{name}: {WHOLE_GRAPHS}")
+        runs = sorted(records.values(), key=lambda run: ladder_order(run.stage))
+        sizes = {run.stage: sum({**told(run), **told(other)} == told(run) for other in runs) for run in runs}
+        model = records.get(wanted or "") or max(runs, key=lambda run: sizes[run.stage], default=Record())
+        for run in [run for run in runs if not alike(model, run)]:
+            self.problems.append(f"{run.stage} is left out: {conditions(run)}; the table is of {conditions(model)}")
+            self.traces.pop(run.stage, None)
+            runs.remove(run)
+        self.rows = [row(run, analyses.get(run.stage)) for run in runs]
         relate(self.rows)
-        runs = [records[row.stage] for row in self.rows]
-        self.run = from_json(
-            Conditions, {each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)}
-        )
+        self.run = Conditions(**{each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
         windows = [window for run in runs for window in run.windows if run.backend != "simulated"]
-        self.host = beside(windows, next((run.host["processor"] for run in runs if run.host), None)) if windows else ""
+        self.host = beside(windows, next((run.host.get("processor") for run in runs if run.host), None)) if windows else ""
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
 
     @cached_property
@@ -91,20 +101,14 @@ class Comparison:
         out.print(wrapped(f"written: {os.path.relpath(self.directory)}/{', '.join(written)}", 2), markup=False)
 
     def write(self) -> None:
-        contents = {
-            "rules": RULES,
-            "run": vars(self.run),
-            "host": self.host,
-            "stages": [vars(stage) for stage in self.rows],
-            "advice": advice(self.rows),
-        }
-        write_json(self.directory / "comparison.json", contents)
+        run = {"rules": RULES, "run": vars(self.run), "host": self.host}
+        stages = {"stages": [vars(stage) for stage in self.rows], "advice": advice(self.rows)}
+        write_json(self.directory / "comparison.json", {**run, **stages})
         keys = [key for key, value in vars(self.rows[0]).items() if not isinstance(value, (list, dict))]
         write_csv(self.directory / "comparison.csv", keys, map(vars, self.rows))
         markdown = tables.markdown(self.run, self.rows, self.host) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
-        html = page.page(self.run, self.rows, self.timelines, self.parents())
-        write_text(self.directory / "comparison.html", html)
+        write_text(self.directory / "comparison.html", page.page(self.run, self.rows, self.timelines, self.parents()))
 
     def draw(self, drawn: dict[str, Timeline], parents: dict[str, str]) -> None:
         """A picture of all timelines, and of each stage under the one it differs from."""
@@ -120,11 +124,25 @@ def common(values: list[Any]) -> Any:
     return found[0] if len(found) == 1 else found or None
 
 
+def told(run: Record) -> dict[str, Any]:
+    return {name: value for name in SHARED if (value := getattr(run, name)) is not None}
+
+
+def alike(one: Record, other: Record) -> bool:
+    """Whether two runs share all conditions that are known of both; a trace alone does not tell its engine and batch."""
+    return all(told(one)[name] == told(other)[name] for name in told(one).keys() & told(other).keys())
+
+
+def conditions(run: Record) -> str:
+    return ", ".join(f"batch {value}" if name == "batch" else str(value) for name, value in told(run).items())
+
+
 def describe(name: str, trace: Trace, analysis: Analysis) -> Record:
     """What a trace without a record tells of its run."""
     facts, backend = trace.simulated, "simulated" if trace.simulated else "tensorrt"
-    batch = int(facts["CHARGED_BATCH"]) if facts.get("CHARGED_BATCH") else None
-    return Record(backend, trace.device, facts.get("ENGINE"), batch, stage=name, per_batch_ms=analysis.per_batch_ms)
+    batch = int(facts["CHARGED_BATCH"]) if facts.get("CHARGED_BATCH", "").isdecimal() else None
+    device = f"{trace.device} (modelled)" if facts else trace.device
+    return Record(backend, device, facts.get("ENGINE"), batch, stage=name, per_batch_ms=analysis.per_batch_ms)
 
 
 def row(record: Record, analysis: Analysis | None) -> Row:
@@ -142,7 +160,7 @@ def row(record: Record, analysis: Analysis | None) -> Row:
     if record.energy_j and record.images_per_s and record.window_ms:
         found.energy_j_per_1000 = record.energy_j / (record.images_per_s * record.window_ms / 1e3) * 1e3
     parts = record.parts_ms or {name: getattr(analysis, f"{name}_ms") for name in PARTS if analysis is not None}
-    if parts:
+    if parts.keys() >= set(PARTS):
         found.parts_ms = parts
         part = max(parts, key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
@@ -178,12 +196,7 @@ def relate(rows: list[Row]) -> None:
         stage.percent_of_ladder_limit = 100 * stage.ladder_limit_ms / stage.per_batch_ms
 
 
-def failed(why: str, code: int) -> int:
-    out.print(f"compare: error: {why}", markup=False)
-    return code
-
-
-def main() -> int:
+def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--wide", action="store_true", help="all columns")
@@ -191,15 +204,15 @@ def main() -> int:
     parser.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev")
     options = parser.parse_args()
     if not options.directory.is_dir():
-        return failed(f"{options.directory} is not a folder.", 2)
+        raise UsageFault(f"{options.directory} is not a folder.")
     found = Comparison(options.directory)
     for problem in found.problems:
-        out.print(f"compare: {problem}", style="yellow", markup=False)
+        err.print(f"compare: {printable(problem)}", style="yellow", markup=False)
     if not found.rows:
-        nothing = "no trace (NAME.sqlite) and no result record (NAME.json)"
-        return failed(f"{found.directory} holds {nothing}. Make some: scripts/profile_all.sh", 3)
+        raise EnvironmentFault(
+            f"no trace and no record in {found.directory} can be compared: run scripts/profile_all.sh first."
+        )
     found.report(options.figures, options.perfetto, tables.ALL if options.wide else tables.SHORT)
-    return 1 if found.problems else 0
 
 
 if __name__ == "__main__":

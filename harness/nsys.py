@@ -3,14 +3,21 @@ so this asks the program what it has instead of assuming it."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import EnvironmentFault
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_S, GRACE_S = 0.02, 10.0
 PLACES = [
     "/opt/nvidia/nsight-systems*/*/bin/nsys",
     "/usr/local/cuda*/bin/nsys",
@@ -27,7 +34,7 @@ WANTED = [
 ]
 
 
-class NsysError(Exception):
+class NsysError(EnvironmentFault):
     """Nsight Systems is missing or failed; the message is one sentence with the remedy."""
 
 
@@ -51,10 +58,25 @@ class Nsys:
         self.run(["export", "--type=sqlite", "--force-overwrite=true", f"--output={sqlite}", str(reports[0])], log)
 
     def run(self, arguments: list[str], log: Path) -> None:
-        with log.open("a", encoding="utf-8") as file:
-            code = subprocess.run([self.path, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-        if code != 0:
+        if code := call([self.path, *arguments], log):
             raise NsysError(f"nsys {arguments[0]} ended with exit code {code}; its output is in {log}.")
+
+
+def call(command: list[str], log: Path) -> int:
+    """Run a program, its output into a log; its exit code. However this ends, all that it started has ended before."""
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
+    try:
+        while process.poll() is None:  # to wait inside ``subprocess`` would be to hear of Ctrl-C late
+            time.sleep(POLL_S)
+        return process.returncode
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def find() -> Nsys:

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from common import program
 from common.backend import select
-from common.console import out
-from common.errors import INTERRUPTED
+from common.console import err, out, printable
+from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
 from common.plans import default_plan
@@ -37,7 +37,7 @@ from common.record import Record
 from common.trace import TraceError, read
 from harness import tables
 from harness.compare import Comparison
-from harness.nsys import Nsys, NsysError, find
+from harness.nsys import Nsys, NsysError, call, find
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOWS = 2  # measured windows in each process
@@ -82,6 +82,7 @@ class Profiler:
         self.repeats = 1 if self.simulated else options.repeats
         self.runs: dict[Path, list[Record]] = {}
         self.problems: list[str] = []
+        self.failed = 0  # the first exit code that was not 0
         self.arguments = ["--backend", backend]
         for name in PASSED_ON:
             if getattr(options, name) is not None:
@@ -124,10 +125,12 @@ class Profiler:
             for line in lines[-5:]:
                 out.print(f"      {line}", markup=False)
             self.problems.append(f"{name}: exit code {error.returncode}; its output is in {log}")
+            self.failed = self.failed or max(error.returncode, ENVIRONMENT * (error.returncode < 0))
         except (NsysError, TraceError) as error:
             self.file(script, ".sqlite").unlink(missing_ok=True)  # or it would pass for a current one the next time
             out.print(f"  {name:<20} no timeline: {error}", markup=False)
             self.problems.append(str(error))
+            self.failed = self.failed or ENVIRONMENT
         del self.runs[script]
 
     def command(self, script: Path, *more: object) -> list[str]:
@@ -148,8 +151,8 @@ class Profiler:
         """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
         path, runs = self.file(script, ".json"), self.runs[script]
         more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS]
-        with self.file(script, ".log").open("a", encoding="utf-8") as log:
-            subprocess.run(self.command(script, "--json", path, *more), stdout=log, stderr=log, check=True, cwd=ROOT)
+        if code := call(command := self.command(script, "--json", path, *more), self.file(script, ".log")):
+            raise subprocess.CalledProcessError(code, command)
         runs.append(recorded(path))
         record = replace(Record.of(runs), arguments=self.arguments)
         record.profiled = clocks(record) if self.simulated else None
@@ -184,11 +187,11 @@ def clocks(run: Record) -> dict[str, float]:
 
 def decide_backend(name: str) -> str:
     """What ``auto`` comes to, asked of a process of its own: this one stays out of CUDA."""
-    code = f"from common import backend; b = backend.select({name!r}); print(b.name, '|', b.reason)"
+    said = f"print(backend.select({name!r}).name, '|', backend.current().reason)"
+    code = f"from common import backend, program; program.run(lambda: {said})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode != 0:
-        out.print(f"profile_all: error: {done.stderr.strip().splitlines()[-1]}", style="red", markup=False)
-        raise SystemExit(3)
+        raise EnvironmentFault(done.stderr.strip().rpartition("error: ")[2] or f"{sys.executable} ended without a word")
     chosen, _, reason = done.stdout.strip().partition(" | ")
     out.print(f"backend: {chosen} ({reason})", markup=False)
     return chosen
@@ -205,17 +208,13 @@ def main() -> int:
             nsys = find()
             out.print(f"profiler: nsys {nsys.version}, {nsys.path}", markup=False)
         except NsysError as error:
-            out.print(f"profiler: {error}", style="yellow", markup=False)
-    try:
-        failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
-        given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
-        if failed or given or backend != "simulated":
-            return failed
-        out.print("\nWhere launches count: images one by one, on a plan for batch 1")
-        return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
-    except KeyboardInterrupt:
-        out.print("profile_all: interrupted; finished stages are kept and will not run again", style="red")
-        return INTERRUPTED
+            err.print(f"profiler: {error}", style="yellow", markup=False)
+    failed = profile(options, backend, nsys, tables.ALL if options.wide else tables.SHORT)
+    given = options.stages or [name for name in PASSED_ON if name != "device" and getattr(options, name) is not None]
+    if failed or given or backend != "simulated":
+        return failed
+    out.print("\nWhere launches count: images one by one, on a plan for batch 1")
+    return profile(one_by_one(options), backend, nsys, tables.LAUNCHES)
 
 
 def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
@@ -227,17 +226,18 @@ def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order: str) -> int:
-    """Run the chosen stages and compare all that the folder holds; 1 where one of them failed."""
+    """Run the chosen stages and compare what the folder holds; the exit code of the first that failed."""
     profiler = Profiler(options, backend, nsys)
     options.out.mkdir(parents=True, exist_ok=True)
+    program.alone(options.out)
     profiler.run(options.chosen)
-    found = Comparison(options.out)
+    found = Comparison(options.out, options.chosen[0].stem)
     if found.rows:
         out.print()
         found.report(options.figures, options.perfetto, order)
     for problem in dict.fromkeys([*profiler.problems, *found.problems]):
-        out.print(f"problem: {problem}", style="yellow", markup=False)
-    return 1 if profiler.problems or not found.rows else 0
+        err.print(f"problem: {printable(problem)}", style="yellow", markup=False)
+    return profiler.failed or (0 if found.rows else ENVIRONMENT)
 
 
 if __name__ == "__main__":

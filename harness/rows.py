@@ -91,9 +91,10 @@ class Row:
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
     """The run's conditions and the rows of a comparison.json; None where there is none."""
     content = read_json(path)
-    if not content:
+    run, stages = content.get("run"), content.get("stages")
+    if not isinstance(run, dict) or not isinstance(stages, list):
         return None
-    return from_json(Conditions, content["run"]), [from_json(Row, stage) for stage in content["stages"]]
+    return from_json(Conditions, run), [from_json(Row, stage) for stage in stages if isinstance(stage, dict)]
 
 
 def steps(rows: list[Row]) -> list[Row]:

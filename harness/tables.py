@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from common.console import out, wrapped
 from common.files import cells, columns, grid
@@ -41,13 +42,12 @@ def below(rows: list[Row], host: str = "") -> list[str]:
 
 def print_rows(run: Conditions, rows: list[Row], host: str, order: str = SHORT) -> None:
     """The table as wide as it is: a terminal that is narrower breaks its lines, and nothing is cut off."""
-    table = Table(title=str(run), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(title=Text(str(run), "bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for title, key, _ in (shown := columns(Row, order)):
         table.add_column(title, justify="left" if key in WORDS else "right", no_wrap=True)
     for row in steps(rows):
-        table.add_row(*cells(row.shown, shown))
-    console = Console(highlight=False, width=max(out.width, 400))  # as wide as the widest table
-    console.print(table, soft_wrap=True)
+        table.add_row(*map(Text, cells(row.shown, shown)))
+    Console(highlight=False, width=max(out.width, 400)).print(table, soft_wrap=True)  # as wide as the widest table
     for line in ["", *below(rows, host)]:
         out.print(wrapped(line, 2), markup=False)
 

@@ -227,6 +227,5 @@ def test_an_unknown_stage(checkout):
 
 
 def test_comparing_an_empty_folder(checkout, tmp_path):
-    done = checkout.run("-m", "scripts.compare", tmp_path)
-    assert done.returncode == 3 and "no trace" in done.stdout
-    assert checkout.run("-m", "scripts.compare", tmp_path / "none").returncode == 2
+    fails(checkout.run("-m", "scripts.compare", tmp_path), 3, "no trace")
+    fails(checkout.run("-m", "scripts.compare", tmp_path / "none"), 2, "not a folder")

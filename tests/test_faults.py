@@ -131,6 +131,46 @@ def test_ctrl_c_in_a_stage(machine, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+HUNDRED_TIMES = """
+import random, signal, time
+import numpy as np
+from common import backend, program
+from common.images import Images
+
+backend.select("simulated", "h200")
+images, batch = Images(None, (3, 32, 32), 0), np.empty((4, 3, 32, 32), np.float32)
+program.END_S = 100
+heard, raised = program.Interruption(), 0
+for _ in range(100):
+    heard.since = None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-3))
+        for first in range(0, 16, 4):
+            images.fill(batch, first)
+        time.sleep(2)
+    except KeyboardInterrupt:
+        raised += 1
+print(raised)
+"""
+
+
+def test_no_interrupt_is_lost_while_batches_are_prepared(checkout):
+    """In executors' threads and locks, where it would leave one held for ever, or hit a callback that swallows it."""
+    done = checkout.run("-c", HUNDRED_TIMES, timeout=120)
+    assert done.stdout.strip() == "100", done.stdout + done.stderr
+
+
+def test_what_swallows_an_interrupt_and_what_hangs_are_ended(checkout):
+    swallowed = "import signal, time\nclass Deaf:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+    deaf = f"{swallowed}from common import program\ndef main():\n    Deaf()\n    time.sleep(60)\nprogram.run(main)"
+    done = checkout.run("-c", deaf, timeout=30)
+    assert done.returncode == 130 and done.stderr.endswith("interrupted\n") and "Traceback" not in done.stderr
+    hangs = "import signal, time\nfrom common import program\nprogram.END_S = 0.5\ndef main():\n    try:\n"
+    hangs += "        signal.raise_signal(signal.SIGTERM)\n    finally:\n        time.sleep(60)\nprogram.run(main)"
+    done = checkout.run("-c", hangs, timeout=30)
+    assert done.returncode == 130 and "interrupted" in done.stderr
+
+
 @pytest.mark.gpu
 def test_ctrl_c_in_a_build(machine, tmp_path):
     if machine.backend == "simulated":
