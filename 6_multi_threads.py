@@ -10,8 +10,8 @@ Differs from: 5_multi_streams.py
 
 Why it helps: the host no longer stands between two batches. The GPU always has the next batch's work in its streams, so
 the batch costs what its longest part costs. Submitting ahead without a thread does the same while post-processing and
-submission together are shorter than the batch's work on the GPU: docs/exercises/1_submit_ahead.py, solved, takes 1.39 ms
-on the simulated H200, as this script does (modelled; stage 5: 1.76). With a thread they need not be shorter.
+submission together are shorter than the batch's work on the GPU: docs/exercises/5_submit_ahead.py, solved, takes 1.40 ms
+on the simulated H200, this script 1.39 (modelled; stage 5: 1.76). With a thread they need not be shorter.
 
 When it does not: in Python, when the post-processing holds the interpreter lock and the submission waits for it. NumPy
 and CUDA calls release the lock; a loop over pixels in pure Python would not.

@@ -157,6 +157,11 @@ class Record(Window, Conditions):
         return dataclasses.replace(run, **vars(window), windows=[each for own in runs for each in own.windows])
 
     @property
+    def faulty(self) -> bool:
+        """Faster than its longest part by itself: batches finished in bursts, and the window says nothing of their rate."""
+        return 100 * max((self.parts_ms or {}).values(), default=0.0) > FAULTY * self.per_batch_ms
+
+    @property
     def repeats_ms(self) -> list[float]:
         """Milliseconds a batch of every window."""
         return [window.per_batch_ms for window in self.windows]

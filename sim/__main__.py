@@ -3,6 +3,7 @@
 The drop-ins stand behind ``cuda.bindings``, ``cuda.cudart``, ``tensorrt`` and ``nvtx``, with the names of TensorRT 8.6 to 11;
 the script is not changed. Afterwards it is said which races it has, what it has not given back and not looked at, what its
 GPU did, and what limits it. The exit code is the script's; 1 where that is 0 and there are races.
+``--grade`` is for exercises, which choose the simulated backend themselves: sim/grade.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from sim import device, faults, overview, simulator, stand_in
+from sim import device, faults, grade, overview, simulator, stand_in
 
 
 def main() -> int:
@@ -22,12 +23,15 @@ def main() -> int:
     p.add_argument("--device", choices=device.available(), default=simulator.DEFAULT_DEVICE)
     p.add_argument("--trace", type=Path, help="write the timeline as Nsight Systems' SQLite")
     p.add_argument("--faults", action="store_true", help="run it once for each of its CUDA calls, which then fails; report all")
+    p.add_argument("--grade", action="store_true", help="an exercise: has it passed, or what is wrong with it?")
     p.add_argument("--fail-at", type=int, metavar="N", help="the N-th CUDA call fails")
     p.add_argument("script", type=Path)
     p.add_argument("arguments", nargs=argparse.REMAINDER)
     options = p.parse_args()
     if not options.script.is_file():
         p.error(f"{options.script}: no such file")
+    if options.grade:
+        return grade.grade(options.script, run)
     if options.faults:
         return faults.report(["--device", options.device, str(options.script), *options.arguments])
     simulator.failing = options.fail_at

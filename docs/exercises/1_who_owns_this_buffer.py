@@ -1,0 +1,34 @@
+"""1 · Who owns this buffer? The caller takes results in pairs, and half of them are wrong. Mend the line with HOLE.
+
+python -m sim --grade docs/exercises/1_who_owns_this_buffer.py
+"""
+
+from __future__ import annotations
+
+from common import options, session
+from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, page_locked
+
+TARGET = {"per_batch_ms": 3.2}
+
+
+def infer(run: session.Session) -> None:
+    """Stage 4, whose results are handed over two at a time."""
+    context = run.engine.create_context()
+    context.set_input_shape(run.batch_shape)
+    host_output, results = page_locked(run.output_shape), []
+    with DeviceBuffer(run.batches[0].nbytes) as device_input, DeviceBuffer(host_output.nbytes) as device_output:
+        context.bind(device_input, device_output)
+        for index, host_input in enumerate(run.batches):
+            with run.submit(index):
+                copy_to_device(device_input, host_input)
+                context.execute_async_v3(None)
+                copy_to_host(host_output, device_output)
+            results.append(host_output)  # HOLE
+            if index % 2:
+                for earlier, result in zip((index - 1, index), results):
+                    run.finish(earlier, result)
+                results.clear()
+
+
+if __name__ == "__main__":
+    session.main(options.parser(__doc__), infer, precision="fp16", page_lock=True)

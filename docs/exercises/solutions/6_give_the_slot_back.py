@@ -1,0 +1,45 @@
+"""Solution of 6 · A slot is free once its output has been read, not once it has arrived."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import Queue
+
+from common import options, session
+from common.buffers import Slot, copy_to_device_async, copy_to_host_async
+from common.cuda import Stream
+
+TARGET = {"per_batch_ms": 1.45}
+
+
+def infer(run: session.Session) -> None:
+    """Stage 6 with a queue of free slots."""
+    context, free = run.engine.create_context(), Queue()
+    context.set_input_shape(run.batch_shape)
+    with ExitStack() as resources:
+        for _ in range(3):
+            free.put(Slot(run, resources))
+        copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
+        worker = resources.enter_context(ThreadPoolExecutor(1))
+
+        def finish(index: int, slot: Slot) -> None:
+            slot.returned.synchronize()
+            run.finish(index, slot.host_output)
+            free.put(slot)
+
+        for index, host_input in enumerate(run.batches):
+            slot = free.get()
+            with run.submit(index):
+                copy_to_device_async(slot.device_input, host_input, copy_in)
+                slot.copied.record(copy_in)
+                compute.wait(slot.copied)
+                context.bind(slot.device_input, slot.device_output)
+                context.execute_async_v3(compute)
+                copy_to_host_async(slot.host_output, slot.device_output, compute)
+                slot.returned.record(compute)
+            worker.submit(finish, index, slot)
+
+
+if __name__ == "__main__":
+    session.main(options.parser(__doc__), infer, precision="fp16", page_lock=True)
