@@ -33,7 +33,7 @@ def infer(run: session.Session) -> None:
             run.finish(index, slot.host_output)
 
         for index, host_input in enumerate(run.batches):
-            slot = free.get()
+            slot = free.get(timeout=1)  # a worker that fails gives none back
             with run.submit(index):
                 copy_to_device_async(slot.device_input, host_input, copy_in)
                 slot.copied.record(copy_in)
