@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from common.files import read_json, write_json
@@ -97,9 +98,9 @@ class Window:
 class Record(Window, Conditions):
     """A run of one pipeline. None is what it did not find out.
 
-    The window is the median one of ``windows``, which has those of all runs; everything else is of the process in which that
-    window was measured. ``parts_ms`` are the parts of a batch, each run by itself there. ``fp32_…`` compare with the FP32
-    plan, the other differences with a serial run of the same plan.
+    ``per_batch_ms`` is the median of ``windows``, which has those of all runs. The rest of the window is that of the
+    nearest one, and everything else is of the process in which that was measured. ``parts_ms`` are the parts of a batch, each
+    run by itself there. ``fp32_…`` compare with the FP32 plan, the other differences with a serial run of the same plan.
     """
 
     stage: str = ""
@@ -151,10 +152,13 @@ class Record(Window, Conditions):
 
     @classmethod
     def of(cls, runs: list[Record]) -> Record:
-        """Of all windows of several runs the median one, in the record of its run, with all of them beside it."""
-        windows = sorted(((window, run) for run in runs for window in run.windows), key=lambda pair: pair[0].per_batch_ms)
-        window, run = windows[len(windows) // 2]
-        return dataclasses.replace(run, **vars(window), windows=[each for own in runs for each in own.windows])
+        """Several runs as one: the median time of all windows, in the record of the window nearest to it and of its run."""
+        windows = [(window, run) for run in runs for window in run.windows]
+        middle = median(window.per_batch_ms for window, _ in windows)
+        window, run = min(windows, key=lambda pair: abs(pair[0].per_batch_ms - middle))
+        rate = (window.images_per_s or 0.0) * window.per_batch_ms / middle or None
+        facts = {**vars(window), "per_batch_ms": middle, "images_per_s": rate}
+        return dataclasses.replace(run, **facts, windows=[each for each, _ in windows])
 
     @property
     def faulty(self) -> bool:

@@ -1,6 +1,6 @@
 """Profile every stage and compare them.
 
-On a GPU each stage runs in --repeats processes without a profiler, with two measured windows in each: their median is the
+On a GPU each stage runs in --repeats processes without a profiler, in nine measured windows in all: their median is the
 time. Once more it runs under Nsight Systems, which gives the breakdown. On the simulated backend, whose times have no noise,
 it runs once, and the simulator writes the timeline. The table is printed and written into --out, beside each stage's result
 record, trace and log.
@@ -40,7 +40,7 @@ from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, call, find
 
 ROOT = Path(__file__).resolve().parent.parent
-WINDOWS = 2  # measured windows in each process
+WINDOWS = 2  # measured windows in each process but the first: nine in all have a middle one
 PROFILED = 50  # batches in the window of a profiled run
 PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan", "precision")
 
@@ -150,7 +150,7 @@ class Profiler:
     def measure(self, script: Path) -> str:
         """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
         path, runs = self.file(script, ".json"), self.runs[script]
-        more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS]
+        more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS if runs else 1]
         if code := call(command := self.command(script, "--json", path, *more), self.file(script, ".log")):
             raise subprocess.CalledProcessError(code, command)
         runs.append(recorded(path))

@@ -51,6 +51,9 @@ def test_every_stage_is_right_and_says_what_ran(records):
         assert set(record) >= set(RECORD_KEYS.split())
         assert record["outputs_match"] is True and record["max_abs_diff"] == 0 and record["top1_agreement"] == 1
         assert "simulated TensorRT" in record["engine"] and "modelled" in record["device"]
+        if name[0] in "45678":  # each part by itself, as the device file has it; two contexts' kernels fill the GPU alike
+            alone = {"h2d": 6.914, "compute": 7.957, "d2h": 0.048, "postprocess": 1.214}
+            assert record["parts_ms"] == pytest.approx(alone, rel=0.01), name
         assert "simulated backend" in record["stderr"] and "not given back" not in record["stderr"], name
         assert "charged as 128" in record["stdout"] and "images/s" in record["stdout"] and "limit" in record["stdout"]
         assert record["window_ms"] == pytest.approx(record["measured"] * record["per_batch_ms"])
@@ -102,7 +105,7 @@ def test_buffers_are_reused_from_stage_2_on(checkout, tmp_path):
         assert ("cudaMalloc" in calls and "cudaFree" in calls) is expected
 
 
-BEYOND = {"h200-trt8.6-batch128": {"1", "2", "5"}, "h200-trt8.6-batch1": {"1", "4", "5", "6", "8"}}
+BEYOND = {"h200-trt8.6-batch128": {"1", "2", "5"}, "h200-trt8.6-batch1": {"4", "5", "6", "8"}}
 """Stages that the model misses by more than a tenth; reports/README.md says what it does not know."""
 
 
