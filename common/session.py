@@ -43,6 +43,7 @@ WARM_UP, PILOT = 10, 20
 """Batches before a window, and in the window of the run that finds out how many there should be in the others."""
 PILOT_MS, WINDOW_MS, LEAST = 100, 1200, 100
 """A window on a GPU has a hundred batches and lasts a second: planned for a fifth more, from a pilot of a tenth."""
+MOST = 1_000_000
 SHORT = 10
 """A window shorter than so many times what the pipeline holds at once says as much of its ends as of its rate."""
 
@@ -120,6 +121,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     distinct = prepare(images, (allocate(engine.input_shape(batch)) for batch in cycle(sizes)), sizes, chosen.batches)
 
     def run(count: int, measured: int, instruments: Instruments | None = None) -> Session:
+        if count > MOST:
+            raise UsageFault(f"{count:,} batches are too many: each one's outputs are kept, so at most {MOST:,}.")
         if count <= measured:
             raise UsageFault(
                 f"--measure {measured} leaves no batch to warm up with: --batches must be at least {measured + 1}."

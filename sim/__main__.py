@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -50,19 +51,20 @@ def run(script: Path, arguments: list[str]) -> int:
     """Run a script as ``python SCRIPT ARGS…`` does; its exit code."""
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.resolve().parent))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runpy.run_path(str(script), run_name="__main__").clear()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:  # what it did until then is still reported
         if isinstance(error, NotImplementedError) and str(error).startswith("the simulated"):
             print(f"{script.name}: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
         traceback.clear_frames(error.__traceback__)
-        return 1
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 

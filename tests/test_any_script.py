@@ -225,3 +225,10 @@ def test_a_script_that_ends_in_python_ends_here(checkout, tmp_path, script):
     path.write_text(script)
     done = checkout.run("-m", "sim", path, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupted_script_is_reported_all_the_same(checkout, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(9)\nwhile True: pass\n")
+    done = checkout.run("-m", "sim", path, timeout=60)
+    assert done.returncode == 130 and "KeyboardInterrupt" in done.stderr and "0 CUDA calls" in done.stderr

@@ -229,3 +229,8 @@ def test_an_unknown_stage(checkout):
 def test_comparing_an_empty_folder(checkout, tmp_path):
     fails(checkout.run("-m", "scripts.compare", tmp_path), 3, "no trace")
     fails(checkout.run("-m", "scripts.compare", tmp_path / "none"), 2, "not a folder")
+
+
+def test_more_batches_than_memory_holds_are_refused_at_once(run):
+    done = run("4_use_fp16.py", *SIMULATED, "--measure", "99999999999999", timeout=60)
+    fails(done, 2, "batches are too many")
