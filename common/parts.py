@@ -90,23 +90,24 @@ def launch(graph: Graph, context: Context, stream: Stream) -> None:
 
 def gpu_ms(work: Sequence[Work], streams: Sequence[Stream]) -> float:
     """GPU time of each piece of ``work``, which is enqueued on ``streams``; the host runs ahead by one turn of it."""
+    first, *others = streams
     times = []
     with Event(timing=True) as begin, Event(timing=True) as end, Event() as joined:
+
+        def enqueue_all() -> None:
+            for enqueue in work:
+                enqueue()
+            for stream in others:
+                joined.record(stream)
+                first.wait(joined)
+
         for _ in range(1 if backend.current().simulator else ROUNDS):
-            for enqueue in work:
-                enqueue()
-            for stream in streams[1:]:
-                joined.record(stream)
-                streams[0].wait(joined)
-            begin.record(streams[0])
-            for stream in streams[1:]:
+            enqueue_all()
+            begin.record(first)
+            for stream in others:
                 stream.wait(begin)
-            for enqueue in work:
-                enqueue()
-            for stream in streams[1:]:
-                joined.record(stream)
-                streams[0].wait(joined)
-            end.record(streams[0])
+            enqueue_all()
+            end.record(first)
             end.synchronize()
             times.append(end.ms_since(begin) / len(work))
     return median(times)

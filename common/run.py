@@ -25,7 +25,8 @@ Names = Sequence[Sequence[str]]
 class Session:
     """One run of one pipeline over its batches, of which the last ``measured`` are the window.
 
-    ``batches`` are N×3×S×S FP32 arrays, page-locked where the stage asked for it; ``engine`` is the stage's plan.
+    ``batches`` are FP32 arrays of the shape that the plan takes, page-locked where the stage asked for it; ``engine`` is the
+    stage's plan.
     """
 
     def __init__(

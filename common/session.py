@@ -108,7 +108,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts))
     memory_before, engine = used_memory(), Engine(plan)
-    chosen.precision = chosen.precision or max(found := engine.precisions(), key=found.__getitem__, default="unknown precision")
+    chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
     if (chosen.top or chosen.predictions) and len(engine.output_shape(1)) != 2:

@@ -187,7 +187,8 @@ def waits_ms(record: Record, analysis: Analysis | None, limit_ms: float) -> floa
 def relate(rows: list[Row]) -> None:
     """Fill in what follows from the other rows: speed-ups by images a second, which also holds for a stage with batches of
     several sizes, and one limit for all stages with batches of the same size."""
-    speeds = [stage.images_per_s or (1 / stage.per_batch_ms) for stage in rows]
+    told = all(stage.images_per_s for stage in rows)  # a trace alone does not tell its images
+    speeds = [stage.images_per_s if told and stage.images_per_s else 1 / stage.per_batch_ms for stage in rows]
     for index, stage in enumerate(rows):
         stage.speedup_vs_baseline = speeds[index] / speeds[0]
         stage.speedup_vs_previous = speeds[index] / speeds[index - 1] if index else None

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import EnvironmentFault
+from common.plans import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-POLL_S, GRACE_S = 0.02, 10.0
+POLL_S, GRACE_S, GONE_S = 0.02, 10.0, 1.0
 PLACES = [
     "/opt/nvidia/nsight-systems*/*/bin/nsys",
     "/usr/local/cuda*/bin/nsys",
@@ -76,6 +76,10 @@ def call(command: list[str], log: Path) -> int:
             process.wait(GRACE_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+            until = time.monotonic() + GONE_S
+            while time.monotonic() < until:  # the killed are not gone at once; a zombie that nobody looks after stays
+                time.sleep(POLL_S)
+                os.killpg(process.pid, 0)
         raise
 
 

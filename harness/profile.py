@@ -32,14 +32,13 @@ from common.console import err, out, printable
 from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
-from common.plans import default_plan
+from common.plans import ROOT, default_plan
 from common.record import Record
 from common.trace import TraceError, read
 from harness import tables
 from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, call, find
 
-ROOT = Path(__file__).resolve().parent.parent
 WINDOWS = 2  # measured windows in each process but the first: nine in all have a middle one
 PROFILED = 50  # batches in the window of a profiled run
 PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan", "precision")
@@ -145,7 +144,7 @@ class Profiler:
         plan = ROOT / str(record.plan)
         oldest = min(path.stat().st_mtime for path in needed)
         newer = plan.exists() and oldest > max(script.stat().st_mtime, plan.stat().st_mtime)
-        return newer and len(record.windows) >= self.repeats
+        return newer and len(record.windows) >= (self.repeats if self.simulated else WINDOWS * self.repeats - 1)
 
     def measure(self, script: Path) -> str:
         """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
@@ -163,8 +162,9 @@ class Profiler:
         """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
         assert self.nsys is not None
         path, trace, log = (self.file(script, suffix) for suffix in (".json", ".sqlite", ".log"))
-        profiled, measured = trace.with_suffix(".profiled"), self.options.measure or PROFILED
-        self.nsys.trace(self.command(script, "--no-verify", "--measure", measured, "--json", profiled), trace, log)
+        profiled = trace.with_suffix(".profiled")
+        window = [] if self.options.measure or self.options.batches else ["--measure", PROFILED]
+        self.nsys.trace(self.command(script, "--no-verify", *window, "--json", profiled), trace, log)
         run = recorded(profiled)
         replace(recorded(path), profiled=clocks(run)).write(path)
         profiled.unlink()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.files import column, read_json
+from common.plans import ROOT
 from common.record import FAULTY, Conditions, from_json
 
 RULES = 2
 """Of the figures in a comparison.json: raised when one of them comes to mean something else."""
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -81,11 +81,16 @@ class Row:
 
     @property
     def parent(self) -> tuple[str | None, bool]:
-        """The stage that this one differs from, by its script's own word, and whether it is a side branch of the ladder."""
-        script = ROOT / f"{self.stage}.py"
-        text = script.read_text(encoding="utf-8") if script.exists() else ""
-        found = re.search(r"Differs from: (\w+)\.py(; a side branch)?", text)
-        return (found[1], bool(found[2])) if found else (None, False)
+        return parent_of(self.stage)
+
+
+@functools.cache
+def parent_of(stage: str) -> tuple[str | None, bool]:
+    """The stage that one differs from, by its script's own word, and whether it is a side branch of the ladder."""
+    script = ROOT / f"{stage}.py"
+    text = script.read_text(encoding="utf-8") if script.exists() else ""
+    found = re.search(r"Differs from: (\w+)\.py(; a side branch)?", text)
+    return (found[1], bool(found[2])) if found else (None, False)
 
 
 def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:

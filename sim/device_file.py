@@ -6,17 +6,16 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
+from common.plans import ROOT
 from sim import device as devices
 from sim.device import Device
 from sim.kernels import kernel
 from sim.network import Layer, layers
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGE = 3 * 224 * 224 * 4
 CLASSES = 1000
 PAIRS = 30  # enqueues in a row by each of two threads: fewer kernels than a stream queues before it holds the host up

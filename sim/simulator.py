@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from common.backend import DEFAULT_DEVICE
 from common.files import atomic_path
 from sim import device as devices
 from sim import enums, locks, views
@@ -19,8 +20,6 @@ from sim.sites import site
 from sim.threads import Hooks
 from sim.trace import Trace
 from sim.work import Event, Graph, Stream
-
-DEFAULT_DEVICE = "h200"
 
 
 class Simulator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,24 @@ def test_one_limit_is_the_whole_ladder_s():
     found = rows(record(4.0, parts_ms=slow), record(2.0, parts_ms={**PARTS, "h2d": 0.7}), other)
     assert [row.ladder_limit_ms for row in found] == [1.0, 1.0, None]
     assert [row.percent_of_ladder_limit for row in found] == [25.0, 50.0, None]
+
+
+def test_a_stage_whose_images_nobody_tells_is_held_against_the_others_by_time():
+    found = rows(record(4.0), record(2.0, images_per_s=None), record(1.0))
+    assert [row.speedup_vs_previous for row in found[1:]] == [2.0, 2.0] and found[2].speedup_vs_baseline == 4.0
+
+
+def test_a_gpu_s_results_are_whole_once_all_windows_are_there(tmp_path):
+    from harness.profile import PASSED_ON, Profiler
+
+    options = argparse.Namespace(out=tmp_path, repeats=5, **dict.fromkeys(PASSED_ON))
+    profiler, (plan, script) = Profiler(options, "tensorrt", None), (tmp_path / "x.plan", tmp_path / "4_x.py")
+    for path in (plan, script):
+        path.touch()
+    for count, whole in ((5, False), (9, True)):
+        each = record(1.0, windows=[Window(1.0)] * count, arguments=profiler.arguments, plan=str(plan))
+        each.write(tmp_path / "4_x.json")
+        assert profiler.is_current(script) is whole
 
 
 def test_all_windows_are_told():
