@@ -127,8 +127,8 @@ def main() -> None:
     if options.export_only:
         return
     here = backend.select(options.backend)
-    output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.plan_suffix}"
-    options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.plan_suffix[:-5]}.cache"
+    output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.kind.plan_suffix}"
+    options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.kind.plan_suffix[:-5]}.cache"
     err.print(f"building {output.name} from {onnx.name} with {here.library}")
     started = time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Which CUDA runtime and which TensorRT this process uses. Nothing else decides, and nothing else imports the simulator.
 
-The choice is made once, by ``select``; the rest of ``common/`` asks ``current()``.
+The choice is made once, by ``select``, from the table of ``common/libraries.py``; the rest of ``common/`` asks ``current()``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from common.errors import EnvironmentFault, UsageFault
+from common.libraries import LIBRARIES, SIMULATED, Library, first, gpu, load
 from common.trace import Reader, Trace, TraceError
 
-NAMES = ("auto", "tensorrt", "simulated")
+NAMES = ("auto", *dict.fromkeys(library.backend for library in LIBRARIES), SIMULATED.backend)
 DEFAULT_DEVICE = "h200"
 PUBLISHED_BATCH = 128
 SIMULATED_BATCH = 8  # what a laptop computes in a fifth of a second
@@ -36,11 +37,11 @@ class Backend:
     reason: str
     device: str
     library: str  # the TensorRT that runs the plans, with its version
-    cudart: ModuleType
-    tensorrt: ModuleType
+    kind: Library
+    cudart: Any  # a module; None where there is no GPU, and a library that builds without one
+    tensorrt: Any  # a module
     nvtx: ModuleType | None
     time_base: str = "wall clock"
-    plan_suffix: str = ".plan"
     clock_ns: Callable[[], int] = time.perf_counter_ns
     scale: float = 1.0  # how many times each byte, operation and image is charged (simulated backend)
     simulator: Any = None
@@ -60,8 +61,9 @@ class Backend:
                 return None
 
     def versions(self) -> dict[str, str]:
-        """Of Python, NumPy, TensorRT, the CUDA runtime and the driver."""
-        found = {"python": platform.python_version(), "numpy": np.__version__, "tensorrt": self.tensorrt.__version__}
+        """Of Python, NumPy, the TensorRT by the name of its module, the CUDA runtime and the driver."""
+        found = {"python": platform.python_version(), "numpy": np.__version__}
+        found[self.tensorrt.__name__.rpartition(".")[2]] = self.tensorrt.__version__
         for name in ("cudaRuntimeGetVersion", "cudaDriverGetVersion"):
             error, version = getattr(self.cudart, name)()
             if int(error) == 0:
@@ -88,8 +90,8 @@ def current() -> Backend:
     return _current if _current is not None else select()
 
 
-def select(name: str = "auto", device: str | None = None, scale: float = 1.0) -> Backend:
-    """Choose the backend of this process.
+def select(name: str = "auto", device: str | None = None, scale: float = 1.0, build: bool = False) -> Backend:
+    """Choose the backend of this process, to run plans or to ``build`` them.
 
     ``device`` and ``scale`` are for the simulated one. Raises ``EnvironmentFault`` where the backend asked for cannot
     work here, ``UsageFault`` for an unknown device or a simulated device on a real GPU.
@@ -98,10 +100,10 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0) ->
     reason = "asked for"
     if name != "simulated":
         try:
-            _current = _real()
+            _current = _real(name, build)
         except EnvironmentFault as fault:
-            if name == "tensorrt":
-                raise EnvironmentFault(f"--backend tensorrt: {fault}") from None
+            if name != "auto":
+                raise EnvironmentFault(f"--backend {name}: {fault}") from None
             reason = str(fault).rstrip(".")
         else:
             if device is None:
@@ -111,27 +113,35 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0) ->
     return _current
 
 
-def _first(*modules: str) -> Any:
-    """The first of the modules that this Python has; None without any."""
-    for module in modules:
-        with contextlib.suppress(ImportError):
-            return importlib.import_module(module)
-    return None
-
-
-def _real() -> Backend:
-    cudart = _first("cuda.bindings.runtime", "cuda.cudart")  # the second is cuda-python's before 12.6
-    if cudart is None:
-        raise EnvironmentFault("cuda-python is not installed (pip install cuda-python).")
-    error, *count = cudart.cudaGetDeviceCount()
-    if int(error) != 0 or count[0] == 0:
-        raise EnvironmentFault(f"no NVIDIA GPU answers ({cudart.cudaGetErrorName(error)[1].decode()}).")
+def _real(name: str, build: bool) -> Backend:
+    """The first library of the table that works here."""
+    wanted = [library for library in LIBRARIES if name in ("auto", library.backend)]
+    missing: list[str] = []
     try:
-        tensorrt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EnvironmentFault(f"TensorRT is not installed ({error}).") from None
-    name, library = cudart.cudaGetDeviceProperties(0)[1].name.decode(), f"TensorRT {tensorrt.__version__}"
-    return Backend("tensorrt", "a GPU and TensorRT answer", name, library, cudart, tensorrt, _first("nvtx"))
+        cudart, device, capability = gpu()
+    except EnvironmentFault:
+        wanted = [library for library in wanted if build and library.without_gpu and library.backend == name]
+        if not wanted:
+            raise
+        cudart, device, capability = None, "no GPU", ""
+    for library in wanted:
+        runs = cudart is not None and capability.startswith(library.capabilities)
+        try:
+            tensorrt = load(library)
+        except EnvironmentFault as fault:
+            missing.append(str(fault).rstrip("."))
+            continue
+        if build and not library.builds:
+            missing.append(f"the {library.called} runs plans and builds none")
+        elif not runs and not (build and library.without_gpu and library.backend == name):
+            missing.append(f"{library.called} does not run on a GPU of compute capability {capability} ({device})")
+        else:
+            reason = "; ".join(
+                [f"a GPU and {library.called} answer" if runs else f"{library.called} needs none to build", *missing]
+            )
+            version = f"{library.called} {tensorrt.__version__}"
+            return Backend(library.backend, reason, device, version, library, cudart if runs else None, tensorrt, first("nvtx"))
+    raise EnvironmentFault("; ".join(missing) + ".")
 
 
 def _simulated(reason: str, device: str | None, scale: float) -> Backend:
@@ -146,6 +156,5 @@ def _simulated(reason: str, device: str | None, scale: float) -> Backend:
     onnxruntime = importlib.import_module("onnxruntime").__version__
     name = f"{simulator.device.name} (modelled)"
     library = f"simulated TensorRT (outputs by ONNX Runtime {onnxruntime} on the CPU)"
-    time_base, plan_suffix, clock_ns = "simulated time", ".simulated.plan", lambda: simulator.clock.thread().now
-    own = (time_base, plan_suffix, clock_ns, scale, simulator)
-    return Backend("simulated", reason, name, library, cudart, tensorrt, nvtx, *own)
+    own = ("simulated time", lambda: simulator.clock.thread().now, scale, simulator)
+    return Backend("simulated", reason, name, library, SIMULATED, cudart, tensorrt, nvtx, *own)

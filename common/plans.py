@@ -87,7 +87,7 @@ def default_plan(precision: str, opts: Sequence[int] = ()) -> Path:
     It is built first where it is not there, or no longer this machine's or this model's.
     """
     variant = "".join(f"-{opt}" for opt in opts)
-    plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().plan_suffix}"
+    plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().kind.plan_suffix}"
     shown = Path(os.path.relpath(plan))
     if reason := unusable(plan, shown):
         command = ["0_build.py", "--backend", backend.current().name, "--output", str(shown)]

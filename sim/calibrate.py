@@ -298,7 +298,7 @@ def measure() -> dict[str, Any]:
     """All raw medians, and what they were measured on."""
     properties, here = cudart.cudaGetDeviceProperties(0), backend.current()
     plans = {"fp32": default_plan("fp32"), "fp16": default_plan("fp16"), "fp16, OPT 1": default_plan("fp16", [1])}
-    if (ROOT / "plans" / f"resnet18-int8{here.plan_suffix}").exists():
+    if (ROOT / "plans" / f"resnet18-int8{here.kind.plan_suffix}").exists():
         plans["int8"] = default_plan("int8")
     raw: dict[str, Any] = {"device": properties.name.decode(), "capability": [properties.major, properties.minor]}
     raw |= {"multiprocessors": properties.multiProcessorCount, "memory_bytes": properties.totalGlobalMem}
