@@ -17,24 +17,28 @@ images; noise would give scales that are wrong for yours, so there is no INT8 wi
     python 0_build.py --train digits --fp16      train on real handwriting first, in minutes and offline
     python 0_build.py --export-only              the ONNX files and no plan
     python 0_build.py --profile 1,1,1 --output plans/one.plan
+    python 0_build.py --version-compatible --fp16    a plan that newer TensorRTs run too, with the builder's runtime inside
+    python 0_build.py --backend rtx --fp16       for TensorRT for RTX: needs no GPU here, an RTX or GeForce one to run
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from common import backend, plans, program
-from common.building import Building
+from common.building import Building, keep_timings, prove, take_timings
+from common.checked import logger, require, started
 from common.console import err
-from common.engine import Engine, check_ends, logger, require
+from common.engine import check_ends
 from common.errors import EnvironmentFault, UsageFault
-from common.files import check_writable, sha256, write_bytes, write_json
 from common.options import add_plan_options
 from export import models, source
+
+Triple = tuple[int, int, int]
+"""A profile's smallest, most common and largest batch."""
 
 
 def parse(trt: Any, builder: Any, onnx: Path) -> tuple[Any, Any]:
@@ -58,6 +62,10 @@ def configure(trt: Any, config: Any, options: argparse.Namespace) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector knows names only
     if options.aux_streams is not None:
         config.max_aux_streams = options.aux_streams
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: or nothing that it enqueues can be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         if options.share_profile:
             err.print("--share-profile: contexts always share profiles in this TensorRT; nothing to do")
@@ -68,54 +76,32 @@ def configure(trt: Any, config: Any, options: argparse.Namespace) -> None:
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
 
 
-def add_profiles(builder: Any, config: Any, network: Any, profiles: list[tuple[int, int, int]] | None) -> None:
-    """One optimization profile a triple: the smallest, the most common and the largest batch."""
+def add_profiles(builder: Any, config: Any, network: Any, wanted: list[Triple] | None) -> list[Triple]:
+    """One optimization profile a triple: the smallest, the most common and the largest batch. Returns them."""
     fixed, *rest = network.get_input(0).shape
     usual = (1, 128, 256) if fixed < 1 else (fixed,) * 3
-    for triple in profiles or [usual]:
+    profiles = wanted or [usual]
+    for triple in profiles:
         if fixed > 0 and triple != usual:
             raise UsageFault(f"the model takes batches of {fixed} only: --profile {fixed},{fixed},{fixed}, or none.")
         profile = require(builder.create_optimization_profile(), "create_optimization_profile")
         profile.set_shape(network.get_input(0).name, *((batch, *rest) for batch in triple))
         require(config.add_optimization_profile(profile), "add_optimization_profile")
+    return profiles
 
 
-def build(options: argparse.Namespace, onnx: Path) -> tuple[bytes, bytes]:
-    """The serialized plan, and the timings of its kernels, which make the next build fast."""
-    trt, timings = backend.current().tensorrt, options.timing_cache
-    builder = require(trt.Builder(logger()), "Builder")
+def build(options: argparse.Namespace, onnx: Path) -> tuple[bytes, list[Triple], bytes]:
+    """The serialized plan, its profiles, and the timings of its kernels, which make the next build fast."""
+    trt = backend.current().tensorrt
+    builder = started(trt.Builder, "Builder")
     network, _parser = parse(trt, builder, onnx)
     config = require(builder.create_builder_config(), "create_builder_config")
     configure(trt, config, options)
-    add_profiles(builder, config, network, options.profile)
-    cache = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
-    again = f"set_timing_cache({timings}, which may be removed)"
-    require(config.set_timing_cache(require(cache, "create_timing_cache"), False), again)
+    profiles = add_profiles(builder, config, network, options.profile)
+    take_timings(config, options.timing_cache)
     plan = Building(trt, config).wait(lambda: builder.build_serialized_network(network, config))
-    cache = config.get_timing_cache()
-    return bytes(require(plan, "build_serialized_network")), bytes((cache and cache.serialize()) or b"")
-
-
-def prove(output: Path, onnx: Path, options: argparse.Namespace, build_s: float) -> str:
-    """Load the plan, write down what it is for and of, and hold its layers to the precision that was asked for."""
-    engine, described = Engine(output), models.read_description(onnx)
-    asked = "as in the ONNX file" if options.precision == "fp32" else options.precision
-    usual: dict[str, Any] = {"precision": asked, "model": onnx.stem, "weights": None, "labels": []}
-    facts = {
-        **plans.this_machine(),
-        **{name: described.get(name, value) for name, value in usual.items()},
-        "profiles": engine.profiles,
-        "layers": engine.layer_names(),
-        "onnx": onnx.name,
-        "onnx_sha256": sha256(onnx),
-        "plan_sha256": sha256(output),
-        "build_s": round(build_s, 1),
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-    write_json(plans.sidecar(output), facts)
-    if options.onnx_file is None or options.precision != "fp32":
-        engine.require_precision(options.precision)
-    return ", ".join(f"{count} {name}" for name, count in engine.precisions().most_common())
+    cache = config.get_timing_cache() if options.timing_cache else None
+    return bytes(require(plan, "build_serialized_network")), profiles, bytes((cache and cache.serialize()) or b"")
 
 
 def main() -> None:
@@ -126,19 +112,17 @@ def main() -> None:
     onnx = source.onnx_file(options)
     if options.export_only:
         return
-    here = backend.select(options.backend)
-    output = options.output or plans.ROOT / "plans" / f"{onnx.stem}{here.kind.plan_suffix}"
-    options.timing_cache = options.timing_cache or plans.ROOT / "plans" / f"timing{here.kind.plan_suffix[:-5]}.cache"
+    here = backend.select(options.backend, build=True)
+    output, options.timing_cache = plans.destination(options, onnx.stem)
     err.print(f"building {output.name} from {onnx.name} with {here.library}")
-    started = time.perf_counter()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(output, plans.sidecar(output), options.timing_cache)
-    plan, timings = build(options, onnx)
-    write_bytes(output, plan)
-    plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
-    layers = prove(output, onnx, options, time.perf_counter() - started)
-    write_bytes(options.timing_cache, timings)
-    err.print(f"built {output} in {time.perf_counter() - started:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {layers}")
+    begun = time.perf_counter()
+    plan, profiles, timings = build(options, onnx)
+    build_s = round(time.perf_counter() - begun, 1)
+    facts = {**prove(output, plan, onnx, options, models.read_description(onnx)), "profiles": profiles, "build_s": build_s}
+    plans.write(output, plan, facts)
+    keep_timings(options.timing_cache, timings)
+    told = ", ".join(f"{count} {name}" for name, count in facts["precisions"].items())
+    err.print(f"built {output} in {time.perf_counter() - begun:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {told}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ SLOTS = 2  # for each context: one batch is post-processed while its next one is
 def infer(run: session.Session) -> None:
     """Deal the batches to the contexts, each on a stream of its own; a worker thread finishes them in order."""
     count = run.options.contexts
-    run.notes.append(f"{count} contexts, {run.engine.context_memory / 1e6:.1f} MB of activations each")
+    memory = f"{run.engine.context_memory / 1e6:.1f}" if run.engine.context_memory else "unknown"
+    run.notes.append(f"{count} contexts, {memory} MB of activations each")
     contexts = [run.engine.create_context() for _ in range(count)]
     for context in contexts:
         context.set_input_shape(run.batch_shape)

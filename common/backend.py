@@ -137,7 +137,7 @@ def _real(name: str, build: bool) -> Backend:
             missing.append(f"{library.called} does not run on a GPU of compute capability {capability} ({device})")
         else:
             reason = "; ".join(
-                [f"a GPU and {library.called} answer" if runs else f"{library.called} needs none to build", *missing]
+                [f"a GPU and {library.called} answer" if runs else f"{library.called} builds without a GPU", *missing]
             )
             version = f"{library.called} {tensorrt.__version__}"
             return Backend(library.backend, reason, device, version, library, cudart if runs else None, tensorrt, first("nvtx"))

@@ -1,16 +1,25 @@
-"""Running a build on a thread of its own, so that the terminal shows its progress and Ctrl-C is heard."""
+"""A build on a thread of its own, so that the terminal shows its progress and Ctrl-C is heard; and what comes of it."""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from common import backend, layers, plans
+from common.checked import TensorRTError, logger, require
 from common.console import err
+from common.engine import Engine
+from common.errors import EnvironmentFault
+from common.files import sha256, write_bytes
 
 
 class Building:
@@ -61,3 +70,52 @@ def monitor(trt: Any, progress: Progress, stopped: threading.Event) -> Any:
             progress.remove_task(self.tasks.pop(phase_name))
 
     return Monitor()
+
+
+def take_timings(config: Any, path: Path | None) -> None:
+    """Give the builder what earlier builds have timed: nothing where that was on another GPU or by another library."""
+    for again in (False, True) if path else ():
+        try:
+            known = b"" if again or path is None or not path.is_file() else path.read_bytes()
+            cache = require(config.create_timing_cache(known), "create_timing_cache")
+            require(config.set_timing_cache(cache, False), "set_timing_cache")
+            return
+        except (TensorRTError, OSError) as error:
+            err.print(f"the timings in {path} are not used: {error}", markup=False)
+
+
+def keep_timings(path: Path | None, timings: bytes) -> None:
+    """Write them for the next build; the plan is as good without."""
+    try:
+        if path and timings:
+            write_bytes(path, timings)
+    except EnvironmentFault as fault:
+        err.print(f"timings are not kept: {fault}", style="yellow", markup=False)
+
+
+def prove(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, described: dict[str, Any]) -> dict[str, Any]:
+    """What the plan is for and of; it is loaded to hold its layers to the precision that was asked for. (Where there is no GPU
+    to load it on, the builder's log tells of them.)"""
+    found = layers.logged(logger().layers)
+    try:
+        if backend.current().cudart is not None:
+            found = Engine(output, trusted=options.version_compatible, built=plan).layers or found
+    except EnvironmentFault as fault:
+        if not options.version_compatible:  # which is for another TensorRT to load
+            raise
+        err.print(f"not loaded here, so the builder's log tells the layers: {fault}", style="yellow", markup=False)
+    if options.onnx_file is None or options.precision != "fp32":
+        layers.require_precision(layers.precisions(found), options.precision, output)
+    asked = "as in the ONNX file" if options.precision == "fp32" else options.precision
+    usual: dict[str, Any] = {"precision": asked, "model": onnx.stem, "weights": None, "labels": []}
+    return {
+        **plans.this_machine(),
+        **{name: described.get(name, value) for name, value in usual.items()},
+        "precisions": dict(layers.precisions(found).most_common()),
+        "layers": layers.names(found),
+        "version_compatible": options.version_compatible,
+        "onnx": onnx.name,
+        "onnx_sha256": sha256(onnx),
+        "plan_sha256": hashlib.sha256(plan).hexdigest(),
+        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

@@ -4,50 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import backend
+from common import backend, just_in_time, layers
 from common.buffers import DeviceBuffer
-from common.console import err
+from common.checked import TensorRTError, logger, require, started
 from common.cuda import Stream
 from common.errors import EnvironmentFault
 from common.images import channels_first
 from common.plans import check_sidecar, rebuild
-
-
-class TensorRTError(EnvironmentFault):
-    """A TensorRT call failed; the message has the call and what TensorRT logged."""
-
-
-def logger() -> Any:
-    """The process's TensorRT logger. It prints nothing and keeps the last error, for the message that will name it."""
-    return _logger(backend.current().tensorrt)
-
-
-@functools.cache
-def _logger(trt: Any) -> Any:
-    class LastError(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.last = " ".join(msg.split())
-
-    return LastError()
-
-
-def require(result: Any, call: str) -> Any:
-    """Return ``result``, or raise ``TensorRTError`` where TensorRT answered False or None."""
-    if result is None or result is False:
-        said, logger().last = logger().last, ""
-        raise TensorRTError(f"{call} failed: {said or 'TensorRT gave no reason'}.")
-    return result
 
 
 class Context:
@@ -58,7 +26,8 @@ class Context:
 
     def __init__(self, engine: Engine, profile: int) -> None:
         self._engine = engine
-        self.trt_context = require(engine.trt_engine.create_execution_context(), "create_execution_context")
+        create = "create_execution_context"
+        self.trt_context = require(engine.trt_engine.create_execution_context(*engine.runtime_config), create)
         if self.trt_context.active_optimization_profile != profile:
             call = f"set_optimization_profile_async({profile})"
             with Stream() as stream:
@@ -97,16 +66,27 @@ def check_ends(file: Path, inputs: Sequence[End], outputs: Sequence[End]) -> tup
 
 
 class Engine:
-    """A deserialized plan with one image input and one output; ``facts`` are its sidecar's."""
+    """A deserialized plan with one image input and one output; ``facts`` are its sidecar's, ``notes`` what it does not tell.
 
-    def __init__(self, plan: Path) -> None:
-        self.plan, self.facts, trt = plan, check_sidecar(plan), backend.current().tensorrt
-        self._runtime = runtime = require(trt.Runtime(logger()), "Runtime")  # kept: an engine does not outlive its runtime
-        self.trt_engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    A version-compatible plan holds a runtime of its own, a program that runs in this process with all its rights. That is
+    allowed only where the sidecar proves that the plan is what ``0_build.py`` wrote, byte for byte, or where it is ``trusted``.
+    ``built`` is the plan in the process that has just built it, when it has no sidecar yet.
+    """
+
+    def __init__(self, plan: Path, trusted: bool = False, built: bytes | None = None) -> None:
+        self.plan, self.notes, trt = plan, list[str](), backend.current().tensorrt
+        self.facts = check_sidecar(plan) if built is None else {}
+        self.has_code = trusted or self.facts.get("version_compatible") is True
+        self._runtime = runtime = started(trt.Runtime, "Runtime")  # kept: an engine does not outlive its runtime
+        if self.has_code:
+            runtime.engine_host_code_allowed = True
+        self.trt_engine = runtime.deserialize_cuda_engine(plan.read_bytes() if built is None else built)
         if self.trt_engine is None:
-            said, logger().last = logger().last, ""
             mend = f"Build it: {rebuild(plan, self.facts)}"
-            raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({said}). {mend}")
+            if not self.facts and not trusted:
+                mend += ", or, if it is a version-compatible one of your own, add --trust-plan"
+            raise EnvironmentFault(f"{plan} is not a plan that this TensorRT can load ({logger().said()}). {mend}")
+        self.runtime_config = just_in_time.runtime_config(self.trt_engine, plan)
         found: dict[Any, list[End]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
         for name in (self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)):
             end = (name, tuple(self.trt_engine.get_tensor_shape(name)), self.trt_engine.get_tensor_dtype(name).name)
@@ -143,20 +123,35 @@ class Engine:
 
     @property
     def context_memory(self) -> int:
-        """Bytes of device memory that each execution context takes for activations."""
+        """Bytes of device memory that each execution context takes for activations; 0 where TensorRT does not tell."""
         sizes = (getattr(self.trt_engine, name, None) for name in ("device_memory_size_v2", "device_memory_size"))
-        return next(size for size in sizes if size is not None)
+        size = next(size for size in sizes if size is not None)
+        if size == 0 and self.has_code:
+            self.untold("the memory that a context takes", logger().said() or "it says 0")
+        return size
 
-    def layer_names(self) -> list[str]:
-        """The engine's layers; a fused one is named after all the nodes it was made of."""
-        return [str(layer["Name"] if isinstance(layer, dict) else layer) for layer in self.layers()]
+    def untold(self, what: str, why: object) -> None:
+        """Note what this TensorRT does not tell of an engine that another version has built."""
+        note = f"{backend.current().library} does not tell {what} of this version-compatible engine: {str(why).rstrip('.')}"
+        self.notes += [] if note in self.notes else [note]
 
     def precisions(self) -> Counter[str]:
-        """How many layers write fp32, fp16, int8, … outputs, as the engine inspector tells."""
-        return Counter(filter(None, map(layer_precision, self.layers())))
+        """How many layers work in fp32, fp16, int8, …, as the engine inspector tells, or the one of the builder has told."""
+        return layers.precisions(self.layers) or Counter(self.facts.get("precisions", {}))
 
+    @functools.cached_property
     def layers(self) -> list[Any]:
         """The layers in the engine inspector's JSON: objects, or mere names in a plan built without details."""
+        try:
+            return self.inspect()
+        except (RuntimeError, ValueError, TensorRTError) as error:
+            if not self.has_code:
+                raise
+            known = " (their precision is what the builder told the sidecar)" * ("precisions" in self.facts)
+            self.untold("the layers", f"{error}{known}")
+            return []
+
+    def inspect(self) -> list[Any]:
         trt = backend.current().tensorrt
         inspector = require(self.trt_engine.create_engine_inspector(), "create_engine_inspector")
         try:  # of an engine with dynamic shapes, more is told for a context's shapes
@@ -169,29 +164,4 @@ class Engine:
         return json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters in its strings
 
     def require_precision(self, precision: str) -> None:
-        """Raise where the engine's layers do not work in ``precision``: a build may have quietly chosen another.
-
-        An inspector that does not tell (a plan built without detailed profiling verbosity, or a TensorRT whose words
-        this does not know) proves nothing either way, and that is said.
-        """
-        found = self.precisions()
-        if not found:
-            err.print(f"{self.plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
-        elif found.most_common(1)[0][0] != precision:
-            counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
-            mend = f"Build one: python 0_build.py --{precision}"
-            raise EnvironmentFault(f"{self.plan} is not a {precision} engine: its layers work in {counts}. {mend}")
-
-
-TACTIC_NAMES = {"f32f32": "FP32", "f16f16": "FP16", "h1688": "FP16", "h884": "FP16", "i8i8": "INT8", "bf16bf16": "BF16"}
-"""What kernels call their inputs: with dynamic shapes TensorRT 8.6 tells a layer's kernel but not its types."""
-PRECISION_NAMES = {"fp32": r"FP32|Float\b", "fp16": r"FP16|Half", "bf16": r"BF16", "int8": r"INT8|Int8", "fp8": r"FP8"}
-
-
-def layer_precision(layer: Any) -> str | None:
-    """The precision of a layer's first output in the inspector's JSON; None where it does not say or only reformats."""
-    if not isinstance(layer, dict) or layer.get("LayerType") in ("Reformat", "NoOp", "Shape"):
-        return None
-    text = " ".join(str(output.get(key, "")) for output in layer.get("Outputs", [])[:1] for key in output if key != "Name")
-    text += " " + " ".join(TACTIC_NAMES[name] for name in TACTIC_NAMES if name in str(layer.get("TacticName", "")))
-    return next((name for name, pattern in PRECISION_NAMES.items() if re.search(pattern, text)), None)
+        layers.require_precision(self.precisions(), precision, self.plan)

@@ -23,16 +23,23 @@ class Library:
     modules: tuple[str, ...]  # its names in Python; the first that can be imported is taken
     package: str  # what pip installs
     plan_suffix: str
+    compatible_suffix: str = ""  # of plans that newer versions run too, where it can build such
     builds: bool = True  # plans, and does not only run them
     without_gpu: bool = False  # builds on a machine that has none
     capabilities: tuple[str, ...] = ("",)
 
 
+RTX = ("7.5", "8.", "12.")
 LIBRARIES = (
-    Library("tensorrt", "TensorRT", ("tensorrt",), "tensorrt", ".plan"),
-    Library("rtx", "TensorRT for RTX", ("tensorrt_rtx",), "tensorrt-rtx-cu12", ".rtx.plan", True, True, ("7.5", "8.", "12.")),
+    Library("tensorrt", "TensorRT", ("tensorrt",), "tensorrt", ".plan", ".vc.plan"),
+    Library("rtx", "TensorRT for RTX", ("tensorrt_rtx",), "tensorrt-rtx-cu12", ".rtx.plan", without_gpu=True, capabilities=RTX),
     Library(
-        "tensorrt", "TensorRT lean runtime", ("tensorrt_lean", "tensorrt_lean_bindings"), "tensorrt-lean", ".vc.plan", False
+        "tensorrt",
+        "TensorRT lean runtime",
+        ("tensorrt_lean", "tensorrt_lean_bindings"),
+        "tensorrt-lean",
+        ".vc.plan",
+        builds=False,
     ),
 )
 """The real ones, in the order in which ``auto`` tries them."""

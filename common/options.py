@@ -18,6 +18,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")
+    trust = "run the code in a version-compatible plan that no sidecar proves: only for one of your own"
+    run.add_argument("--trust-plan", action="store_true", help=trust)
     precisions = "what the plan must work in (default: the stage's own; with --plan, the plan's)"
     run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help=precisions)
     sizes = f"{backend.PUBLISHED_BATCH}, or what --plan was built for; simulated: {backend.SIMULATED_BATCH}"
@@ -34,9 +36,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
     write.add_argument("--json", type=Path, metavar="PATH", help="the result record")
     write.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run's, and say so")
-    backends = (
-        "tensorrt: a real GPU; simulated: a modelled one, outputs computed on the CPU; auto (default): the first that works"
-    )
+    backends = "tensorrt: a real GPU; rtx: a GeForce or RTX one, with TensorRT for RTX; simulated: a modelled one, outputs "
+    backends += "computed on the CPU; auto (default): the first that works"
     where.add_argument("--backend", choices=backend.NAMES, default="auto", help=backends)
     where.add_argument("--device", metavar="NAME", help=f"simulated: the GPU to model (default: {backend.DEFAULT_DEVICE})")
     charge = f"simulated: charge the time of N images a batch (default: --batch; without it {backend.PUBLISHED_BATCH})"
@@ -53,10 +54,13 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--aux-streams", type=natural, metavar="N", help="streams TensorRT may add within one inference")
     sharing = "several contexts on one profile: on by default in TensorRT 8.6, always on since 10"
     plan.add_argument("--share-profile", action=argparse.BooleanOptionalAction, help=sharing)
-    timings = "kernel timings of earlier builds (default: plans/timing.cache)"
+    compatible = "let newer versions of TensorRT run the plan too, as far as the lean runtime goes (default output: ….vc.plan)"
+    plan.add_argument("--version-compatible", action="store_true", help=compatible)
+    timings = "kernel timings of earlier builds (default: plans/timing.cache; none with rtx)"
     plan.add_argument("--timing-cache", type=Path, metavar="FILE", help=timings)
     plan.add_argument("--output", type=Path, metavar="PLAN", help="default: plans/MODEL-PRECISION.plan")
-    plan.add_argument("--backend", choices=backend.NAMES, default="auto", help="simulated: for the simulated TensorRT")
+    built = "which library builds it (default: the first that works; rtx needs no GPU)"
+    plan.add_argument("--backend", choices=backend.NAMES, default="auto", help=built)
 
 
 def profile(text: str) -> tuple[int, int, int]:

@@ -1,11 +1,12 @@
 """Plans as files: the sidecar that says what a plan is for, and the default plans, which are built when they are missing.
 
-A plan works only with the TensorRT and the kind of GPU that it was built with. ``PLAN.json`` beside it says which; it is
-checked before TensorRT sees the plan, which would answer with a null engine.
+A plan works only with the TensorRT and the kind of GPU that it was built with; a version-compatible one also with newer
+versions. ``PLAN.json`` beside it says which; it is checked before TensorRT sees the plan, which answers with a null engine.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -14,17 +15,18 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import backend
+from common import backend, record
 from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
-from common.files import read_json, sha256
+from common.files import check_writable, read_json, sha256, write_bytes, write_json
 
 if TYPE_CHECKING:
     from common.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
+COMPATIBLE = "--version-compatible"
 LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have
 
 
@@ -37,13 +39,17 @@ def sidecar(plan: Path) -> Path:
 
 
 def this_machine() -> dict[str, Any]:
-    """What a plan depends on, as its sidecar has it: TensorRT's version, the GPU and its compute capability."""
+    """What a plan depends on, as its sidecar has it: TensorRT's version, the GPU and its compute capability.
+
+    ``any`` GPU: TensorRT for RTX builds for all of them, and compiles where the plan runs.
+    """
+    here = backend.current()
+    version = f"{here.kind.called} {here.tensorrt.__version__}"
+    if here.kind.without_gpu and here.simulator is None:
+        return {"tensorrt": version, "gpu": "any", "compute_capability": "any"}
     properties = cudart.cudaGetDeviceProperties(0)
-    return {
-        "tensorrt": backend.current().tensorrt.__version__,
-        "gpu": properties.name.decode(),
-        "compute_capability": f"{properties.major}.{properties.minor}",
-    }
+    capability = f"{properties.major}.{properties.minor}"
+    return {"tensorrt": version, "gpu": properties.name.decode(), "compute_capability": capability}
 
 
 def read_sidecar(plan: Path) -> dict[str, Any]:
@@ -56,6 +62,7 @@ def read_sidecar(plan: Path) -> dict[str, Any]:
     texts: list[Any] = [facts.get(name) for name in TEXTS]
     lists: list[Any] = [facts.get(name) for name in LISTS]
     fits = all(isinstance(each, list) for each in lists) and {*map(type, sum(lists[:2], texts))} == {str}
+    fits = fits and record.fits("dict[str, int]", facts.get("precisions", {}))
     if not fits or not all(isinstance(size, list) and [*map(type, size)] == [int] * 3 for size in lists[2]):
         raise PlanFault(f"{sidecar(plan)} is not what 0_build.py writes beside a plan. Build it again: {rebuild(plan, {})}")
     return facts
@@ -68,17 +75,44 @@ def check_sidecar(plan: Path) -> dict[str, Any]:
     here, again = this_machine(), f"Build it again: {rebuild(plan, facts)}"
     if facts["plan_sha256"] != sha256(plan):
         raise PlanFault(f"{plan} is not the file that was built: cut short, edited or overwritten. {again}")
-    if facts["tensorrt"] != here["tensorrt"]:
-        raise PlanFault(f"{plan} was built by TensorRT {facts['tensorrt']}, and this is {here['tensorrt']}. {again}")
+    portable = facts.get("version_compatible") is True and backend.current().kind.backend == "tensorrt"
+    if facts["tensorrt"] != here["tensorrt"] and not portable:  # one that is too new for a runtime is refused by that
+        raise PlanFault(f"{plan} was built by {facts['tensorrt']}, and this is {here['tensorrt']}. {again}")
     simulated = backend.current().simulator is not None  # a simulated plan runs on every modelled GPU
     if not simulated and facts["compute_capability"] != here["compute_capability"]:
         raise PlanFault(f"{plan} was built for a {facts['gpu']}, and this is a {here['gpu']}. {again}")
     return facts
 
 
+def destination(options: argparse.Namespace, stem: str) -> tuple[Path, Path | None]:
+    """Where a plan made of ``stem``.onnx goes, and the timings of its kernels: None where the library takes none."""
+    here, folder = backend.current(), ROOT / "plans"
+    suffix = here.kind.compatible_suffix if options.version_compatible else here.kind.plan_suffix
+    if not suffix:
+        raise UsageFault(f"{COMPATIBLE}: {here.library} builds no such plans.")
+    plan = options.output or folder / f"{stem}{suffix}"
+    timings = options.timing_cache or folder / f"timing{here.kind.plan_suffix[:-5]}.cache"
+    if hasattr(here.tensorrt, "IRuntimeCache"):  # TensorRT for RTX times nothing: it compiles where the plan runs
+        timings = None
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(plan, sidecar(plan))
+    if timings and timings.resolve() in (plan.resolve(), sidecar(plan).resolve()):
+        raise UsageFault(f"two results cannot be one file: {timings}.")
+    return plan, timings
+
+
+def write(plan: Path, content: bytes, facts: dict[str, Any]) -> None:
+    """The plan, and then its sidecar: a plan without one is merely unchecked."""
+    sidecar(plan).unlink(missing_ok=True)
+    write_bytes(plan, content)
+    write_json(sidecar(plan), facts)
+
+
 def rebuild(plan: Path, facts: dict[str, Any]) -> str:
     """The command that makes a plan again; without ``facts`` nobody knows of which model, and that is left to be filled in."""
-    return " ".join(facts.get("command") or ["python 0_build.py --onnx-file MODEL.onnx --output", str(plan)])
+    words = facts.get("command") or ["python", "0_build.py", "--onnx-file", "MODEL.onnx", "--output", str(plan)]
+    needed = [] if backend.current().kind.builds or COMPATIBLE in words else [COMPATIBLE]  # by a Python that has TensorRT
+    return " ".join([*words, *needed])
 
 
 def default_plan(precision: str, opts: Sequence[int] = ()) -> Path:
@@ -90,9 +124,13 @@ def default_plan(precision: str, opts: Sequence[int] = ()) -> Path:
     plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().kind.plan_suffix}"
     shown = Path(os.path.relpath(plan))
     if reason := unusable(plan, shown):
-        command = ["0_build.py", "--backend", backend.current().name, "--output", str(shown)]
+        here = backend.current()
+        command = ["0_build.py", "--backend", here.name, "--output", str(shown)]
         command += [] if precision == "fp32" else [f"--{precision}"]
         command += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
+        if not here.kind.builds:
+            needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"
+            raise EnvironmentFault(f"{reason}, and the {here.kind.called} builds none. Build it {needed}")
         err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
         code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
         if code != 0:

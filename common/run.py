@@ -46,7 +46,7 @@ class Session:
         self.done_ns: list[int] = []  # when each batch was finished
         self.depth = 0  # most batches that were submitted and not finished
         self.submit_ms: list[float] = []
-        self.notes: list[str] = []
+        self.notes = list(engine.notes)
         self.read: dict[str, Any] = {}  # by the instruments
         self.used_memory = 0  # on the whole GPU, the largest seen
 

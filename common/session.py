@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from common import backend, options, program, report
+from common import backend, just_in_time, options, program, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
@@ -107,7 +107,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     here, sizes = backend.current(), batch_sizes(chosen, size)
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts))
-    memory_before, engine = used_memory(), Engine(plan)
+    memory_before, engine = used_memory(), Engine(plan, chosen.trust_plan)
     chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
@@ -151,6 +151,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
                 untimed.write(chosen.json)
             if races:
                 raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
+    just_in_time.keep(engine.runtime_config, plan)
     record = Record.of(records)
     record.races = 0 if here.simulator else None
     record.parts_ms = parts_ms(session, allocate, record.notes)

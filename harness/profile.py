@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import program
-from common.backend import select
+from common.backend import NAMES, select
 from common.console import err, out, printable
 from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
@@ -52,7 +52,7 @@ def stages() -> list[Path]:
 def parse_options() -> argparse.Namespace:
     p = program.parser(__doc__, prog="scripts/profile_all.sh")
     p.add_argument("stages", nargs="*", metavar="STAGE", help="names or numbers of stages (default: all)")
-    p.add_argument("--backend", choices=("auto", "tensorrt", "simulated"), default="auto")
+    p.add_argument("--backend", choices=NAMES, default="auto")
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
     for name in PASSED_ON:
         p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stages, whose --help explains it")

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from common import backend, images, options, plans, verify
 from common.buffers import DeviceBuffer, Slot, copy_to_device, copy_to_host, copy_to_host_async, page_locked, pageable
+from common.checked import TensorRTError, require
 from common.cuda import CaptureError, CudaError, Event, Stream, cudart
-from common.engine import Engine, TensorRTError, layer_precision, require
+from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
+from common.layers import layer_precision
 from common.record import Conditions, Record, Window
 from common.session import PILOT, Session, batch_sizes, measured_batches
 from sim.enums import cudaError_t
@@ -185,7 +187,7 @@ def test_why_a_default_plan_is_built_again(checkout, tmp_path, monkeypatch):
     facts = read_json(plans.sidecar(checkout.tiny))
     write_json(plans.sidecar(plan), facts)
     assert plans.unusable(plan, plan) is None
-    write_json(plans.sidecar(plan), {**facts, "tensorrt": "8.0"})
+    write_json(plans.sidecar(plan), {**facts, "tensorrt": "TensorRT 8.0"})
     assert "was built by TensorRT 8.0" in plans.unusable(plan, plan)
     write_json(plans.sidecar(plan), facts)
     write_json(tmp_path / "models" / f"{facts['onnx']}.json", {"sha256": "another"})

@@ -96,7 +96,7 @@ def test_an_impossible_batch(machine):
 def test_a_plan_of_another_tensorrt(machine, tmp_path):
     shutil.copy(machine.plan, tmp_path / "other.plan")
     facts = json.loads(machine.plan.with_name(machine.plan.name + ".json").read_text())
-    (tmp_path / "other.plan.json").write_text(json.dumps({**facts, "tensorrt": "9.9.9"}))
+    (tmp_path / "other.plan.json").write_text(json.dumps({**facts, "tensorrt": "TensorRT 9.9.9"}))
     done = machine.stage("--plan", tmp_path / "other.plan")
     ends_with_one_line(done, 3, "built by TensorRT 9.9.9", "0_build.py")
 

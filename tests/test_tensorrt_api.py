@@ -1,4 +1,4 @@
-"""Our TensorRT calls, and the simulated TensorRT's surface, against the real Python bindings of 8.6, 10 and 11.
+"""Our TensorRT calls, and the simulated TensorRT's surface, against the real Python bindings of 8.6, 10, 11 and RTX.
 
 The bindings of 10 and 11 are installed (without the libraries they bind, for which stubs stand in) and asked; of 8.6,
 whose wheel carries the libraries, a list of names and signatures is kept in ``tensorrt_api/``.
@@ -32,6 +32,8 @@ RECEIVERS = {  # what our code calls its TensorRT objects
     "trt_engine": "ICudaEngine",
     "trt_context": "IExecutionContext",
     "tensor": "ITensor",
+    "settings": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
 }
 FEATURE_TESTED = {  # used only where hasattr or getattr says that it is there
     ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
@@ -39,6 +41,17 @@ FEATURE_TESTED = {  # used only where hasattr or getattr says that it is there
     ("PreviewFeature", "PROFILE_SHARING_0806"),
     ("IBuilderConfig", "progress_monitor"),
     ("", "IProgressMonitor"),
+    ("BuilderFlag", "VERSION_COMPATIBLE"),
+}
+RTX_ONLY = {  # used only where the module has ``IRuntimeCache``
+    ("", "IRuntimeCache"),
+    ("", "DynamicShapesKernelSpecializationStrategy"),
+    ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
+    ("BuilderFlag", "REQUIRE_USER_ALLOCATION"),
+    ("ICudaEngine", "create_runtime_config"),
+    *(("IRuntimeConfig", name) for name in ("create_runtime_cache", "get_runtime_cache", "set_runtime_cache")),
+    ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
+    *(("IRuntimeCache", name) for name in ("serialize", "deserialize")),
 }
 ARGPARSE = ("add_argument", "add_argument_group", "parse_args", "set_defaults")  # other things are called parser as well
 STUBS = {
@@ -49,7 +62,8 @@ STUBS = {
     "libnvonnxparser": "createNvOnnxParser_INTERNAL createNvOnnxParserRefitter_INTERNAL getNvOnnxParserVersion",
 }
 DUMP = """
-import enum, json, tensorrt_bindings as trt
+import enum, importlib, json, sys
+trt = importlib.import_module(sys.argv[1])
 def members(c): return {n: (getattr(c, n).__doc__ or "") for n in dir(c) if not n.startswith("_")}
 enums, classes = {}, {}
 for name in dir(trt):
@@ -84,14 +98,22 @@ def installed(version: str) -> dict:
             subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", folder / soname, source], check=True)
         paths = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder)}
         done = subprocess.run(
-            [sys.executable, "-c", DUMP], capture_output=True, text=True, check=True, env={**os.environ, **paths}
+            [sys.executable, "-c", DUMP, "tensorrt_bindings"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, **paths},
         )
         listing.write_text(done.stdout)
     return json.loads(listing.read_text())
 
 
-@pytest.fixture(scope="module", params=["8.6.0", "10.16.1.11", "11.4.0.106"])
+@pytest.fixture(scope="module", params=["8.6.0", "10.16.1.11", "11.4.0.106", "rtx"])
 def api(request) -> dict:
+    if request.param == "rtx":
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+        done = subprocess.run([sys.executable, "-c", DUMP, "tensorrt_rtx"], capture_output=True, text=True, check=True)
+        return {"version": request.param, **json.loads(done.stdout)}
     if request.param != "8.6.0":
         return {"version": request.param, **installed(request.param)}
     kept = json.loads((Path(__file__).parent / "tensorrt_api" / "8.6.0.json").read_text())
@@ -147,7 +169,7 @@ def used() -> list[tuple[str, str, int | None]]:
 
 @pytest.mark.parametrize("owner, member, arguments", [use for use in used() if use[0] in {"", *RECEIVERS.values()}])
 def test_every_call_of_ours_exists(api, owner, member, arguments):
-    if (owner, member) in FEATURE_TESTED:
+    if (owner, member) in FEATURE_TESTED or (api["version"] != "rtx" and (owner, member) in RTX_ONLY):
         return
     if owner == "":
         assert member in api["names"] or member in ("__version__", "__name__"), f"tensorrt.{member}"
@@ -163,6 +185,8 @@ def test_every_call_of_ours_exists(api, owner, member, arguments):
 @pytest.mark.parametrize("enumeration, member", [use[:2] for use in used() if use[0] and use[0] not in RECEIVERS.values()])
 def test_every_constant_of_ours_exists(api, enumeration, member):
     if (enumeration, member) in FEATURE_TESTED or member == "__init__":
+        return
+    if api["version"] != "rtx" and (enumeration, member) in RTX_ONLY:
         return
     if enumeration in api["enums"]:
         assert member in api["enums"][enumeration]

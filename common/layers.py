@@ -1,0 +1,83 @@
+"""What an engine's layers are and in which precision they work, as the engine inspector or the builder's log tells it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.console import err
+from common.errors import EnvironmentFault
+
+TACTIC_NAMES = {"f32f32": "FP32", "f16f16": "FP16", "h1688": "FP16", "h884": "FP16", "i8i8": "INT8", "bf16bf16": "BF16"}
+"""What kernels call their inputs: with dynamic shapes TensorRT 8.6 tells a layer's kernel but not its types."""
+PRECISION_NAMES = {"fp32": r"FP32|Float\b", "fp16": r"FP16|Half", "bf16": r"BF16|BFloat16", "int8": r"INT8|Int8", "fp8": r"FP8"}
+NO_WORK = ("Reformat", "NoOp", "Shape", "shape_call", "signal", "wait")
+
+
+def layer_precision(layer: Any) -> str | None:
+    """The precision of a layer in the inspector's JSON: that of its weights, since an INT8 convolution may well write FP32; of
+    its first output where it has none. None where it does not say or only reformats."""
+    if not isinstance(layer, dict) or layer.get("LayerType") in NO_WORK:
+        return None
+    kernels = [each for each in layer.get("Constants", []) if sum(size > 1 for size in each["Dimensions"]) > 1]
+    weights = layer.get("Weights") or {}
+    kept, tactic = [weights if weights.get("Count") else {}, *kernels], str(layer.get("TacticName", ""))
+    outputs = " ".join(words(output) for output in layer.get("Outputs", [])[:1])
+    texts = [*map(words, kept), f"{outputs} {' '.join(name for key, name in TACTIC_NAMES.items() if key in tactic)}"]
+    found = (name for text in texts for name, pattern in PRECISION_NAMES.items() if re.search(rf"\b(?:{pattern})", text))
+    return next(found, None)
+
+
+def words(told: dict[str, Any]) -> str:
+    return " ".join(str(value) for key, value in told.items() if key != "Name")
+
+
+def precisions(layers: Sequence[Any]) -> Counter[str]:
+    """How many layers work in fp32, fp16, int8, …"""
+    return Counter(filter(None, map(layer_precision, layers)))
+
+
+def names(layers: Sequence[Any]) -> list[str]:
+    """A fused layer is named after all the nodes that it was made of: newer TensorRTs name those in its ``Metadata``."""
+    found = (layer if isinstance(layer, dict) else {"Name": layer} for layer in layers)
+    nodes = ((layer, re.findall(r"\[ONNX Layer: ([^]]*)\]", layer.get("Metadata", ""))) for layer in found)
+    return [" + ".join(parts) or str(layer["Name"]) for layer, parts in nodes]
+
+
+def logged(text: str) -> list[dict[str, Any]]:
+    """The layers of a builder's log, in the form of the inspector's JSON: where the inspector does not tell of an engine, or
+    there is no GPU to load it on."""
+    new = r"^Name: (.*?), LayerType: (\w+), Inputs: .*?, Constants: (.*), Outputs: (.*), TacticName: (.*?), .*?Metadata: (.*)$"
+    old = r"^Layer\((\w+)\): (.*?), .* -> .*?[(\[](\w+)[(\[]"  # TensorRT 8.6
+    found = [
+        {"Name": name, "LayerType": kind, "Constants": tensors(constants), "Outputs": tensors(outputs), "TacticName": tactic}
+        | {"Metadata": metadata}
+        for name, kind, constants, outputs, tactic, metadata in re.findall(new, text, re.MULTILINE)
+    ]
+    kinds = re.findall(old, text, re.MULTILINE)
+    return found + [{"Name": name, "LayerType": kind, "Outputs": [{"Datatype": output}]} for kind, name, output in kinds]
+
+
+def tensors(text: str) -> list[dict[str, Any]]:
+    found = re.findall(r"Name: ([^,]*), Dimensions: \[([^]]*)\].*?Datatype: (\w+)", text)
+    return [
+        {"Name": name, "Dimensions": [int(size) for size in sizes.split(",") if size], "Datatype": kind}
+        for name, sizes, kind in found
+    ]
+
+
+def require_precision(found: Counter[str], precision: str, plan: Path) -> None:
+    """Raise where most layers do not work in ``precision``: a build may have quietly chosen another.
+
+    An inspector that does not tell (a plan built without detailed profiling verbosity, or a TensorRT whose words this does
+    not know) proves nothing either way, and that is said.
+    """
+    if not found:
+        err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
+    elif found.most_common(1)[0][0] != precision:
+        counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
+        mend = f"Build one: python 0_build.py --{precision}"
+        raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

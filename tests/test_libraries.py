@@ -1,0 +1,199 @@
+"""The table of TensorRT's libraries: which is taken, what each is called, and how a plan of one runs on another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from common import backend, libraries
+from common.checked import TensorRTError, started
+from common.errors import EnvironmentFault
+from common.libraries import LIBRARIES, SIMULATED
+from tests.conftest import ROOT, stage_scripts
+
+STAGES = ("--batch", "2", "--batches", "4")
+
+
+# -- which is taken
+
+
+def machine(monkeypatch, *modules: str, capability: str = "9.0", gpu: bool = True) -> None:
+    """Of these TensorRTs, with a GPU or without."""
+
+    def answer():
+        if not gpu:
+            raise EnvironmentFault("no NVIDIA GPU answers (cudaErrorNoDevice).")
+        return SimpleNamespace(), "a GPU", capability
+
+    def load(name: str):
+        if name in modules:
+            return SimpleNamespace(__name__=name, __version__="1.2")
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(backend, "gpu", answer)
+    monkeypatch.setattr(backend, "first", lambda *_: None)
+    monkeypatch.setattr(libraries.importlib, "import_module", load)
+    monkeypatch.setattr(backend, "_current", None)
+
+
+@pytest.mark.parametrize(
+    "modules, capability, name, library, why",
+    [
+        (("tensorrt", "tensorrt_rtx", "tensorrt_lean"), "8.9", "tensorrt", "TensorRT 1.2", "a GPU and TensorRT answer"),
+        (("tensorrt_rtx", "tensorrt_lean"), "8.9", "rtx", "TensorRT for RTX 1.2", "TensorRT is not installed"),
+        (("tensorrt_rtx", "tensorrt_lean"), "9.0", "tensorrt", "TensorRT lean runtime 1.2", "compute capability 9.0"),
+        (("tensorrt_lean_bindings",), "12.0", "tensorrt", "TensorRT lean runtime 1.2", "TensorRT for RTX is not installed"),
+    ],
+)
+def test_auto_takes_the_first_that_works_and_says_why(monkeypatch, modules, capability, name, library, why):
+    machine(monkeypatch, *modules, capability=capability)
+    here = backend.select()
+    assert (here.name, here.library) == (name, library) and why in here.reason
+
+
+@pytest.mark.parametrize(
+    "name, build, has, said",
+    [
+        ("rtx", False, {"modules": ["tensorrt_rtx"]}, "does not run on a GPU of compute capability 9.0 (a GPU)"),
+        ("rtx", False, {"modules": ["tensorrt_rtx"], "gpu": False}, "no NVIDIA GPU answers"),
+        ("rtx", True, {"modules": [], "gpu": False}, "TensorRT for RTX is not installed"),
+        ("tensorrt", True, {"modules": ["tensorrt_lean"]}, "lean runtime runs plans and builds none"),
+        ("tensorrt", True, {"modules": ["tensorrt_rtx"]}, "TensorRT is not installed"),
+    ],
+)
+def test_what_cannot_work_is_said(monkeypatch, name, build, has, said):
+    machine(monkeypatch, *has.pop("modules"), **has)
+    with pytest.raises(EnvironmentFault, match=f"--backend {name}: ") as raised:
+        backend.select(name, build=build)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_rtx_builds_where_it_cannot_run(monkeypatch, gpu):
+    machine(monkeypatch, "tensorrt_rtx", gpu=gpu)
+    here = backend.select("rtx", build=True)
+    assert here.cudart is None and here.library == "TensorRT for RTX 1.2"
+
+
+def test_an_old_cuda_python_without_a_driver_is_no_traceback(monkeypatch):
+    """12.1 to 12.5 raise where newer ones answer an error code."""
+
+    def missing():
+        raise RuntimeError("Failed to dlopen libcuda.so")
+
+    monkeypatch.setattr(libraries, "first", lambda *_: SimpleNamespace(cudaGetDeviceCount=missing))
+    with pytest.raises(EnvironmentFault, match=r"no NVIDIA GPU answers \(Failed to dlopen libcuda.so\)"):
+        libraries.gpu()
+
+
+def test_a_tensorrt_without_its_libraries_is_no_traceback(monkeypatch):
+    def broken(name: str):
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(libraries.importlib, "import_module", broken)
+    with pytest.raises(EnvironmentFault, match=r"TensorRT is not installed \(libnvinfer.so.10: "):
+        libraries.load(LIBRARIES[0])
+
+
+def test_a_builder_that_cannot_start_says_why(simulator):
+    backend.select("simulated")
+
+    def cannot(logger):
+        logger.log(logger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(TensorRTError, match=r"Builder failed: CUDA initialization failure with error: 35\."):
+        started(cannot, "Builder")
+    with pytest.raises(TensorRTError, match=r"Runtime failed: .*nullptr"):
+        started(lambda _: (_ for _ in ()).throw(TypeError("pybind11::init(): factory function returned nullptr")), "Runtime")
+
+
+def test_no_two_libraries_share_a_name():
+    """But for the lean runtime, which runs the version-compatible plans that TensorRT builds."""
+    builders = [library for library in (*LIBRARIES, SIMULATED) if library.builds]
+    suffixes = [suffix for each in builders for suffix in (each.plan_suffix, each.compatible_suffix) if suffix]
+    assert len({*suffixes}) == len(suffixes)
+    assert {library.plan_suffix for library in LIBRARIES if not library.builds} <= {*suffixes}
+    modules = [module for library in (*LIBRARIES, SIMULATED) for module in library.modules]
+    assert len({*modules}) == len(modules)
+
+
+# -- plans that TensorRT 8.6 builds and the lean runtime of 10 runs; doubles stand in for both
+
+
+@pytest.fixture(scope="module")
+def compatible(checkout, tmp_path_factory):
+    """A checkout with the version-compatible plans of all stages, and a way to run a script in it on a double."""
+    folder = tmp_path_factory.mktemp("compatible") / "checkout"
+    shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("plans"))
+
+    def run(which: str, *command: object) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, ROOT / "tests" / "doubles" / "run.py", which, *command]
+        paths = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
+        return subprocess.run([*map(str, words)], cwd=folder, env=paths, capture_output=True, text=True, check=False)
+
+    for plan in ("", "--fp16", "--fp16 --profile 1,1,1 --profile 1,2,2 --output plans/resnet18-fp16-1-2.vc.plan"):
+        done = run("tensorrt", "0_build.py", "--version-compatible", *plan.split())
+        assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=folder, plans=folder / "plans", run=run)
+
+
+@pytest.mark.parametrize("stage", stage_scripts())
+def test_every_stage_runs_on_the_lean_runtime(compatible, stage):
+    done = compatible.run("lean", stage, *STAGES, "--json", compatible.folder / "record.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((compatible.folder / "record.json").read_text())
+    assert record["engine"] == "TensorRT lean runtime 10.16.1+double" and record["outputs_match"]
+    assert record["versions"]["tensorrt_lean"] == "10.16.1+double" and "tensorrt" not in record["versions"]
+    assert record["plan"].endswith(".vc.plan") and record["precision"] == ("fp32" if stage[0] in "123" else "fp16")
+    untold = [note.split("does not tell ")[1] for note in record["notes"] if "does not tell" in note]
+    assert untold.pop().startswith("the memory that a context takes of this version-compatible engine: Error Code 3")
+    layers = (
+        "the layers of this version-compatible engine: Could not activate keep_alive! (their precision is what the builder told"
+    )
+    assert not untold if stage[0] in "123" else untold[0].startswith(layers)
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    text = " ".join(done.stderr.split())
+    assert done.returncode == 3 and "Traceback" not in text, text
+    for word in words:
+        assert word in text, text
+
+
+def test_the_code_in_a_plan_runs_only_where_its_sidecar_proves_it(compatible, tmp_path):
+    plan, built = tmp_path / "mine.plan", compatible.plans / "resnet18-fp16.vc.plan"
+    shutil.copy(built, plan)
+    stage = ("4_use_fp16.py", *STAGES, "--plan", plan)
+    refused(compatible.run("lean", *stage), "host code, which is not allowed", "add --trust-plan")
+    trusted = compatible.run("lean", *stage, "--trust-plan", "--precision", "fp16")
+    assert trusted.returncode == 0 and "fp16 is not confirmed" in trusted.stderr, trusted.stderr
+    facts = json.loads(built.with_name(built.name + ".json").read_text())
+    beside = plan.with_name(plan.name + ".json")
+    beside.write_text(json.dumps(facts))
+    assert compatible.run("lean", *stage).returncode == 0
+    plan.write_bytes(plan.read_bytes() + b"more")
+    refused(compatible.run("lean", *stage, "--trust-plan"), "not the file that was built")
+    shutil.copy(built, plan)
+    beside.write_text(json.dumps({**facts, "version_compatible": False}))
+    refused(compatible.run("lean", *stage), "was built by TensorRT 8.6.0+double", "--version-compatible")
+
+
+def test_the_lean_runtime_says_how_to_build_what_it_cannot(compatible):
+    command = "0_build.py --backend tensorrt --output plans/resnet18-int8.vc.plan --int8 --version-compatible"
+    refused(
+        compatible.run("lean", "4_use_fp16.py", "--precision", "int8"),
+        "runtime builds none",
+        f"where TensorRT is: python {command}",
+    )
+    refused(compatible.run("lean", "0_build.py", "--backend", "tensorrt"), "TensorRT lean runtime runs plans and builds none")
+
+
+def test_version_compatible_is_tensorrt_s_own(checkout):
+    done = checkout.run("0_build.py", "--backend", "simulated", "--version-compatible")
+    assert done.returncode == 2 and "--version-compatible: simulated TensorRT" in " ".join(done.stderr.split())
