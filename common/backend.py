@@ -103,7 +103,7 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0, bu
             _current = _real(name, build)
         except EnvironmentFault as fault:
             if name != "auto":
-                raise EnvironmentFault(f"--backend {name}: {fault}") from None
+                raise EnvironmentFault(f"--backend {name}: {fault} What to install: python -m scripts.doctor") from None
             reason = str(fault).rstrip(".")
         else:
             if device is None:

@@ -1,0 +1,191 @@
+"""What this machine has for the ladder, how it fits together, and what to install.
+
+    python -m scripts.doctor
+
+A part that is missing or does not fit the others has an ✗, and the reason beside it; the commands that mend it stand at the
+end. Where there is no GPU, nothing of NVIDIA's is missed: the simulated backend does without.
+The exit code is 0 where a backend works, else 3.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common import program
+from common.console import out
+from common.errors import ENVIRONMENT, VERIFIED
+from common.libraries import LIBRARIES, Library
+from harness.machine import Machine, look, numbers
+
+WIDTH, INDENT = 80, 24
+GPU_GB, DISK_GB = 2, 2
+"""Free memory to have: at batch 128 the largest stage was seen to take 1.6 GB; plans, traces and their exports take 2 GB."""
+LAST_PYTHON, FIRST_GPU = (3, 10), (7, 5)
+"""TensorRT 8.6 ends with this Python, and TensorRT 10.5 begins with this compute capability."""
+OLD_NSYS, NEW_NVTX, OLD_NVTX_PYTHON = (2023, 4), (0, 2, 12), (3, 13)
+"""nsys up to this one records nothing of nvtx from this one on, nor most of CUDA 13; there is older nvtx up to this Python."""
+DRIVER = "# install NVIDIA's driver, 580 or later: https://www.nvidia.com/drivers"
+NSYS = "apt-get install nsight-systems-cli  # from NVIDIA's package repository"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A part of the machine: what was found, why that will not do ("": it does), and the commands that mend it."""
+
+    part: str
+    found: str
+    fault: str = ""
+    mend: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        start = f"{'✗' if self.fault else '·'} {self.part:<{INDENT - 2}}{self.found}"
+        text = f"{start}: {self.fault}" if self.fault else start
+        return textwrap.fill(text, WIDTH, subsequent_indent=" " * INDENT, break_on_hyphens=False)
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version)) or "?"
+
+
+def pip(*packages: str) -> str:
+    return " ".join(["pip install", *(f"'{each}'" if "<" in each else each for each in packages)])
+
+
+def cuda_python(here: Machine) -> str:
+    """That of the driver's CUDA."""
+    major = (here.driver_cuda or (12,))[0]
+    return f"cuda-python>={major},<{major + 1}"
+
+
+def needs_8_6(here: Machine) -> bool:
+    """Whether the GPU is older than those of today's TensorRT."""
+    return () < numbers(here.capability) < FIRST_GPU
+
+
+def tensorrt(here: Machine) -> tuple[str, ...]:
+    """The commands that install the TensorRT that is made for this GPU."""
+    rtx = next(library for library in LIBRARIES if library.backend == "rtx")
+    if needs_8_6(here) and here.python > LAST_PYTHON:
+        return "python3.10 -m venv .venv && . .venv/bin/activate", pip("-e .", "tensorrt==8.6.0", cuda_python(here))
+    if needs_8_6(here):
+        return (pip("tensorrt==8.6.0"),)
+    if re.search("GeForce|RTX", here.gpu) and here.capability.startswith(rtx.capabilities):
+        return (pip(rtx.package),)
+    return (pip(f"tensorrt-cu{(here.driver_cuda or (12,))[0]}"),)
+
+
+def examine(here: Machine) -> Iterator[Line]:
+    """Every part, those first that others build upon."""
+    yield from system(here)
+    yield cuda(here)
+    yield from (library(here, each) for each in LIBRARIES)
+    yield nvtx(here)
+    yield nsys(here)
+    if here.lacking:
+        yield Line("simulated GPU", f"needs {' and '.join(here.lacking)}", "not installed", (pip(*here.lacking),))
+    if here.disk_free_gb < DISK_GB:
+        yield Line("disk", f"{here.disk_free_gb:.1f} GB free", f"plans, traces and reports want {DISK_GB}")
+    else:
+        yield Line("disk", f"{here.disk_free_gb:.1f} GB free")
+    if not here.backend:
+        yield Line("--backend auto", "takes none", here.reason)
+    else:
+        unused = "but here is a GPU" if here.gpu and here.backend == "simulated" else ""
+        yield Line("--backend auto", f"takes {here.backend}, as {here.reason}", unused)
+
+
+def system(here: Machine) -> Iterator[Line]:
+    too_new = here.python > LAST_PYTHON
+    found = dotted(here.python) + f", where TensorRT 8.6 ends with {dotted(LAST_PYTHON)}" * too_new
+    if needs_8_6(here) and too_new:
+        yield Line("Python", found, f"and TensorRT 10.5 begins with newer GPUs than the {here.gpu}", tensorrt(here))
+    else:
+        yield Line("Python", found)
+    found = f"{here.gpu}, compute capability {here.capability or '?'}" if here.gpu else "none"
+    if here.gpu_free_gb is None:
+        yield Line("GPU", found)
+    elif here.gpu_free_gb >= GPU_GB:
+        yield Line("GPU", f"{found}, {here.gpu_free_gb:.1f} GB free")
+    else:
+        mend = ("nvidia-smi  # shows who holds its memory", "python 5_multi_streams.py --batch 16  # takes less of it")
+        yield Line("GPU", f"{found}, {here.gpu_free_gb:.1f} GB free", f"batches of 128 want {GPU_GB}", mend)
+    found = f"{here.driver}, for CUDA up to {dotted(here.driver_cuda)}" if here.driver else "none"
+    if here.driver_fault:
+        yield Line("driver", found, here.driver_fault, (DRIVER,))
+    elif () < here.driver_cuda < (12,):
+        yield Line("driver", found, "the ladder wants CUDA 12 or later", (DRIVER,))
+    else:
+        yield Line("driver", found)
+
+
+def cuda(here: Machine) -> Line:
+    number = here.packages.get("cuda-bindings") or here.packages.get("cuda-python")
+    found, mend = f"{number}, of CUDA {dotted(here.runtime_cuda)}" if number else "not installed", (pip(cuda_python(here)),)
+    if here.gpu and not number:
+        return Line("cuda-python", found, "it is what calls CUDA", mend)
+    if here.runtime_cuda[:1] > here.driver_cuda[:1] > ():
+        return Line("cuda-python", found, f"the driver is too old for it, and fits CUDA {dotted(here.driver_cuda)}", mend)
+    return Line("cuda-python", found)
+
+
+def library(here: Machine, which: Library) -> Line:
+    """One TensorRT. Where none of them runs on this GPU, the first of the table has the fault."""
+    name, package = which.called, which.package.partition("-cu")[0]
+    built = {each: int(found[1]) for each in here.packages if (found := re.match(rf"{package}-cu(\d+)", each))}
+    newer = [each for each, major in built.items() if (major,) > here.driver_cuda[:1] > ()]
+    if newer:
+        mend = (f"pip uninstall -y {' '.join(newer)}", *tensorrt(here))
+        return Line(name, newer[0], f"the driver is too old for it, and fits CUDA {dotted(here.driver_cuda)}", mend)
+    if why := here.broken.get(name):
+        number = here.packages.get(package, "")
+        if number.startswith("8.") and here.python > LAST_PYTHON:
+            return Line(name, number, f"it ends with Python {dotted(LAST_PYTHON)}", tensorrt(here))
+        return Line(name, f"{number} cannot be imported".strip(), why, (pip("--force-reinstall", which.package),))
+    runs = [each for each in LIBRARIES if each.called in here.tensorrt and here.capability.startswith(each.capabilities)]
+    number = here.tensorrt.get(name, "")
+    if which is LIBRARIES[0] and needs_8_6(here) and numbers(number) >= (10, 5):
+        return Line(name, number, f"10.5 and later do not run on compute capability {here.capability}", tensorrt(here))
+    if which is LIBRARIES[0] and here.gpu and not runs:
+        return Line(name, number or "not installed", "nor is another that runs on this GPU", tensorrt(here))
+    if number:
+        return Line(name, number if which in runs or not here.gpu else f"{number}, which does not run on this GPU")
+    alone = f"; it builds without a GPU: {pip(which.package)}" * (which.without_gpu and not here.gpu)
+    return Line(name, f"not installed{alone}")
+
+
+def nvtx(here: Machine) -> Line:
+    found, outdated = here.packages.get("nvtx", ""), () < numbers(here.nsys)[:2] <= OLD_NSYS
+    if outdated and numbers(found) >= NEW_NVTX:
+        mend = NSYS if here.python > OLD_NVTX_PYTHON else pip("nvtx<0.2.12")
+        return Line("nvtx", found, f"nsys {here.nsys} records none of its ranges", (mend,))
+    if here.gpu and not found:
+        return Line("nvtx", "not installed", "without its ranges no profile has batches", (pip("nvtx"),))
+    return Line("nvtx", found or "not installed")
+
+
+def nsys(here: Machine) -> Line:
+    if here.gpu and not here.nsys:
+        return Line("nsys", "not installed", "without it the table has no breakdown", (NSYS,))
+    if () < numbers(here.nsys)[:2] <= OLD_NSYS and here.runtime_cuda >= (13,):
+        return Line("nsys", here.nsys, "it loses most of what CUDA 13 does", (NSYS,))
+    return Line("nsys", here.nsys or "not installed")
+
+
+def main() -> int:
+    program.parser(__doc__, "scripts.doctor").parse_args()
+    here = look()
+    lines = list(examine(here))
+    for line in lines:
+        out.print(str(line), style="red" if line.fault else None, markup=False)
+    commands = dict.fromkeys(command for line in lines for command in line.mend)
+    where = "" if here.gpu else ", for a machine without a GPU"
+    last = "see the ✗ above" if any(line.fault for line in lines) else f"everything is here{where}"
+    out.print("\n".join(["", "to mend it:" if commands else last, *(f"    {command}" for command in commands)]), markup=False)
+    return VERIFIED if here.backend else ENVIRONMENT
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,118 @@
+"""What is installed on this machine and what its GPU is: facts only, which harness/doctor.py judges."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common import backend, libraries, program
+from common.errors import EnvironmentFault, Fault
+from harness.nsys import NsysError, find
+
+NVIDIA = "0x10de"  # on the PCI bus
+Version = tuple[int, ...]
+
+
+def numbers(text: str) -> Version:
+    """A version to compare by; () for what is none."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, found.group().split("."))) if found else ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A text is "" where there is nothing of that, a version ()."""
+
+    python: Version
+    gpu: str = ""
+    capability: str = ""
+    gpu_free_gb: float | None = None
+    driver: str = ""
+    driver_fault: str = ""
+    driver_cuda: Version = ()  # the newest that the driver runs
+    runtime_cuda: Version = ()  # that of cuda-python
+    packages: Mapping[str, str] = field(default_factory=dict)  # that pip has installed, and their versions
+    tensorrt: Mapping[str, str] = field(default_factory=dict)  # of those that can be imported: ``called`` and version
+    broken: Mapping[str, str] = field(default_factory=dict)  # of those that are there and cannot: why
+    nsys: str = ""
+    lacking: tuple[str, ...] = ()  # what the simulated backend needs
+    disk_free_gb: float = 0.0
+    backend: str = ""  # what ``auto`` takes
+    reason: str = ""
+
+
+def look() -> Machine:
+    facts = {**gpu(), **packages(), "disk_free_gb": shutil.disk_usage(program.ROOT).free / 1e9}
+    with contextlib.suppress(NsysError):
+        facts["nsys"] = find().version
+    try:
+        chosen = backend.select()
+        facts.update(backend=chosen.name, reason=chosen.reason)
+    except (Fault, ImportError) as error:
+        facts["reason"] = str(error)
+    return Machine(sys.version_info[:2], **facts)
+
+
+def ask(*arguments: str) -> tuple[str, bool]:
+    """What nvidia-smi says, and whether it succeeded."""
+    try:
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+    return (done.stdout or done.stderr).strip(), done.returncode == 0
+
+
+def cuda_version(cudart: Any, name: str) -> Version:
+    """What one of CUDA's version calls answers; () where it does not, or cuda-python before 12.6 finds no driver."""
+    with contextlib.suppress(RuntimeError, AttributeError):
+        error, number = getattr(cudart, name)()
+        return (number // 1000, number % 1000 // 10) if int(error) == 0 and number else ()
+    return ()
+
+
+def gpu() -> dict[str, Any]:
+    """The driver, and the first GPU as nvidia-smi knows it; in a container without that, as CUDA does."""
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(EnvironmentFault):
+        cudart, name, capability = libraries.gpu()
+        known = cuda_version(cudart, "cudaDriverGetVersion")
+        facts.update(gpu=name, capability=capability, driver="of unknown version", driver_cuda=known)
+    said, works = ask()
+    if works:
+        rows, _ = ask("--query-gpu=name,driver_version,memory.free", "--format=csv,noheader,nounits")
+        name, driver, free = (cell.strip() for cell in rows.splitlines()[0].rsplit(",", 2))
+        cuda = re.search(r"CUDA (?:\w+ )?Version: ([\d.]+)", said)
+        facts.update(gpu=name, driver=driver, driver_cuda=numbers(cuda[1]) if cuda else ())
+        facts["gpu_free_gb"] = int(free) * 2**20 / 1e9 if free.isdigit() else None
+        capability, works = ask("--query-gpu=compute_cap", "--format=csv,noheader")
+        if works:  # an old driver does not know the word
+            facts["capability"] = capability.splitlines()[0].strip()
+    elif not facts and said:
+        facts["driver_fault"] = f"nvidia-smi: {' '.join(said.split())}"
+    elif not facts and any(Path(card).read_text().strip() == NVIDIA for card in glob.glob("/sys/bus/pci/devices/*/vendor")):
+        facts["driver_fault"] = "a device of NVIDIA's is in this machine, and no driver answers"
+    return facts
+
+
+def packages() -> dict[str, Any]:
+    """cuda-python's runtime, every TensorRT of the table, what the simulated backend lacks, and all that pip knows."""
+    cudart = libraries.first("cuda.bindings.runtime", "cuda.cudart")
+    facts: dict[str, Any] = {"runtime_cuda": cuda_version(cudart, "cudaRuntimeGetVersion"), "tensorrt": {}, "broken": {}}
+    for library in libraries.LIBRARIES:
+        try:
+            facts["tensorrt"][library.called] = libraries.load(library).__version__
+        except EnvironmentFault as fault:
+            _, there, why = str(fault).partition("(")
+            facts["broken"] |= {library.called: why.removesuffix(").")} if there else {}
+    facts["lacking"] = tuple(package for package in ("onnx", "onnxruntime") if libraries.first(package) is None)
+    named = ((str(each.metadata["Name"]).lower().replace("_", "-"), each.version) for each in metadata.distributions())
+    return {**facts, "packages": dict(named)}
