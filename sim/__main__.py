@@ -59,7 +59,7 @@ def run(script: Path, arguments: list[str]) -> int:
             print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (Exception, KeyboardInterrupt) as error:  # what it did until then is still reported
-        if isinstance(error, NotImplementedError) and str(error).startswith("the simulated"):
+        if isinstance(error, AttributeError) and str(error).startswith("the simulated"):
             print(f"{script.name}: {error}", file=sys.stderr)
         else:
             traceback.print_exc()

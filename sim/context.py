@@ -11,6 +11,7 @@ import numpy as np
 
 from sim.enums import TensorIOMode, cudaError_t
 from sim.memory import Span
+from sim.names import Ours
 from sim.races import Cells, Range
 from sim.simulator import simulator
 from sim.sites import site
@@ -26,7 +27,7 @@ def setting_takes_time() -> None:
         sim.interpret(thread, sim.device.tensorrt_call)
 
 
-class IExecutionContext:
+class IExecutionContext(Ours):
     """Shapes, addresses and the consumed event are set first; ``execute_async_v3`` takes them as they are then."""
 
     def __init__(self, engine: ICudaEngine) -> None:

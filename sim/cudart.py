@@ -21,6 +21,7 @@ from sim.enums import cudaMemcpyKind as cudaMemcpyKind
 from sim.enums import cudaMemoryType as cudaMemoryType
 from sim.enums import cudaStreamCaptureMode as cudaStreamCaptureMode
 from sim.enums import cudaStreamCaptureStatus as cudaStreamCaptureStatus
+from sim.names import lack
 from sim.simulator import simulator
 from sim.sites import site
 
@@ -81,14 +82,11 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
     return call
 
 
-def _missing(name: str, *args: Any) -> tuple:
-    raise NotImplementedError(f"the simulated CUDA runtime does not have {name}.")
-
-
 MISSING = """
     cudaCtxResetPersistingL2Cache cudaDeviceReset cudaDeviceSetLimit cudaFuncGetAttributes cudaGraphDebugDotPrint
     cudaMallocManaged cudaMemPrefetchAsync cudaMemcpyPeerAsync cudaStreamAddCallback cudaStreamGetCaptureInfo
 """
 globals().update(FLAGS | HANDLES)
-globals().update({name: partial(_missing, name) for name in MISSING.split()})
+__getattr__ = partial(lack, what="simulated CUDA runtime")
+globals().update({name: partial(lack, name) for name in MISSING.split()})
 globals().update({name: _function(getattr(Calls, name)) for name in dir(Calls) if name.startswith("cuda")})

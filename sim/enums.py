@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from sim.names import Enumeration
 
-class Described(IntEnum):
+
+class Described(Enumeration):
     """Members that stand for something besides their number: ``NAME = number, meaning``."""
 
     meaning: Any
@@ -90,7 +91,7 @@ def require(condition: object, error: cudaError_t = cudaError_t.cudaErrorInvalid
         raise CudaFailure(error)
 
 
-class cudaMemcpyKind(IntEnum):
+class cudaMemcpyKind(Enumeration):
     cudaMemcpyHostToHost = 0
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
@@ -98,19 +99,19 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyDefault = 4
 
 
-class cudaStreamCaptureMode(IntEnum):
+class cudaStreamCaptureMode(Enumeration):
     cudaStreamCaptureModeGlobal = 0
     cudaStreamCaptureModeThreadLocal = 1
     cudaStreamCaptureModeRelaxed = 2
 
 
-class cudaStreamCaptureStatus(IntEnum):
+class cudaStreamCaptureStatus(Enumeration):
     cudaStreamCaptureStatusNone = 0
     cudaStreamCaptureStatusActive = 1
     cudaStreamCaptureStatusInvalidated = 2
 
 
-class cudaMemoryType(IntEnum):
+class cudaMemoryType(Enumeration):
     cudaMemoryTypeUnregistered = 0
     cudaMemoryTypeHost = 1
     cudaMemoryTypeDevice = 2
@@ -170,5 +171,5 @@ class DataType(Described):
     INT64 = 8, np.int64
 
 
-TensorIOMode = IntEnum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
-LayerInformationFormat = IntEnum("LayerInformationFormat", {"ONELINE": 0, "JSON": 1})
+TensorIOMode = Enumeration("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
+LayerInformationFormat = Enumeration("LayerInformationFormat", {"ONELINE": 0, "JSON": 1})

@@ -13,6 +13,7 @@ import numpy as np
 from sim.context import IExecutionContext
 from sim.enums import DataType, LayerInformationFormat, TensorIOMode
 from sim.kernels import kernel
+from sim.names import Ours
 from sim.network import Layer
 from sim.simulator import simulator
 from sim.work import Piece
@@ -25,7 +26,7 @@ def nptype(trt_type: DataType) -> type:
     return trt_type.meaning
 
 
-class Runtime:
+class Runtime(Ours):
     def __init__(self, logger: Any) -> None:
         self.logger = logger
 
@@ -43,7 +44,7 @@ class Runtime:
         return None
 
 
-class ICudaEngine:
+class ICudaEngine(Ours):
     def __init__(self, facts: dict[str, Any], model: bytes, logger: Any) -> None:
         self.name = facts["name"]
         self._profiles, self._model, self._logger = facts["profiles"], model, logger
@@ -121,7 +122,7 @@ class ICudaEngine:
         return self._durations[batch, profile]
 
 
-class EngineInspector:
+class EngineInspector(Ours):
     """Says of each layer what it is and in which precision it works."""
 
     def __init__(self, engine: ICudaEngine) -> None:

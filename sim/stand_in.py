@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
 from sim import cudart, nvtx, tensorrt
 from sim.enums import TensorIOMode
+from sim.names import Enumeration
 from sim.simulator import simulator
 from sim.sites import site
 
@@ -61,14 +61,14 @@ def _errors_only(name: str, results: str, success: str) -> ModuleType:
     def missing(attribute: str) -> Any:
         raise AttributeError(f"the simulated CUDA has the runtime's calls only, not cuda.bindings.{name}.{attribute}")
 
-    vars(module).update({results: IntEnum(results, {success: 0}), "__getattr__": missing})
+    vars(module).update({results: Enumeration(results, {success: 0}), "__getattr__": missing})
     return module
 
 
 def _older_names() -> None:
     """What TensorRT 8.6 and 10 have and 11 has not: numbers for tensors, flags that are the default now, ``with`` for all."""
     trt: Any = tensorrt
-    enum: Any = IntEnum
+    enum: Any = Enumeration
     trt.NetworkDefinitionCreationFlag = enum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
     trt.BuilderFlag = enum("BuilderFlag", {"FP16": 0, "INT8": 1, "TF32": 6})
     trt.PreviewFeature = enum("PreviewFeature", {"PROFILE_SHARING_0806": 2})

@@ -11,16 +11,17 @@ import hashlib
 import json
 import sys
 from dataclasses import asdict
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sim.enums import DataType, LayerInformationFormat, TensorIOMode
+from sim.names import Enumeration, Ours, lack
 from sim.network import layers
 from sim.runtime import MAGIC, EngineInspector, ICudaEngine, IExecutionContext, Runtime, nptype, volume
 
+__getattr__ = lack
 globals().update(zip(("float32", "float16", "int8", "int32", "bool", "uint8", "int64"), DataType))
 __version__ = "11.4.0+simulated.4"
 __all__ = ["Builder", "BuilderFlag", "IBuilderConfig", "IHostMemory", "IOptimizationProfile", "IProgressMonitor"]
@@ -29,16 +30,16 @@ __all__ += ["DataType", "EngineInspector", "ICudaEngine", "IExecutionContext", "
 __all__ += ["Logger", "Runtime", "TensorIOMode", "nptype", "volume"]
 
 
-BuilderFlag = IntEnum("BuilderFlag", {"TF32": 6})
-MemoryPoolType = IntEnum("MemoryPoolType", {"WORKSPACE": 0})
-NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 0})
-ProfilingVerbosity = IntEnum("ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2})
+BuilderFlag = Enumeration("BuilderFlag", {"TF32": 6})
+MemoryPoolType = Enumeration("MemoryPoolType", {"WORKSPACE": 0})
+NetworkDefinitionCreationFlag = Enumeration("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 0})
+ProfilingVerbosity = Enumeration("ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2})
 
 
-class ILogger:
+class ILogger(Ours):
     """Base of user-defined loggers: implement ``log(severity, msg)``."""
 
-    Severity = IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
+    Severity = Enumeration("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
 
     def log(self, severity: ILogger.Severity, msg: str) -> None:
@@ -60,13 +61,13 @@ class Logger(ILogger):
             print(f"[TRT] [{'FEWIV'[severity]}] {msg}", file=sys.stderr)
 
 
-class IHostMemory(bytes):
+class IHostMemory(Ours, bytes):
     @property
     def nbytes(self) -> int:
         return len(self)
 
 
-class IProgressMonitor:
+class IProgressMonitor(Ours):
     """Base of user-defined progress monitors; ``step_complete`` returning False cancels the build."""
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None: ...
@@ -77,12 +78,12 @@ class IProgressMonitor:
     def phase_finish(self, phase_name: str) -> None: ...
 
 
-class ITimingCache(bytes):
+class ITimingCache(Ours, bytes):
     def serialize(self) -> IHostMemory:
         return IHostMemory(self)
 
 
-class IOptimizationProfile:
+class IOptimizationProfile(Ours):
     def __init__(self) -> None:
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
 
@@ -96,7 +97,7 @@ class IOptimizationProfile:
         return self._shapes.get(input, [])
 
 
-class IBuilderConfig:
+class IBuilderConfig(Ours):
     create_timing_cache = ITimingCache
 
     def __init__(self) -> None:
@@ -127,23 +128,18 @@ class IBuilderConfig:
         return self._cache
 
 
-class ITensor:
+class ITensor(Ours):
     def __init__(self, facts: dict[str, Any]) -> None:
         self.name, self.shape, self.dtype = facts["name"], tuple(facts["shape"]), DataType[facts["dtype"]]
 
 
-class INetworkDefinition:
+class INetworkDefinition(Ours):
     """The parsed ONNX model. ``_tensors`` describes the inputs, then the outputs, as the plan does."""
 
     def __init__(self) -> None:
         self.name, self._model = "unnamed", b""
         self.num_inputs = self.num_outputs = 0
         self._tensors: list[dict[str, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith(("add_", "mark_")):
-            raise NotImplementedError(f"the simulated TensorRT takes networks from ONNX files only, without {name}.")
-        raise AttributeError(name)
 
     def get_input(self, index: int) -> ITensor:
         return ITensor(self._tensors[index])
@@ -152,12 +148,12 @@ class INetworkDefinition:
         return ITensor(self._tensors[self.num_inputs + index])
 
 
-class ParserError(str):
+class ParserError(Ours, str):
     def desc(self) -> str:
         return str(self)
 
 
-class OnnxParser:
+class OnnxParser(Ours):
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
         self._network = network
         self._errors: list[ParserError] = []
@@ -202,7 +198,7 @@ class OnnxParser:
         return not self._errors
 
 
-class Builder:
+class Builder(Ours):
     create_builder_config, create_optimization_profile = IBuilderConfig, IOptimizationProfile
 
     def __init__(self, logger: ILogger) -> None:

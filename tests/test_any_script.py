@@ -187,7 +187,9 @@ def test_locks_conditions_and_barriers_order_threads(checkout, tmp_path):
     "text, said",
     [
         ("trt.Builder(trt.Logger()).create_network().add_input('x', trt.float32, (1,))", "networks from ONNX files only"),
-        ("cudart.cudaMallocManaged(8, 1)", "the simulated CUDA runtime does not have cudaMallocManaged"),
+        ("cudart.cudaMallocManaged(8, 1)", "the simulated CUDA runtime has no cudaMallocManaged; it has"),
+        ("cudart.cudaMemAdvise(8, 1)", "the simulated CUDA runtime has no cudaMemAdvise; it has"),
+        ("trt.ICudaEngine.refittable", "the simulated TensorRT has no ICudaEngine.refittable; it has"),
         ("from cuda.bindings import driver; driver.cuInit(0)", "the simulated CUDA has the runtime's calls only"),
     ],
 )

@@ -45,6 +45,19 @@ def test_there_is_something_to_compare():
     assert len(FUNCTIONS) > 35
 
 
+def test_what_it_does_not_have_it_says_in_a_sentence():
+    missing = [name for name in dir(runtime) if name.startswith("cuda") and not hasattr(cudart, name)]
+    for name in missing:
+        with pytest.raises(AttributeError, match=f"^the simulated CUDA runtime has no {name}; it has .*$"):
+            getattr(cudart, name)
+    assert "cudaMemAdvise" in missing and len(missing) > 300
+    for name in ENUMS:
+        missing = [member for member in vars(getattr(runtime, name)) if member.startswith("cuda")]
+        for member in set(missing) - set(getattr(cudart, name).__members__):
+            with pytest.raises(AttributeError, match=f"^the simulated CUDA runtime has no {name}.{member}; it has .*$"):
+                getattr(getattr(cudart, name), member)
+
+
 # -- the simulator's own instruments
 
 

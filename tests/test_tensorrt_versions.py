@@ -1,4 +1,7 @@
-"""docs/tensorrt-versions.md says of each name in which TensorRT it is; ``tensorrt_api/names.json`` has the names that are."""
+"""docs/tensorrt-versions.md says of each name in which TensorRT it is, and the simulated one of those that it has not.
+
+``tensorrt_api/names.json`` has the names that are.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sim import tensorrt as simulated
 from tests.conftest import ROOT
 from tests.test_tensorrt_api import installed
 
@@ -56,3 +60,38 @@ def test_the_kept_names_are_those_of_the_real_bindings(library):
     api = installed(LIBRARIES[library])
     for owner in filter(None, FIXTURE["names"]):
         assert names(library, owner) == set(api["enums"].get(owner, api["classes"].get(owner, ()))), owner
+
+
+# -- the simulated one
+
+OURS = [name for name in ("", *FIXTURE["names"]) if hasattr(simulated, name or "__name__")]
+
+
+@pytest.mark.parametrize("owner", OURS, ids=lambda owner: owner or "the module")
+def test_a_name_that_the_simulated_one_has_not_is_said_in_a_sentence(owner):
+    thing = getattr(simulated, owner) if owner else simulated
+    made = thing
+    if owner and not hasattr(thing, "__members__"):  # an object that nobody has filled
+        empty = type(owner, (thing,), {"__module__": thing.__module__, "__del__": lambda self: None})
+        made = empty.__new__(empty)
+    for name in {name for library in LIBRARIES for name in names(library, owner)} - {*dir(thing)}:
+        said = f"^the simulated TensorRT has no {f'{owner}.' * bool(owner)}{name}; it (has|takes) .*$"
+        for asked in (thing, made):
+            assert not hasattr(asked, name)
+            with pytest.raises(AttributeError, match=said):
+                getattr(asked, name)
+
+
+def test_the_simulated_one_is_looked_at():
+    assert {"", "Builder", "ICudaEngine", "IExecutionContext", "INetworkDefinition", "DataType", "Logger"} <= {*OURS}
+
+
+def test_a_script_s_own_class_is_not_called_the_simulator_s():
+    class Mine(simulated.ILogger):
+        pass
+
+    for asked in (Mine, Mine()):
+        with pytest.raises(AttributeError, match=r"^Mine has no level$"):
+            asked.level  # noqa: B018
+        assert asked.ERROR == simulated.ILogger.Severity.ERROR and not hasattr(asked, "__deepcopy__")
+    assert not hasattr(simulated.Builder(Mine()), "__name__")
