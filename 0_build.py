@@ -32,9 +32,9 @@ from common import backend, plans, program
 from common.building import Building, keep_timings, prove, take_timings
 from common.checked import logger, require, started
 from common.console import err
-from common.engine import check_ends
 from common.errors import EnvironmentFault, UsageFault
 from common.options import add_plan_options
+from common.tensors import End, check_ends
 from export import models, source
 
 Triple = tuple[int, int, int]
@@ -53,7 +53,7 @@ def parse(trt: Any, builder: Any, onnx: Path) -> tuple[Any, Any]:
         raise EnvironmentFault(f"TensorRT cannot parse {onnx}: {errors or logger().last or 'it gave no reason'}.")
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    check_ends(onnx, *([(end.name, tuple(end.shape), end.dtype.name) for end in ends] for ends in (inputs, outputs)))
+    check_ends(onnx, *([End(end.name, tuple(end.shape), end.dtype.name) for end in ends] for ends in (inputs, outputs)))
     return network, parser
 
 

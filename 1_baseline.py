@@ -31,7 +31,7 @@ def infer(run: session.Session) -> None:
     """Run the batches one after the other; nothing is kept from one to the next."""
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
-    host_output = pageable(run.output_shape)
+    host_output = pageable(run.output_shape, run.output_type)
     for index, host_input in enumerate(run.batches):
         with DeviceBuffer(host_input.nbytes) as device_input, DeviceBuffer(host_output.nbytes) as device_output:
             context.bind(device_input, device_output)

@@ -32,7 +32,7 @@ def infer(run: session.Session) -> None:
     """Run the batches one after the other through one pair of device buffers."""
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
-    host_output = page_locked(run.output_shape)
+    host_output = page_locked(run.output_shape, run.output_type)
     with DeviceBuffer(run.batches[0].nbytes) as device_input, DeviceBuffer(host_output.nbytes) as device_output:
         context.bind(device_input, device_output)
         for index, host_input in enumerate(run.batches):

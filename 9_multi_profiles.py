@@ -30,11 +30,12 @@ from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, page_locked
 from common.engine import Engine
 from common.plans import default_plan
+from common.tensors import first_rows
 
 
 def serve(run: session.Session) -> None:
     """Run the batches one after the other, each on the context of its size."""
-    host_output = page_locked(run.output_shape)
+    host_output = page_locked(run.output_shape, run.output_type)
     largest = max(batch.nbytes for batch in run.batches)
     with DeviceBuffer(largest) as device_input, DeviceBuffer(host_output.nbytes) as device_output:
         contexts = {}
@@ -43,12 +44,12 @@ def serve(run: session.Session) -> None:
             contexts[shape].set_input_shape(shape)
             contexts[shape].bind(device_input, device_output)
         for index, host_input in enumerate(run.batches):
-            logits = host_output[: len(host_input)]
+            outputs = first_rows(host_output, run.engine.outputs, len(host_input))
             with run.submit(index):
                 copy_to_device(device_input, host_input)
                 contexts[host_input.shape].execute_async_v3(None)
-                copy_to_host(logits, device_output)  # waits for the inference before it
-            run.finish(index, logits)
+                copy_to_host(outputs, device_output)  # waits for the inference before it
+            run.finish(index, outputs)
 
 
 def infer(run: session.Session) -> None:

@@ -95,7 +95,7 @@ class Slot:
     every stage needs them all."""
 
     def __init__(self, run: Session, resources: ExitStack) -> None:
-        self.host_output = page_locked(run.output_shape)
+        self.host_output = page_locked(run.output_shape, run.output_type)
         self.device_input = resources.enter_context(DeviceBuffer(run.batches[0].nbytes))
         self.device_output = resources.enter_context(DeviceBuffer(self.host_output.nbytes))
         self.copied, self.computed, self.returned = (resources.enter_context(Event()) for _ in range(3))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common import backend, just_in_time, layers
 from common.buffers import DeviceBuffer
 from common.checked import TensorRTError, logger, require, started
 from common.cuda import Stream
 from common.errors import EnvironmentFault
-from common.images import channels_first
 from common.plans import check_sidecar, rebuild
+from common.tensors import End, check_ends, packed
 
 
 class Context:
@@ -35,38 +37,22 @@ class Context:
 
     def set_input_shape(self, shape: tuple[int, ...]) -> None:
         require(self.trt_context.set_input_shape(self._engine.input_name, shape), f"set_input_shape({tuple(shape)})")
+        self._offsets = self._engine.offsets(shape[0])
 
     def bind(self, device_input: DeviceBuffer, device_output: DeviceBuffer) -> None:
-        """``set_tensor_address`` for the input and the output: what later enqueues read and write."""
-        for name, buffer in ((self._engine.input_name, device_input), (self._engine.output_name, device_output)):
-            require(self.trt_context.set_tensor_address(name, buffer.address), f"set_tensor_address({name!r})")
+        """``set_tensor_address`` for the input, and for the outputs, which lie behind one another: what later enqueues read
+        and write. The shape must be set before."""
+        addresses = {name: device_output.address + offset for name, offset in self._offsets.items()}
+        for name, address in {self._engine.input_name: device_input.address, **addresses}.items():
+            require(self.trt_context.set_tensor_address(name, address), f"set_tensor_address({name!r})")
 
     def execute_async_v3(self, stream: Stream | None) -> None:
         """Enqueue inference on ``stream``; None is the default stream."""
         require(self.trt_context.execute_async_v3(stream.handle if stream is not None else 0), "execute_async_v3")
 
 
-End = tuple[str, tuple[int, ...], str]
-"""Of an input or output: its name, its shape (-1: dynamic), its data type as TensorRT and ONNX name it."""
-
-
-def check_ends(file: Path, inputs: Sequence[End], outputs: Sequence[End]) -> tuple[str, str]:
-    """Names of a network's input and output; raises ``EnvironmentFault`` where they are not such as the ladder runs."""
-    ends = [*inputs, *outputs]
-    if len(inputs) == len(outputs) == 1 and all(dtype == "FLOAT" for *_, dtype in ends):
-        (name, shape, _), (output, result, _) = ends
-        images, scores = channels_first(shape[1:]) is not None, len(result) > 1 and min(result[1:]) > 0
-        if images and scores and result[0] in (shape[0], -1):
-            return name, output
-    found = [f"{name} {dtype} {list(shape)}" for name, shape, dtype in ends]
-    raise EnvironmentFault(
-        f"{file} takes ({', '.join(found[: len(inputs)])}) and gives ({', '.join(found[len(inputs) :])}), and the ladder runs "
-        "one FP32 input of images, N×C×H×W or N×H×W×C with 1, 3 or 4 channels, and one FP32 output of N rows, N alone dynamic."
-    )
-
-
 class Engine:
-    """A deserialized plan with one image input and one output; ``facts`` are its sidecar's, ``notes`` what it does not tell.
+    """A deserialized plan whose input are images; ``facts`` are its sidecar's, ``notes`` what it does not tell.
 
     A version-compatible plan holds a runtime of its own, a program that runs in this process with all its rights. That is
     allowed only where the sidecar proves that the plan is what ``0_build.py`` wrote, byte for byte, or where it is ``trusted``.
@@ -89,15 +75,35 @@ class Engine:
         self.runtime_config = just_in_time.runtime_config(self.trt_engine, plan)
         found: dict[Any, list[End]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
         for name in (self.trt_engine.get_tensor_name(index) for index in range(self.trt_engine.num_io_tensors)):
-            end = (name, tuple(self.trt_engine.get_tensor_shape(name)), self.trt_engine.get_tensor_dtype(name).name)
+            end = End(name, tuple(self.trt_engine.get_tensor_shape(name)), self.trt_engine.get_tensor_dtype(name).name)
             found[self.trt_engine.get_tensor_mode(name)].append(end)
-        self.input_name, self.output_name = check_ends(plan, *found.values())
+        self.input, self.outputs = check_ends(plan, *found.values())
+        self.input_name, self.input_type = self.input.name, self.input.type
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        return (batch, *tuple(self.trt_engine.get_tensor_shape(self.input_name))[1:])
+        return packed([self.input], batch)[0]
 
     def output_shape(self, batch: int) -> tuple[int, ...]:
-        return (batch, *tuple(self.trt_engine.get_tensor_shape(self.output_name))[1:])
+        """Of the array that takes a batch's outputs (see ``common.tensors.packed``), as is ``output_type``."""
+        return packed(self.outputs, batch)[0]
+
+    def output_type(self, batch: int) -> np.dtype:
+        return packed(self.outputs, batch)[1]
+
+    def offsets(self, batch: int) -> dict[str, int]:
+        """Where in a batch's buffer each output begins."""
+        fields = self.output_type(batch).fields
+        return {end.name: fields[end.name][1] if fields else 0 for end in self.outputs}
+
+    def nbytes(self, batch: int) -> tuple[int, int]:
+        """Bytes of a batch's input, and of its outputs."""
+        (shape, dtype), (output_shape, output_type) = packed([self.input], batch), packed(self.outputs, batch)
+        return prod(shape) * dtype.itemsize, prod(output_shape) * output_type.itemsize
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the one output is scores of classes, N×C numbers with a fraction."""
+        return len(self.outputs) == 1 and len(self.outputs[0].shape) == 2 and self.outputs[0].type.kind == "f"
 
     @property
     def profiles(self) -> list[tuple[int, int, int]]:

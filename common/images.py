@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -31,6 +32,38 @@ def channels_first(shape: tuple[int, ...]) -> Shape | None:
     """C×H×W of an image's shape, C×H×W or H×W×C with 1, 3 or 4 channels; None for any other."""
     ways = (shape, (*shape[2:], *shape[:2])) if len(shape) == 3 and min(shape) > 0 else ()
     return next((each for each in ways if each[0] in (1, 3, 4)), None)  # type: ignore[misc]
+
+
+def planes(images: np.ndarray) -> np.ndarray:
+    """A batch of either layout as N×C×H×W: a view."""
+    return images if channels_first(images.shape[1:]) == images.shape[1:] else np.moveaxis(images, -1, 1)
+
+
+def converted(images: np.ndarray, dtype: Any) -> np.ndarray:
+    """Images, …×C×H×W, in another of the types that a plan may take; the same array where they are of that type.
+
+    FP32 and FP16 are normalised: (byte / 255 − MEAN) / DEVIATION. uint8 is a picture's bytes, 0 … 255, RGB. int8 is these
+    less 128. From a normalised image to bytes is the nearest one: what came from bytes comes back, synthetic images are
+    rounded and clipped.
+    """
+    wanted = np.dtype(dtype)
+    if images.dtype == wanted:
+        return images
+    if images.dtype == np.int8:
+        return converted(images.view(np.uint8) ^ np.uint8(128), wanted)
+    if wanted == np.int8:
+        return (converted(images, np.uint8) ^ np.uint8(128)).view(np.int8)
+    if images.dtype.kind == wanted.kind:
+        return images.astype(wanted)
+    mean, deviation = (np.resize(values, (images.shape[-3], 1, 1)) for values in (MEAN, DEVIATION))
+    if wanted == np.uint8:
+        pixels = images.astype(np.float32) * deviation
+        pixels += mean
+        return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+    pixels = images.astype(np.float32) / 255
+    pixels -= mean
+    pixels /= deviation
+    return pixels.astype(wanted, copy=False)
 
 
 def noise_images(indices: Sequence[int], shape: Shape, seed: int) -> np.ndarray:
@@ -55,11 +88,16 @@ def noise_images(indices: Sequence[int], shape: Shape, seed: int) -> np.ndarray:
 
 
 def load_photograph(path: Path, height: int, width: int | None = None) -> np.ndarray:
-    """One photograph, 3×height×width FP32 (width: as the height): scaled until its centre, 7/8 of it, fills that, and
-    normalised as for ImageNet. Only what is seen of it is copied, however long and thin it is."""
+    """One photograph, 3×height×width FP32, normalised as for ImageNet (width: as the height)."""
+    return converted(load_pixels(path, height, width or height), np.float32)
+
+
+def load_pixels(path: Path, height: int, width: int) -> np.ndarray:
+    """One photograph's bytes, 3×height×width uint8: scaled until its centre, 7/8 of it, fills that. Only what is seen of it is
+    copied, however long and thin it is."""
     from PIL import ExifTags, Image, ImageOps
 
-    size = (width or height, height)
+    size = (width, height)
     with Image.open(path) as file:
         file.load()
         if file.mode[0] in "IF":
@@ -72,8 +110,7 @@ def load_photograph(path: Path, height: int, width: int | None = None) -> np.nda
             left, top = ((own - part) // 2 for own, part in zip(file.size, seen))
             picture = file.crop((left, top, left + seen[0], top + seen[1])).convert("RGB")
         small = ImageOps.fit(picture, size, Image.Resampling.BILINEAR, bleed=1 / 16)  # on each side
-    pixels = np.asarray(ImageOps.exif_transpose(small).convert("RGB"), np.float32) / 255
-    return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1)
+    return np.asarray(ImageOps.exif_transpose(small).convert("RGB")).transpose(2, 0, 1)
 
 
 class Images:
@@ -83,7 +120,7 @@ class Images:
         """``shape``: of an image, C×H×W or H×W×C. ``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
         first = channels_first(shape)
         assert first is not None, f"images of {shape}"
-        self.shape, self.seed, self._turned = first, seed, first != shape
+        self.shape, self.seed = first, seed
         self.unreadable: list[str] = []
         self._photographs: list[tuple[str, np.ndarray]] = []  # their files' names, and they themselves
         if directory is not None:
@@ -107,7 +144,7 @@ class Images:
             try:
                 if not path.is_file():
                     raise ValueError("no ordinary file")
-                self._photographs.append((name, load_photograph(path, *self.shape[1:])))
+                self._photographs.append((name, load_pixels(path, *self.shape[1:])))
             except Exception as error:  # Pillow raises as many types as there are ways to break a file
                 self.unreadable.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         if not self._photographs:
@@ -124,14 +161,15 @@ class Images:
         return self._photographs[index % len(self)][0] if len(self) else f"synthetic-{index:06d}"
 
     def fill(self, destination: np.ndarray, first: int) -> None:
-        """Write images ``first``, ``first + 1``, … into ``destination`` (N×shape); photographs repeat from the start."""
+        """Write images ``first``, ``first + 1``, … into ``destination`` (N×shape, of either layout and any type that
+        ``converted`` knows); photographs repeat from the start."""
         indices = range(first, first + len(destination))
-        rows = np.moveaxis(destination, -1, 1) if self._turned else destination
+        rows = planes(destination)
         if len(self):
             for row, index in zip(rows, indices):
-                row[:] = self._photographs[index % len(self)][1]
+                row[:] = converted(self._photographs[index % len(self)][1], row.dtype)
         else:
-            rows[:] = noise_images(indices, self.shape, self.seed)
+            rows[:] = converted(noise_images(indices, self.shape, self.seed), rows.dtype)
 
 
 def prepare(

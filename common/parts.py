@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PARTS = {"h2d": "copy in", "compute": "compute", "d2h": "copy out", "postprocess": "post-processing"}
 ROUNDS = 5
-Allocate = Callable[[tuple[int, ...]], np.ndarray]
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 Work = Callable[[], None]
 
 
@@ -33,7 +33,7 @@ def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str
     """
     engine, lanes = session.engine, getattr(session.options, "contexts", 1)
     batches = session.batches[: len({id(batch) for batch in session.batches})]
-    host_outputs = [allocate(engine.output_shape(len(batch))) for batch in batches]
+    host_outputs = [allocate(engine.output_shape(len(batch)), engine.output_type(len(batch))) for batch in batches]
     largest = [max(array.nbytes for array in arrays) for arrays in (batches, host_outputs)]
     with ExitStack() as resources:
         streams = [resources.enter_context(Stream()) for _ in range(lanes)]

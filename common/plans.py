@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +166,7 @@ def check_memory(engine: Engine, batch: int) -> None:
     """Find out before the batches are prepared that not even one of them, run serially, fits on the GPU."""
     free, _ = cudart.cudaMemGetInfo()
     charged = backend.current().charged(batch)
-    needed = engine.context_memory + 4 * (prod(engine.input_shape(charged)) + prod(engine.output_shape(charged)))
+    needed = engine.context_memory + sum(engine.nbytes(charged))
     if needed > free:
         what = f"the activations of a batch of {max(high for *_, high in engine.profiles)} and one batch's buffers"
         short = f"needs {needed / 1e9:.1f} GB on the GPU for {what}, and {free / 1e9:.1f} GB are free"

@@ -11,18 +11,18 @@ from common.files import write_csv
 
 
 def top1(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class (N, int64) and softmax probability (N, FP32) of the largest of each row of N×C logits.
+    """Class (N, int64) and softmax probability (N, FP32) of the largest of each row of N×C logits, FP32 or FP16.
 
     The largest logit shifted by itself is 0, so its softmax is 1 over the sum; the other C−1 are never divided.
     """
     classes = logits.argmax(axis=1)
-    shifted = logits - np.take_along_axis(logits, classes[:, None], axis=1)
+    shifted = np.subtract(logits, np.take_along_axis(logits, classes[:, None], axis=1), dtype=np.float32)
     return classes, 1 / np.exp(shifted, out=shifted).sum(axis=1)
 
 
 def top(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
     """The ``count`` likeliest classes of one row of logits (C) with their softmax probabilities, likeliest first."""
-    shifted = np.exp(logits - logits.max())
+    shifted = np.exp(np.subtract(logits, logits.max(), dtype=np.float32))
     best = np.argsort(-logits, kind="stable")[:count]
     return [(int(number), float(shifted[number] / shifted.sum())) for number in best]
 

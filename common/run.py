@@ -25,8 +25,8 @@ Names = Sequence[Sequence[str]]
 class Session:
     """One run of one pipeline over its batches, of which the last ``measured`` are the window.
 
-    ``batches`` are FP32 arrays of the shape that the plan takes, page-locked where the stage asked for it; ``engine`` is the
-    stage's plan.
+    ``batches`` are arrays of the shape and type that the plan takes, page-locked where the stage asked for it; ``engine`` is
+    the stage's plan.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Session:
         self.engine, self.batches, self.names, self.options = engine, batches, names, options
         self.measured, self._instruments, self._range = measured, instruments, None
         self.predictions = Predictions(engine.facts.get("labels", []))
-        self.outputs = [pageable(engine.output_shape(len(batch))) for batch in batches]
+        self.outputs = [pageable(engine.output_shape(len(each)), engine.output_type(len(each))) for each in batches]
         self.begun_ns: dict[int, int] = {}  # when the first work of each batch was submitted
         self.done_ns: list[int] = []  # when each batch was finished
         self.depth = 0  # most batches that were submitted and not finished
@@ -62,7 +62,12 @@ class Session:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
+        """Of the largest batch's outputs, as is ``output_type``."""
         return self.engine.output_shape(self.batch_shape[0])
+
+    @property
+    def output_type(self) -> np.dtype:
+        return self.engine.output_type(self.batch_shape[0])
 
     @contextlib.contextmanager
     def submit(self, index: int) -> Iterator[None]:
@@ -82,9 +87,10 @@ class Session:
         self.begun_ns.setdefault(index, backend.current().clock_ns())
 
     def postprocess(self, index: int, host_output: np.ndarray) -> None:
-        """Predictions of batch ``index``, and a copy of its outputs for the verification."""
-        with ranges.pushed(ranges.POSTPROCESS, len(host_output)):
-            self.predictions.add(self.names[index], host_output)
+        """A classifier's predictions of batch ``index``, and a copy of its outputs for the verification."""
+        with ranges.pushed(ranges.POSTPROCESS, len(self.names[index])):
+            if self.engine.classifies:
+                self.predictions.add(self.names[index], host_output)
             np.copyto(self.outputs[index], host_output)
 
     def finish(self, index: int, host_output: np.ndarray) -> None:

@@ -111,14 +111,17 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
-    if (chosen.top or chosen.predictions) and len(engine.output_shape(1)) != 2:
-        raise UsageFault(f"--top and --predictions are for classifiers, and {plan} gives {engine.output_shape(1)} an image.")
+    if (chosen.top or chosen.predictions) and not engine.classifies:
+        given = ", ".join(map(str, engine.outputs))
+        raise UsageFault(f"--top and --predictions are for classifiers, and {plan} gives {given}.")
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)
     for name in images.unreadable:
         err.print(f"skipped {name}", markup=False)
-    distinct = prepare(images, (allocate(engine.input_shape(batch)) for batch in cycle(sizes)), sizes, chosen.batches)
+    distinct = prepare(
+        images, (allocate(engine.input_shape(each), engine.input_type) for each in cycle(sizes)), sizes, chosen.batches
+    )
 
     def run(count: int, measured: int, instruments: Instruments | None = None) -> Session:
         if count > MOST:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,9 @@ from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, pageable
 from common.console import err
 from common.engine import Context, Engine
 from common.errors import WrongOutputs
+from common.images import converted, planes
 from common.plans import default_plan
+from common.tensors import unpacked
 
 if TYPE_CHECKING:
     from common.session import Session
@@ -25,11 +26,12 @@ mantissa); a batch in another's place is off by 10 % or more. The same profile g
 
 @dataclass(frozen=True)
 class Difference:
-    """How outputs differ from a reference: largest absolute difference, and share of images with the same top-1."""
+    """How outputs differ from a reference: of the output that is farthest off, the largest absolute difference and the
+    reference's largest value; the share of images with the same top-1 (None where the outputs are no N×C)."""
 
     largest: float
-    scale: float  # the reference's largest logit
-    same_top1: float
+    scale: float
+    same_top1: float | None
 
 
 def run_serially(engine: Engine, batches: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -37,7 +39,7 @@ def run_serially(engine: Engine, batches: Iterable[np.ndarray]) -> list[np.ndarr
     batches, outputs = list(batches), []
     largest = max(len(batch) for batch in batches)
     contexts: dict[int | None, Context] = {}
-    nbytes = [4 * prod(shape) for shape in (engine.input_shape(largest), engine.output_shape(largest))]
+    nbytes = engine.nbytes(largest)
     with DeviceBuffer(nbytes[0]) as device_input, DeviceBuffer(nbytes[1]) as device_output:
         for batch in batches:
             profile = engine.profile_for(len(batch))
@@ -47,17 +49,25 @@ def run_serially(engine: Engine, batches: Iterable[np.ndarray]) -> list[np.ndarr
             contexts[profile].bind(device_input, device_output)
             copy_to_device(device_input, batch)
             contexts[profile].execute_async_v3(None)
-            outputs.append(pageable(engine.output_shape(len(batch))))
+            outputs.append(pageable(engine.output_shape(len(batch)), engine.output_type(len(batch))))
             copy_to_host(outputs[-1], device_output)
     return outputs
 
 
 def compare(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Difference:
-    """Largest difference and top-1 agreement of batches of N×C outputs with as many of a reference."""
-    pairs = list(zip(outputs, reference))
-    largest = max(float(np.abs(a - b).max()) if np.isfinite(a).all() else float("inf") for a, b in pairs)
-    same = np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in pairs])
-    return Difference(largest, max(float(np.abs(b).max()) for b in reference), float(same.mean()))
+    """Largest difference and top-1 agreement of batches of outputs with as many of a reference."""
+    found, same = [], None
+    for pairs in zip(*(zip(unpacked(a), unpacked(b)) for a, b in zip(outputs, reference))):  # of one output, all batches
+        largest = max(float(np.abs(a - b).max()) if np.isfinite(a).all() else float("inf") for a, b in map(numbers, pairs))
+        found.append((largest, max(float(np.abs(numbers([b])[0]).max()) for _, b in pairs)))
+    if outputs[0].dtype.kind == "f" and outputs[0].ndim == 2:
+        same = float(np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(outputs, reference)]).mean())
+    return Difference(*max(found, key=lambda each: each[0] / max(each[1], np.finfo(np.float32).tiny)), same)
+
+
+def numbers(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Arrays of any type as such whose differences neither overflow nor wrap around."""
+    return [array.astype(np.float32 if array.dtype.kind == "f" else np.float64, copy=False) for array in arrays]
 
 
 def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Difference:
@@ -65,10 +75,20 @@ def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Dif
     for index, pair in enumerate(zip(outputs, reference)):
         difference = compare(*([side] for side in pair))
         if not difference.largest <= TOLERANCE * difference.scale:
-            off = f"by {difference.largest:.3g} (largest logit {difference.scale:.3g})"
-            off += f", top-1 the same on {difference.same_top1:.0%}. No timing is reported."
+            off = f"by {difference.largest:.3g} (largest value {difference.scale:.3g})"
+            off += "" if difference.same_top1 is None else f", top-1 the same on {difference.same_top1:.0%}"
+            off += ". No timing is reported."
             raise WrongOutputs(f"wrong outputs: batch {index} differs from the serial run of the same plan {off}")
     return compare(outputs, reference)
+
+
+def as_taken_by(engine: Engine, batch: np.ndarray) -> np.ndarray:
+    """A batch in the layout and type of another plan; the same array where they are the same."""
+    if (batch.shape, batch.dtype) == (engine.input_shape(len(batch)), engine.input_type):
+        return batch
+    taken = np.empty(engine.input_shape(len(batch)), engine.input_type)
+    planes(taken)[:] = converted(planes(batch), taken.dtype)
+    return taken
 
 
 class Reference:
@@ -82,7 +102,8 @@ class Reference:
             if session.precision != "fp32" and session.options.plan is None:
                 engine = Engine(default_plan("fp32"))
                 if None not in [engine.profile_for(len(batch)) for batch in distinct.values()]:
-                    self.from_fp32 = compare(outputs, run_serially(engine, distinct.values()))
+                    same = (as_taken_by(engine, batch) for batch in distinct.values())
+                    self.from_fp32 = compare(outputs, run_serially(engine, same))
 
     def check(self, session: Session) -> Difference:
         """Raises ``WrongOutputs``."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from common.engine import End, check_ends
 from common.errors import EnvironmentFault
 from common.files import atomic_path, read_json, sha256, write_json
+from common.tensors import End, check_ends
 
 MODELS = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_v2_s": 384}
 """The models of the ladder and the side of their square input in pixels."""
@@ -72,7 +72,7 @@ def load(path: Path) -> Any:
 def end(value: Any) -> End:
     onnx, tensor = needs("onnx", "reading a model"), value.type.tensor_type
     shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim)
-    return value.name, shape, onnx.TensorProto.DataType.Name(tensor.elem_type)
+    return End(value.name, shape, onnx.TensorProto.DataType.Name(tensor.elem_type))
 
 
 def save(model: Any, path: Path) -> None:

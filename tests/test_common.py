@@ -67,7 +67,7 @@ def test_pageable_memory_has_been_touched():
 
 
 def test_a_slot_belongs_to_the_stack_that_it_is_given(here):
-    run = SimpleNamespace(batches=[np.zeros((2, 3), np.float32)], output_shape=(2, 5))
+    run = SimpleNamespace(batches=[np.zeros((2, 3), np.float32)], output_shape=(2, 5), output_type=np.float32)
     with ExitStack() as resources:
         slot = Slot(run, resources)
         assert (slot.device_input.nbytes, slot.device_output.nbytes, slot.host_output.shape) == (24, 40, (2, 5))

@@ -13,7 +13,7 @@ def infer(run: session.Session) -> None:
     """Stage 4 with asynchronous copies, all in one stream."""
     context = run.engine.create_context()
     context.set_input_shape(run.batch_shape)
-    host_output = page_locked(run.output_shape)
+    host_output = page_locked(run.output_shape, run.output_type)
     nbytes = run.batches[0].nbytes, host_output.nbytes
     with Stream() as stream, DeviceBuffer(nbytes[0]) as device_input, DeviceBuffer(nbytes[1]) as device_output:
         context.bind(device_input, device_output)
