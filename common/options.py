@@ -32,7 +32,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument(
         "--images", type=Path, metavar="DIR", help="a photograph, or a folder of them, instead of synthetic images"
     )
-    write.add_argument("--predictions", type=Path, metavar="CSV", help="image, class, probability: a row an image")
+    answers = "of all images: .csv: image, class, probability; .npy: the outputs themselves, and a .npy.txt with the names"
+    write.add_argument("--predictions", type=Path, metavar="PATH", help=answers)
     write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
     write.add_argument("--json", type=Path, metavar="PATH", help="the result record")
     write.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run's, and say so")

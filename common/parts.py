@@ -32,7 +32,7 @@ def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str
     side by side here, too.
     """
     engine, lanes = session.engine, getattr(session.options, "contexts", 1)
-    batches = session.batches[: len({id(batch) for batch in session.batches})]
+    batches = session.batches[: session.distinct]
     host_outputs = [allocate(engine.output_shape(len(batch)), engine.output_type(len(batch))) for batch in batches]
     largest = [max(array.nbytes for array in arrays) for arrays in (batches, host_outputs)]
     with ExitStack() as resources:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-
-from common.files import write_csv
 
 
 def top1(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,23 +25,21 @@ def top(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
 
 
 class Predictions:
-    """The lines of the predictions file. ``labels`` are class names; without them a class is its number."""
+    """The likeliest class of each image, as they come. ``labels`` are class names; without them a class is its number."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
         self._rows: list[tuple[str, int, float]] = []
 
     def add(self, names: Sequence[str], logits: np.ndarray) -> None:
-        """One line for each of the N rows of ``logits`` (N×C)."""
+        """A row for each of the names, which are those of the first rows of ``logits`` (N×C)."""
         classes, probabilities = top1(logits)
         self._rows.extend(zip(names, classes.tolist(), probabilities.tolist()))
 
     def label(self, number: int) -> str:
         return self._labels[number] if number < len(self._labels) else str(number)
 
-    def write(self, path: Path) -> None:
-        """A row for each image, in the order in which they were first seen."""
-        named: dict[str, dict[str, str]] = {}
-        for name, number, probability in self._rows:
-            named.setdefault(name, {"image": name, "class": self.label(number), "probability": f"{probability:.6f}"})
-        write_csv(path, ("image", "class", "probability"), named.values())
+    def first(self, count: int) -> Iterator[dict[str, str]]:
+        """The first ``count`` of them, as a line of a table."""
+        for name, number, probability in self._rows[:count]:
+            yield {"image": name, "class": self.label(number), "probability": f"{probability:.6f}"}

@@ -9,7 +9,6 @@ from common import backend
 from common.console import out, wrapped
 from common.options import Size
 from common.parts import PARTS
-from common.postprocess import top
 from common.record import FAULT, Record
 from common.timeline import TITLES, timeline
 from common.verify import Reference
@@ -56,18 +55,6 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
             line(str(record.precision), f"{share}, the same top-1 on {away.same_top1:.1%} of the images")
     for note in record.notes:
         line("note", note)
-
-
-def print_top(session: Session, count: int) -> None:
-    """Each image's ``count`` likeliest classes, once for each image."""
-    seen = set()
-    for names, logits in zip(session.names, session.outputs):
-        for name, row in zip(names, logits):
-            if name not in seen:
-                seen.add(name)
-                out.print(f"\n{name}", markup=False)
-                for number, probability in top(row, count):
-                    out.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
 
 
 def print_timeline() -> None:

@@ -25,8 +25,8 @@ Names = Sequence[Sequence[str]]
 class Session:
     """One run of one pipeline over its batches, of which the last ``measured`` are the window.
 
-    ``batches`` are arrays of the shape and type that the plan takes, page-locked where the stage asked for it; ``engine`` is
-    the stage's plan.
+    ``batches`` are arrays of the shape and type that the plan takes, page-locked where the stage asked for it; ``names`` are
+    those of each batch's images, and may be fewer than its rows; ``engine`` is the stage's plan.
     """
 
     def __init__(
@@ -49,6 +49,11 @@ class Session:
         self.notes = list(engine.notes)
         self.read: dict[str, Any] = {}  # by the instruments
         self.used_memory = 0  # on the whole GPU, the largest seen
+
+    @property
+    def distinct(self) -> int:
+        """How many of the batches there are before they are repeated."""
+        return len({id(batch) for batch in self.batches})
 
     @property
     def precision(self) -> str:
@@ -88,7 +93,7 @@ class Session:
 
     def postprocess(self, index: int, host_output: np.ndarray) -> None:
         """A classifier's predictions of batch ``index``, and a copy of its outputs for the verification."""
-        with ranges.pushed(ranges.POSTPROCESS, len(self.names[index])):
+        with ranges.pushed(ranges.POSTPROCESS, len(self.batches[index])):
             if self.engine.classifies:
                 self.predictions.add(self.names[index], host_output)
             np.copyto(self.outputs[index], host_output)
@@ -125,7 +130,9 @@ class Session:
         return [(self.done_ns[index] - self.begun_ns[index]) / 1e6 for index in range(first, len(self.done_ns))]
 
     def control(self, infer: Infer, engine: Engine, where: str) -> None:
-        """Run the same batches on another engine too, outside the measured window; note both runs' times by batch size."""
+        """Run the batches of a measured run on another engine too, outside the window; note both runs' times by batch size."""
+        if not self.measured:
+            return
         if None in [engine.profile_for(len(batch)) for batch in self.batches]:
             self.notes.append(f"no run {where}: {engine.plan} takes batches of {engine.profiles}")
             return

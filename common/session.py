@@ -22,16 +22,17 @@ from typing import NoReturn
 
 import numpy as np
 
-from common import backend, just_in_time, options, program, report
+from common import answers, backend, just_in_time, options, program, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
 from common.engine import Engine
 from common.errors import UsageFault, WrongOutputs
+from common.feed import Feed
 from common.files import check_writable
 from common.host import processor
-from common.images import Images, prepare
 from common.parts import Allocate, parts_ms
+from common.pictures import Images
 from common.plans import ROOT, check_memory, check_sizes, default_plan
 from common.record import Record, Window
 from common.run import Infer, Session, used_memory
@@ -111,17 +112,12 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     if chosen.precision in ("fp16", "int8"):
         engine.require_precision(chosen.precision)
-    if (chosen.top or chosen.predictions) and not engine.classifies:
-        given = ", ".join(map(str, engine.outputs))
-        raise UsageFault(f"--top and --predictions are for classifiers, and {plan} gives {given}.")
+    answers.check_asked(engine, chosen)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)
-    for name in images.unreadable:
-        err.print(f"skipped {name}", markup=False)
-    distinct = prepare(
-        images, (allocate(engine.input_shape(each), engine.input_type) for each in cycle(sizes)), sizes, chosen.batches
-    )
+    allocated = (allocate(engine.input_shape(batch), engine.input_type) for batch in cycle(sizes))
+    feed = Feed(images, allocated, sizes, chosen.batches)
 
     def run(count: int, measured: int, instruments: Instruments | None = None) -> Session:
         if count > MOST:
@@ -130,7 +126,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
             raise UsageFault(
                 f"--measure {measured} leaves no batch to warm up with: --batches must be at least {measured + 1}."
             )
-        batches, names = zip(*(distinct[index % len(distinct)] for index in range(count)))
+        batches = [feed.batches[index % len(feed.batches)] for index in range(count)]
+        names = [feed.names[index % len(feed.names)] for index in range(count)]
         session = Session(engine, batches, names, chosen, measured, instruments)
         with undisturbed() as core_us:
             infer(session)
@@ -140,7 +137,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     with contextlib.ExitStack() as resources:
         instruments, records, reference = Instruments(resources), [], None
         measured = measured_batches(chosen, lambda count: run(WARM_UP + count, count), len(sizes))
-        count = chosen.batches or max(measured + WARM_UP, len(distinct))
+        count = chosen.batches or max(measured + WARM_UP, len(feed.batches))
         for _ in range(chosen.windows):
             session = run(count, measured, instruments)
             races = here.races() or []
@@ -160,13 +157,10 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record.parts_ms = parts_ms(session, allocate, record.notes)
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
+    answers.answer(session, feed, infer)
     report.print_result(record, session, size, reference)
-    if chosen.top:
-        report.print_top(session, chosen.top)
     if chosen.json:
         record.write(chosen.json)
-    if chosen.predictions:
-        session.predictions.write(chosen.predictions)
 
 
 def describe(session: Session, stage: str, size: options.Size, reference: Reference | None) -> Record:

@@ -21,7 +21,7 @@ from rich.progress import track
 from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
-from common.images import Images
+from common.pictures import Images
 from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
 
 METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
@@ -53,11 +53,11 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
         )
     images = Images(directory, tuple(shape), seed, limit=count)
     pixels = np.empty((len(images), *shape), np.float32)
-    images.fill(pixels, 0)
+    pixels = pixels[: len(images.fill(pixels))]
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}
     if made_of.items() <= known.items():
         return path
-    err.print(f"quantizing {source.name} with {len(images)} images of {directory} ({method})", markup=False)
+    err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method})", markup=False)
     quantize(source, path, pixels, method)
     reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
     difference = largest_difference(outputs, reference)
@@ -67,7 +67,7 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
     within = f"within {difference:.1e} of FP32 (share of the largest logit)"
     err.print(f"{path}: {within}, the same top-1 on {same:.0%} of {len(outputs)} calibration images", markup=False)
-    facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(images)} images"}
+    facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images"}
     write_description(path, **facts)
     return path
 

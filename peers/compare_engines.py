@@ -28,8 +28,8 @@ from common.console import out
 from common.errors import Fault, WrongOutputs
 from common.files import write_json
 from common.host import processor
-from common.images import Images
 from common.options import positives
+from common.pictures import Images
 from export import models
 from export.train import labelled_files, load
 from peers.contenders import CONTENDERS, Contender, Missing, Ready, Task, pipeline
@@ -185,7 +185,7 @@ def main() -> None:
         side = models.MODELS[model]
         images = Images(options.calibration_images, (3, side, side), models.SEED, limit=batch)
         pixels = np.empty((batch, *images.shape), np.float32)
-        images.fill(pixels, 0)
+        images.fill(pixels)
         expected = reference(task, pixels)
         photographs = labelled(task, options.labelled) if options.labelled and (model, batch) == kinds[-1] else None
         for contender in chosen(options.engines):

@@ -135,7 +135,7 @@ HUNDRED_TIMES = """
 import random, signal, time
 import numpy as np
 from common import backend, program
-from common.images import Images
+from common.pictures import Images
 
 backend.select("simulated", "h200")
 images, batch = Images(None, (3, 32, 32), 0), np.empty((4, 3, 32, 32), np.float32)
@@ -145,8 +145,8 @@ for _ in range(100):
     heard.since = None
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-3))
-        for first in range(0, 16, 4):
-            images.fill(batch, first)
+        for _ in range(4):
+            images.fill(batch)
         time.sleep(2)
     except KeyboardInterrupt:
         raised += 1

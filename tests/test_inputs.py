@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from common import backend, verify
 from common.engine import Engine
-from common.images import DEVIATION, MEAN, Images, converted, planes
+from common.images import DEVIATION, MEAN, converted, planes
+from common.pictures import Images
 from common.tensors import End, first_rows, packed, unpacked
 from tests.conftest import SIMULATED
 
@@ -114,7 +115,7 @@ def test_what_bytes_do_not_have_is_clipped():
 def test_a_batch_of_either_layout_holds_the_same_pictures(last):
     batches = {kind: np.empty((3, 7, 9, 3) if last else (3, 3, 7, 9), kind) for kind in ("f4", "f2", "u1", "i1")}
     for batch in batches.values():
-        Images(None, batch.shape[1:], seed=5).fill(batch, 2)
+        Images(None, batch.shape[1:], seed=5).fill(batch)
     first = planes(batches["f4"])
     assert first.shape == (3, 3, 7, 9) and (planes(batches["u1"]) == converted(first, "u1")).all()
     assert np.abs(planes(batches["f2"]) - first).max() < 2e-3
@@ -154,11 +155,11 @@ def test_a_plan_of_any_input_sees_the_same_pictures(made, here, kind, last):
     engine = Engine(made(kind=kind, last=last))
     assert engine.input_type == kind and engine.classifies
     batch = np.empty(engine.input_shape(4), engine.input_type)
-    Images(None, batch.shape[1:], seed=5).fill(batch, 0)
+    Images(None, batch.shape[1:], seed=5).fill(batch)
     (logits,) = verify.run_serially(engine, [batch])
     assert np.abs(logits - expected(converted(planes(batch), "f4"))["logits"]).max() < 1e-4
     floats = np.empty((4, 3, SIDE, SIDE), "f4")
-    Images(None, floats.shape[1:], seed=5).fill(floats, 0)
+    Images(None, floats.shape[1:], seed=5).fill(floats)
     rounded = converted(converted(floats, "u1"), "f4") if kind in ("u1", "i1") else floats
     assert np.abs(logits - expected(rounded)["logits"]).max() < 1e-2
 
@@ -168,7 +169,7 @@ def test_several_outputs_of_several_types_come_back_in_one_copy(made, here):
     assert [end.type for end in engine.outputs] == ["f2", "f2", "i8"] and not engine.classifies
     batches = [np.empty(engine.input_shape(size), "u1") for size in (4, 3)]
     for batch in batches:
-        Images(None, batch.shape[1:], seed=5).fill(batch, 0)
+        Images(None, batch.shape[1:], seed=5).fill(batch)
     for batch, outputs in zip(batches, verify.run_serially(engine, batches)):
         right = expected(converted(batch, "f4"))
         for end, found in zip(engine.outputs, unpacked(outputs)):
@@ -189,7 +190,7 @@ def test_fp16_logits_are_classified_in_fp32(checkout, made, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     batch = np.empty((4, 3, SIDE, SIDE), "u1")
-    Images(None, batch.shape[1:], seed=10088).fill(batch, 0)
+    Images(None, batch.shape[1:], seed=10088).fill(batch)
     logits = expected(converted(batch, "f4"))["logits"]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     rows = list(csv.DictReader(path.open()))[:4]

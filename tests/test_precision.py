@@ -11,7 +11,7 @@ import pytest
 
 from common import postprocess
 from common.errors import UsageFault
-from common.images import Images
+from common.pictures import Images
 from export import models, quantize, train
 from export.networks import create_model
 from tests.conftest import CHEAP, SIMULATED
@@ -69,7 +69,7 @@ def test_what_is_quantized_and_how(quantized):
 def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
     images = Images(photographs, (3, 224, 224), 1)
     pixels = np.empty((len(images), 3, 224, 224), np.float32)
-    images.fill(pixels, 0)
+    assert len(images.fill(pixels)) == len(pixels)
     source = quantized.with_name("resnet18-fp32.onnx")
     difference = models.largest_difference(models.run_onnx(quantized, pixels), models.run_onnx(source, pixels))
     assert difference < 0.1

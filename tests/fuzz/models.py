@@ -23,7 +23,7 @@ DAMAGES = (
     "empty",
     "unknown operator",
 )
-TYPES = {"half precision": TensorProto.FLOAT16}
+TYPES = {"half precision": TensorProto.FLOAT16, "bytes": TensorProto.UINT8}
 
 
 def tries(place: Place, draw: Draw) -> Iterator[Try]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from common.console import printable
-from common.images import Images
+from common.pictures import Images
 from tests.fuzz.place import Draw, Place, Try, endlessly, memory_bounded
 
 MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16", "I", "F")
@@ -78,10 +78,9 @@ def read(place: Place, mode: str, size, form: str, name: bytes, orientation: int
         path.write_bytes(content)
     Image.new("RGB", (8, 8)).save(folder / "good.png")
     with memory_bounded(64 + 8 * size[0] * size[1] / 1e6):
-        images = Images(folder, shape, 1)
-    assert len(images) + len(images.unreadable) == 2
-    assert all(text == printable(text) and "\n" not in text for text in [*images.unreadable, images.name(0), images.name(1)])
-    batch = np.full((3, *shape), np.nan, np.float32)
-    images.fill(batch, 0)
+        images, batch = Images(folder, shape, 1), np.full((3, *shape), np.nan, np.float32)
+        names = images.fill(batch)
+    assert len(names) + len(images.unreadable) == 2
+    assert all(text == printable(text) and "\n" not in text for text in [*images.unreadable, *names])
     assert np.isfinite(batch).all() and np.abs(batch).max() < 3
     return "skipped by name" if images.unreadable else "right"

@@ -1,0 +1,114 @@
+"""What a model says of all images: those of the measured run, and those that did not fit into it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from itertools import chain
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from common import backend
+from common.console import err, out
+from common.engine import Engine
+from common.errors import UsageFault, WrongOutputs
+from common.feed import Feed, shown
+from common.files import atomic_path, write_csv, write_text
+from common.postprocess import top
+from common.run import Infer, Session
+from common.tensors import unpacked
+from common.verify import check, run_serially
+
+
+def check_asked(engine: Engine, chosen: Namespace) -> None:
+    """Refuse to say of an engine's outputs what only a classifier's have."""
+    if engine.classifies:
+        return
+    given = f"{engine.plan} gives {', '.join(map(str, engine.outputs))}"
+    if chosen.top:
+        raise UsageFault(f"--top is for classifiers, and {given}.")
+    if chosen.predictions and chosen.predictions.suffix != ".npy":
+        raise UsageFault(
+            f"--predictions {chosen.predictions}: classes are for classifiers, and {given}: name it .npy for these."
+        )
+
+
+def answer(measured: Session, feed: Feed, infer: Infer) -> None:
+    """Print and write what ``--top`` and ``--predictions`` ask for, of all images. Raises ``WrongOutputs``."""
+    chosen = measured.options
+    if not (chosen.top or chosen.predictions):
+        if feed.left:
+            rest = f"{feed.left} of the {feed.left + sum(map(len, feed.names))} images are not looked at"
+            err.print(f"{rest}: so many are measured; --predictions takes all")
+        return
+    sessions: Iterator[Session] = chain([measured], others(measured, feed, infer))
+    sessions = printed(sessions, chosen.top) if chosen.top else sessions
+    if chosen.predictions is None:
+        for _ in sessions:
+            pass
+    elif chosen.predictions.suffix == ".npy":
+        write_outputs(chosen.predictions, sessions)
+    else:
+        lines = (line for session in sessions for line in session.predictions.first(images(session)))
+        write_csv(chosen.predictions, ("image", "class", "probability"), lines)
+
+
+def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
+    """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
+    for turn in shown(feed.turns(), "the other images", ceil(2 * feed.left / sum(map(len, feed.batches)))):
+        batches, names = zip(*turn)
+        session = Session(measured.engine, batches, names, measured.options, measured=0)
+        infer(session)
+        for race in backend.current().races() or []:
+            raise WrongOutputs(f"a race, whatever the outputs are: {race}")
+        if not measured.options.no_verify:
+            check(session.outputs, run_serially(session.engine, batches))
+        yield session
+
+
+def images(session: Session) -> int:
+    """How many different ones it has seen."""
+    return sum(map(len, session.names[: session.distinct]))
+
+
+def rows(session: Session) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Of each image its name, and its row of each output."""
+    for names, outputs in zip(session.names[: session.distinct], session.outputs):
+        yield from zip(names, zip(*unpacked(outputs)))
+
+
+def printed(sessions: Iterator[Session], likeliest: int) -> Iterator[Session]:
+    """Passes on what it gets, and prints each image's ``likeliest`` classes."""
+    for session in sessions:
+        for name, (logits, *_) in rows(session):
+            out.print(f"\n{name}", markup=False)
+            for number, probability in top(logits, likeliest):
+                out.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
+        yield session
+
+
+def write_outputs(path: Path, sessions: Iterator[Session]) -> None:
+    """A .npy file with a row for each image, of one output its own numbers, of several a field for each; and beside it a
+    .npy.txt with the images' names, a line each."""
+    names: list[str] = []
+    with atomic_path(path) as temporary, tempfile.TemporaryFile(dir=path.parent) as numbers:
+        for session in sessions:
+            ends = session.engine.outputs
+            kind = np.dtype([(end.name, end.type, end.shape[1:]) for end in ends])
+            for own, outputs in zip(session.names[: session.distinct], session.outputs):
+                written = np.empty(len(own), kind)
+                for end, values in zip(ends, unpacked(outputs)):
+                    written[end.name] = values[: len(own)]
+                numbers.write(written.tobytes())
+                names += own
+        row, shape = (kind, ()) if len(ends) > 1 else (ends[0].type, ends[0].shape[1:])
+        header = {"descr": np.lib.format.dtype_to_descr(row), "fortran_order": False, "shape": (len(names), *shape)}
+        numbers.seek(0)
+        with temporary.open("wb") as file:  # its header has their number, which is known only now
+            np.lib.format.write_array_header_1_0(file, header)
+            shutil.copyfileobj(numbers, file)
+    write_text(path.with_name(f"{path.name}.txt"), "".join(f"{name}\n" for name in names))

@@ -1,0 +1,71 @@
+"""The batches of a run, filled with its images: the first ones before the clock starts, the others in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, takewhile
+from typing import TypeVar
+
+import numpy as np
+from rich.progress import track
+
+from common.console import err
+from common.images import DISTINCT
+from common.pictures import Images, fill
+
+T = TypeVar("T")
+
+
+class Feed:
+    """The images of a run in batches: ``batches``, the first ones, are measured; ``turns`` has the others. ``names`` are those
+    of each batch's images, in order; rows beyond them are repeated images."""
+
+    def __init__(self, images: Images, allocated: Iterator[np.ndarray], sizes: Sequence[int], most: int | None) -> None:
+        """As many batches, of ``sizes`` in turn, as the photographs fill, ``DISTINCT`` at most and ``most`` at most.
+        ``allocated`` gives the arrays."""
+        distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
+        distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
+        batches, self._images = [next(allocated) for _ in range(distinct)], images
+        with contextlib.closing(images.read(batches[0].dtype)) as read:
+            names = [fill(batch, read) for batch in shown(batches, "preparing batches", distinct)]
+        filled = -(-sum(map(bool, names)) // len(sizes)) * len(sizes)  # fewer where files could not be read
+        self.batches, self.names = batches[:filled], names[:filled]
+        for batch, own in zip(self.batches, self.names):
+            if not own:
+                batch[:] = np.resize(self.batches[0], batch.shape)
+        self.left = max(0, len(images) - len(images.unreadable) - sum(map(len, names)))
+        """How many files are still to be read."""
+
+    def turns(self) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
+        """Batches of the images that are left, with their names: one half of ``batches`` after the other. A thread fills one
+        again while the other is in use."""
+        if not self.left:
+            return
+        middle, stopped = len(self.batches) // 2, threading.Event()
+        halves = self.batches[:middle], self.batches[middle:]
+        read = self._images.read(self.batches[0].dtype, len(self._images) - self.left)
+        going_on = takewhile(lambda _: not stopped.is_set(), read)
+
+        def filled(half: list[np.ndarray]) -> list[tuple[np.ndarray, list[str]]]:
+            return [(batch, names) for batch in half if (names := fill(batch, going_on))]
+
+        with contextlib.closing(read), ThreadPoolExecutor(1) as reader:
+            try:
+                ahead = reader.submit(filled, halves[0])
+                for turn in count(1):
+                    ready = ahead.result()
+                    if not ready:
+                        return
+                    ahead = reader.submit(filled, halves[turn % 2])
+                    yield ready
+            finally:
+                stopped.set()
+
+
+def shown(steps: Iterable[T], title: str, total: int) -> Iterable[T]:
+    """``steps`` with a progress bar, where there is a terminal."""
+    return track(steps, title, total=total, console=err, transient=True, disable=not err.is_terminal)

@@ -1,0 +1,153 @@
+"""Images one after the other, photographs from files or synthetic ones, read ahead in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
+from itertools import count, islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.console import err, printable
+from common.errors import UsageFault
+from common.images import channels_first, converted, noise_image, planes
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+STRIP = 256  # rows of a picture that are converted at a time
+
+
+def load_photograph(path: Path, height: int, width: int | None = None) -> np.ndarray:
+    """One photograph, 3×height×width FP32, normalised as for ImageNet (width: as the height)."""
+    return converted(load_pixels(path, height, width or height), np.float32)
+
+
+def load_pixels(path: Path, height: int, width: int) -> np.ndarray:
+    """One photograph's bytes, 3×height×width uint8: scaled until its centre, 7/8 of it, fills that. Beside the picture as its
+    file has it there is never a second one of its size, however large, long or thin it is."""
+    from PIL import ExifTags, Image, ImageOps
+
+    if not path.is_file():
+        raise ValueError("no ordinary file")
+    size = (width, height)
+    with Image.open(path) as file:
+        file.draft(None, (2 * max(size),) * 2)  # a JPEG is decoded at a half, a quarter or an eighth, if that is enough
+        file.load()
+        if file.mode[0] in "IF":
+            raise ValueError(f"pixels of type {file.mode} instead of 8 bits a channel")
+        if file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # lies on its side, and is turned when it is small
+            size = size[::-1]
+        picture = file if file.mode in ("RGB", "L") else in_rgb(file, size)  # the others cannot be scaled as they are
+        small = ImageOps.fit(picture, size, Image.Resampling.BILINEAR, bleed=1 / 16)  # on each side
+        turned = ImageOps.exif_transpose(small)
+    return np.asarray(turned.convert("RGB")).transpose(2, 0, 1)
+
+
+def in_rgb(picture: Any, size: tuple[int, int]) -> Any:
+    """The part of a picture that is seen in the shape of ``size``, reduced by a whole number to no less than twice that."""
+    from PIL import Image
+
+    seen = [min(own, ceil(other * a / b)) for own, other, a, b in zip(picture.size, picture.size[::-1], size, size[::-1])]
+    left, top = ((own - part) // 2 for own, part in zip(picture.size, seen))
+    by = max(1, min(part // side for part, side in zip(seen, size)) // 2)
+    reduced, step = Image.new("RGB", (-(-seen[0] // by), -(-seen[1] // by))), -(-STRIP // by) * by
+    for row in range(0, seen[1], step):
+        strip = picture.crop((left, top + row, left + seen[0], top + min(row + step, seen[1])))
+        reduced.paste(strip.convert("RGB").reduce(by), (0, row // by))
+    reduced.info = picture.info  # which way up it is
+    return reduced
+
+
+class Images:
+    """A sequence of images, of which those are read that somebody asks for; ``unreadable`` names the files that were skipped,
+    with the reason."""
+
+    def __init__(self, directory: Path | None, shape: tuple[int, ...], seed: int, limit: int | None = None) -> None:
+        """``directory``: a folder of photographs, or one of them; None: synthetic images. ``shape``: of an image, C×H×W or
+        H×W×C. ``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
+        first = channels_first(shape)
+        assert first is not None, f"images of {shape}"
+        self.shape, self.seed, self.directory = first, seed, directory
+        self.unreadable: list[str] = []
+        self._files: list[Path] = []
+        if directory is None:
+            return
+        import_module("PIL")  # without it no picture can be read, which is no fault of theirs
+        if self.shape[0] != 3:
+            raise UsageFault(f"--images: the model takes {self.shape[0]} channels, and photographs are read as RGB.")
+        if directory.is_file():
+            self.directory, self._files = directory.parent, [directory]
+        elif directory.is_dir():
+            self._files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
+        else:
+            raise UsageFault(f"--images {directory}: no such file or folder.")
+        if not self._files:
+            raise UsageFault(f"--images {directory}: it holds no {', '.join(sorted(SUFFIXES))} file.")
+        if limit is not None and limit < len(self._files):
+            self._files = sorted(random.Random(seed).sample(self._files, limit))
+        warnings.simplefilter("ignore")  # what is wrong with a picture is said by its name
+
+    def __len__(self) -> int:
+        """Number of files, some of which may prove to be unreadable; 0 for synthetic images, of which there is no end."""
+        return len(self._files)
+
+    def _work(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        """Each image's name, and what makes it."""
+        if self.directory is None:
+            for index in count():
+                yield f"synthetic-{index:06d}", partial(noise_image, index, self.shape, self.seed)
+        for path in self._files:
+            name = printable(path.relative_to(self.directory or path).as_posix())
+            yield name, partial(load_pixels, path, *self.shape[1:])
+
+    def read(self, dtype: Any, first: int = 0) -> Generator[tuple[str, np.ndarray], None, None]:
+        """Name and pixels of each from the ``first`` on, C×H×W of a type that ``converted`` knows. A thread a core reads ahead,
+        twice as many images as there are threads. Raises ``UsageFault`` at the end where no file could be read."""
+        work, threads, found = islice(self._work(), first, None), os.cpu_count() or 1, first
+        pool = ThreadPoolExecutor(threads)
+        try:
+            ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
+            submitted = ((name, pool.submit(lambda make: converted(make(), dtype), make)) for name, make in work)
+            ahead.extend(islice(submitted, 2 * threads))
+            while ahead:
+                name, image = ahead.popleft()
+                ahead.extend(islice(submitted, 1))
+                try:
+                    pixels = image.result()
+                except Exception as error:  # Pillow raises as many types as there are ways to break a file
+                    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    self.unreadable.append(f"{name}: {why}")
+                    err.print(f"skipped {self.unreadable[-1]}", markup=False)
+                    continue
+                found += 1
+                yield name, pixels
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if not found:
+            raise UsageFault(f"--images {self.directory}: none of its {len(self)} images can be read.")
+
+    def fill(self, destination: np.ndarray) -> list[str]:
+        """``fill`` ``destination`` with the first ones."""
+        with contextlib.closing(self.read(destination.dtype)) as images:
+            return fill(destination, images)
+
+
+def fill(destination: np.ndarray, images: Iterable[tuple[str, np.ndarray]]) -> list[str]:
+    """Write the next of ``images`` into ``destination`` (N×C×H×W or N×H×W×C); returns their names. When there are no more, its
+    first ones are repeated, without a name."""
+    rows, names = planes(destination), []
+    for row, (name, pixels) in zip(rows, images):
+        row[:] = pixels
+        names.append(name)
+    for index in range(len(names), len(rows) * bool(names)):
+        rows[index] = rows[index % len(names)]
+    return names
