@@ -25,6 +25,7 @@ from common.cuda import Stream
 from common.engine import Engine
 from common.errors import EnvironmentFault, Fault
 from common.files import sha256
+from common.images import converted, planes
 from common.plans import unusable
 from common.record import Record
 from common.session import used_memory
@@ -204,13 +205,14 @@ def tensorrt(task: Task, precision: str) -> Iterator[Ready]:
     if profile is None:
         raise Missing(f"a plan for batches of {task.batch}: python 0_build.py --profile 1,{task.batch},{task.batch}")
     context = engine.create_context(profile)
-    host_input, host_output = page_locked(engine.input_shape(task.batch)), page_locked(engine.output_shape(task.batch))
+    host_input = page_locked(engine.input_shape(task.batch), engine.input_type)
+    host_output = page_locked(engine.output_shape(task.batch), engine.output_type(task.batch))
     with Stream() as stream, DeviceBuffer(host_input.nbytes) as device_input, DeviceBuffer(host_output.nbytes) as device_output:
         context.set_input_shape(host_input.shape)
         context.bind(device_input, device_output)
 
         def load(images: np.ndarray) -> None:
-            np.copyto(host_input, images)
+            planes(host_input)[:] = converted(images, host_input.dtype)
             copy_to_device(device_input, host_input)
 
         def infer(_: None) -> None:
@@ -223,7 +225,7 @@ def tensorrt(task: Task, precision: str) -> Iterator[Ready]:
 
         def output(_: None) -> np.ndarray:
             copy_to_host(host_output, device_output)
-            return host_output.copy()
+            return host_output.astype(np.float32)
 
         def memory_mb() -> float:
             return (used_memory() - used_before) / 1e6
