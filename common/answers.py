@@ -7,7 +7,6 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import chain
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from common import backend
 from common.console import err, out
 from common.engine import Engine
 from common.errors import UsageFault, WrongOutputs
-from common.feed import Feed, shown
+from common.feed import Feed
 from common.files import atomic_path, write_csv, write_text
 from common.postprocess import top
 from common.run import Infer, Session
@@ -42,8 +41,8 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> None:
     chosen = measured.options
     if not (chosen.top or chosen.predictions):
         if feed.left:
-            rest = f"{feed.left} of the {feed.left + sum(map(len, feed.names))} images are not looked at"
-            err.print(f"{rest}: so many are measured; --predictions takes all")
+            looked_at = sum(map(len, feed.names))
+            err.print(f"the first {looked_at} of {looked_at + feed.left} images are measured; --predictions or --top takes all")
         return
     sessions: Iterator[Session] = chain([measured], others(measured, feed, infer))
     sessions = printed(sessions, chosen.top) if chosen.top else sessions
@@ -59,7 +58,7 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> None:
 
 def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
     """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
-    for turn in shown(feed.turns(), "the other images", ceil(2 * feed.left / sum(map(len, feed.batches)))):
+    for turn in feed.turns():
         batches, names = zip(*turn)
         session = Session(measured.engine, batches, names, measured.options, measured=0)
         infer(session)

@@ -7,7 +7,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
+from math import ceil
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,9 @@ from common.console import err
 from common.images import DISTINCT
 from common.pictures import Images, fill
 
+MEMORY = 128 << 20
+"""Bytes of batches that are filled and run in turns, where the measured ones are fewer: a pipeline does not start for a few
+small ones."""
 T = TypeVar("T")
 
 
@@ -29,7 +33,7 @@ class Feed:
         ``allocated`` gives the arrays."""
         distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
         distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
-        batches, self._images = [next(allocated) for _ in range(distinct)], images
+        batches, self._images, self._allocated = list(islice(allocated, distinct)), images, allocated
         with contextlib.closing(images.read(batches[0].dtype)) as read:
             names = [fill(batch, read) for batch in shown(batches, "preparing batches", distinct)]
         filled = -(-sum(map(bool, names)) // len(sizes)) * len(sizes)  # fewer where files could not be read
@@ -41,26 +45,31 @@ class Feed:
         """How many files are still to be read."""
 
     def turns(self) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
-        """Batches of the images that are left, with their names: one half of ``batches`` after the other. A thread fills one
-        again while the other is in use."""
+        """Batches of the images that are left, with their names; small ones are many. A thread fills one half of them while the
+        other is in use, and then again."""
         if not self.left:
             return
-        middle, stopped = len(self.batches) // 2, threading.Event()
-        halves = self.batches[:middle], self.batches[middle:]
-        read = self._images.read(self.batches[0].dtype, len(self._images) - self.left)
+        rows, nbytes = sum(map(len, self.batches)), sum(batch.nbytes for batch in self.batches)
+        wanted = ceil(len(self.batches) * min(MEMORY / nbytes, self.left / rows))
+        batches = [*self.batches, *islice(self._allocated, max(0, wanted - len(self.batches)))]
+        halves = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+        yield from shown(self._filled(halves), "the other images", ceil(self.left / rows * len(self.batches) / len(halves[1])))
+
+    def _filled(self, halves: Sequence[list[np.ndarray]]) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
+        read, stopped = self._images.read(self.batches[0].dtype, len(self._images) - self.left), threading.Event()
         going_on = takewhile(lambda _: not stopped.is_set(), read)
 
-        def filled(half: list[np.ndarray]) -> list[tuple[np.ndarray, list[str]]]:
+        def fill_all(half: list[np.ndarray]) -> list[tuple[np.ndarray, list[str]]]:
             return [(batch, names) for batch in half if (names := fill(batch, going_on))]
 
         with contextlib.closing(read), ThreadPoolExecutor(1) as reader:
             try:
-                ahead = reader.submit(filled, halves[0])
+                ahead = reader.submit(fill_all, halves[0])
                 for turn in count(1):
                     ready = ahead.result()
                     if not ready:
                         return
-                    ahead = reader.submit(filled, halves[turn % 2])
+                    ahead = reader.submit(fill_all, halves[turn % 2])
                     yield ready
             finally:
                 stopped.set()

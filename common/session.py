@@ -157,8 +157,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record.parts_ms = parts_ms(session, allocate, record.notes)
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
-    answers.answer(session, feed, infer)
     report.print_result(record, session, size, reference)
+    answers.answer(session, feed, infer)
     if chosen.json:
         record.write(chosen.json)
 

@@ -27,7 +27,8 @@ mantissa); a batch in another's place is off by 10 % or more. The same profile g
 @dataclass(frozen=True)
 class Difference:
     """How outputs differ from a reference: of the output that is farthest off, the largest absolute difference and the
-    reference's largest value; the share of images with the same top-1 (None where the outputs are no N×C)."""
+    reference's largest value (0 of integers, which are not rounded: any difference is wrong); the share of images with the same
+    top-1 (None where the outputs are no N×C)."""
 
     largest: float
     scale: float
@@ -58,16 +59,21 @@ def compare(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> D
     """Largest difference and top-1 agreement of batches of outputs with as many of a reference."""
     found, same = [], None
     for pairs in zip(*(zip(unpacked(a), unpacked(b)) for a, b in zip(outputs, reference))):  # of one output, all batches
-        largest = max(float(np.abs(a - b).max()) if np.isfinite(a).all() else float("inf") for a, b in map(numbers, pairs))
-        found.append((largest, max(float(np.abs(numbers([b])[0]).max()) for _, b in pairs)))
+        scale = max(
+            float(np.abs(b[np.isfinite(b)], dtype=np.float32).max(initial=0)) if b.dtype.kind == "f" else 0.0 for _, b in pairs
+        )
+        found.append((max(distance(a, b) for a, b in pairs), scale))
     if outputs[0].dtype.kind == "f" and outputs[0].ndim == 2:
         same = float(np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(outputs, reference)]).mean())
-    return Difference(*max(found, key=lambda each: each[0] / max(each[1], np.finfo(np.float32).tiny)), same)
+    return Difference(*max(found, key=lambda each: each[0] / (each[1] or 1)), same)
 
 
-def numbers(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Arrays of any type as such whose differences neither overflow nor wrap around."""
-    return [array.astype(np.float32 if array.dtype.kind == "f" else np.float64, copy=False) for array in arrays]
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest absolute difference of two arrays of any type; infinite where not all of it is a number."""
+    if np.array_equal(one, other):
+        return 0.0
+    one, other = (array.astype(np.float32 if array.dtype.kind == "f" else np.float64) for array in (one, other))
+    return float(np.abs(one - other).max()) if np.isfinite(one).all() and np.isfinite(other).all() else float("inf")
 
 
 def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Difference:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, save
 
 from common import backend, verify
 from common.engine import Engine
+from common.errors import WrongOutputs
 from common.images import DEVIATION, MEAN, converted, planes
 from common.pictures import Images
 from common.tensors import End, first_rows, packed, unpacked
@@ -147,6 +148,35 @@ def test_differences_do_not_wrap_around_and_are_of_each_output_s_own_scale():
     one["b"], other["b"] = 1.0, 0.5
     found = verify.compare([one], [other])
     assert (found.largest, found.scale, found.same_top1) == (0.5, 0.5, None)
+
+
+def test_what_is_no_number_or_another_integer_is_wrong():
+    classes, infinite = np.array([[999]], "i8"), np.array([[-np.inf, 1.0]], "f4")
+    for outputs, reference in ((classes - 1, classes), (infinite + 1e-3, infinite), (np.full((1, 2), np.nan, "f4"), infinite)):
+        with pytest.raises(WrongOutputs):
+            verify.check([outputs], [reference])
+    assert verify.check([infinite, infinite], [infinite.copy(), infinite]).largest == 0
+    dtype = packed([End("a", (1, 2), "FLOAT"), End("b", (1, 2), "FLOAT")], 1)[1]
+    one, other = np.zeros((1,), dtype), np.zeros((1,), dtype)
+    one["a"], other["b"] = 0.001, np.nan
+    assert verify.compare([one], [other]).largest == float("inf")
+
+
+def test_every_input_but_the_images_is_constant(checkout, tmp_path):
+    """One with an initializer is; another is named, before anything is built."""
+    write_model(tmp_path / "one.onnx")
+    model = load(str(tmp_path / "one.onnx"))
+    model.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, []))
+    save(model, str(tmp_path / "constant.onnx"))
+    done = checkout.run(
+        "0_build.py", *SIMULATED, "--onnx-file", tmp_path / "constant.onnx", "--output", tmp_path / "constant.plan"
+    )
+    assert done.returncode == 0, done.stderr
+    model.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, ["batch", 1]))
+    save(model, str(tmp_path / "two.onnx"))
+    done = checkout.run("0_build.py", *SIMULATED, "--onnx-file", tmp_path / "two.onnx", "--output", tmp_path / "two.plan")
+    assert done.returncode == 3 and not (tmp_path / "two.plan").exists()
+    assert "scale must be constant" in " ".join(done.stderr.split()) and done.stderr.count("error:") == 1
 
 
 @pytest.mark.parametrize("kind", TYPES)
