@@ -86,7 +86,7 @@ def add_profiles(builder: Any, config: Any, network: Any, wanted: list[Triple] |
             raise UsageFault(f"the model takes batches of {fixed} only: --profile {fixed},{fixed},{fixed}, or none.")
         profile = require(builder.create_optimization_profile(), "create_optimization_profile")
         profile.set_shape(network.get_input(0).name, *((batch, *rest) for batch in triple))
-        require(config.add_optimization_profile(profile), "add_optimization_profile")
+        require(config.add_optimization_profile(profile) >= 0, "add_optimization_profile")
     return profiles
 
 

@@ -198,6 +198,23 @@ class OnnxParser(Ours):
         return not self._errors
 
 
+def _mismatch(network: INetworkDefinition, config: IBuilderConfig) -> str | None:
+    """What TensorRT refuses of a network and its profiles; each dimension that is not dynamic is the same in all of them."""
+    for tensor in network._tensors[: network.num_inputs]:
+        name, shape = tensor["name"], tensor["shape"]
+        if -1 in shape and not config._profiles:
+            return "Network has dynamic or shape inputs, but no optimization profile has been defined."
+        for index, profile in enumerate(config._profiles):
+            if not profile.get_shape(name) and -1 in shape:
+                return f"Dynamic input tensor {name} is missing dimensions in profile {index}."
+            for axis, (size, *given) in enumerate(zip(shape, *profile.get_shape(name))):
+                if size != -1 and {*given} - {size}:
+                    low, opt, high = given
+                    asked = f"profile has min={low}, opt={opt}, max={high} but tensor has {size}"
+                    return f"Dimension mismatch for tensor {name} and profile {index}. At dimension axis {axis}, {asked}."
+    return None
+
+
 class Builder(Ours):
     create_builder_config, create_optimization_profile = IBuilderConfig, IOptimizationProfile
 
@@ -208,14 +225,13 @@ class Builder(Ours):
         return INetworkDefinition()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
-        """A plan; None, with a message, when a dynamic input has no profile, or the monitor cancels."""
+        """A plan; None, with a message, when the profiles are not what the inputs need, or the monitor cancels."""
         import onnx
 
         fixed = {tensor["name"]: [tensor["shape"]] * 3 for tensor in network._tensors if tensor["mode"] == "INPUT"}
         profiles = [{**fixed, **profile._shapes} for profile in config._profiles] or [fixed]
-        if any(-1 in shapes[0] for profile in profiles for shapes in profile.values()):
-            missing = "Network has dynamic inputs, but no optimization profile has been defined."
-            self.logger._error(4, "network.cpp::validate", "Internal Error", missing)
+        if wrong := _mismatch(network, config):
+            self.logger._error(4, "network.cpp::validate", "API Usage Error", wrong)
             return None
         monitor = config.progress_monitor or IProgressMonitor()
         monitor.phase_start("Building", None, 1)
