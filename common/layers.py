@@ -50,7 +50,7 @@ def names(layers: Sequence[Any]) -> list[str]:
 def logged(text: str) -> list[dict[str, Any]]:
     """The layers of a builder's log, in the form of the inspector's JSON: where the inspector does not tell of an engine, or
     there is no GPU to load it on."""
-    new = r"^Name: (.*?), LayerType: (\w+), Inputs: .*?, Constants: (.*), Outputs: (.*), TacticName: (.*?), .*?Metadata: (.*)$"
+    new = r"^Name: (.*?), LayerType: (\w+), Inputs: .*?, Constants: (.*), Outputs: (.*), TacticName: (.*?), .*?Metadata: ?(.*)$"
     old = r"^Layer\((\w+)\): (.*?), .* -> .*?[(\[](\w+)[(\[]"  # TensorRT 8.6
     found = [
         {"Name": name, "LayerType": kind, "Constants": tensors(constants), "Outputs": tensors(outputs), "TacticName": tactic}

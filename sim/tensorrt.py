@@ -121,8 +121,9 @@ class IBuilderConfig(Ours):
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None: ...
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        self._cache = cache
-        return True
+        """False for one of another TensorRT. (There are no timings here; the cache of a build only has its builder's name.)"""
+        self._cache = ITimingCache(__version__, "ascii")
+        return ignore_mismatch or cache in (b"", self._cache)
 
     def get_timing_cache(self) -> ITimingCache | None:
         return self._cache
@@ -199,7 +200,7 @@ class OnnxParser(Ours):
 
 
 def _mismatch(network: INetworkDefinition, config: IBuilderConfig) -> str | None:
-    """What TensorRT refuses of a network and its profiles; each dimension that is not dynamic is the same in all of them."""
+    """What TensorRT refuses of a network and its profiles: each dimension that is not dynamic is the same in all of them."""
     for tensor in network._tensors[: network.num_inputs]:
         name, shape = tensor["name"], tensor["shape"]
         if -1 in shape and not config._profiles:
@@ -207,10 +208,9 @@ def _mismatch(network: INetworkDefinition, config: IBuilderConfig) -> str | None
         for index, profile in enumerate(config._profiles):
             if not profile.get_shape(name) and -1 in shape:
                 return f"Dynamic input tensor {name} is missing dimensions in profile {index}."
-            for axis, (size, *given) in enumerate(zip(shape, *profile.get_shape(name))):
-                if size != -1 and {*given} - {size}:
-                    low, opt, high = given
-                    asked = f"profile has min={low}, opt={opt}, max={high} but tensor has {size}"
+            for axis, (size, *sides) in enumerate(zip(shape, *profile.get_shape(name))):
+                if size != -1 and {*sides} != {size}:
+                    asked = f"profile has min={sides[0]}, opt={sides[1]}, max={sides[2]} but tensor has {size}"
                     return f"Dimension mismatch for tensor {name} and profile {index}. At dimension axis {axis}, {asked}."
     return None
 
