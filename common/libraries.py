@@ -37,7 +37,7 @@ LIBRARIES = (
         "tensorrt",
         "TensorRT lean runtime",
         ("tensorrt_lean", "tensorrt_lean_bindings"),
-        "tensorrt-lean",
+        "tensorrt-lean-cu12-bindings==10.* tensorrt-lean-cu12-libs==10.*",
         ".vc.plan",
         builds=False,
     ),

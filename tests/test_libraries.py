@@ -127,6 +127,30 @@ def test_no_two_libraries_share_a_name():
     assert len({*modules}) == len(modules)
 
 
+@pytest.mark.parametrize(
+    "gpu, cuda, package",
+    [("NVIDIA GeForce RTX 4070", 13, "tensorrt-rtx-cu12"), ("NVIDIA RTX A6000", 12, "tensorrt-rtx-cu12")]
+    + [("NVIDIA H200", 13, "tensorrt-cu13"), ("Tesla T4", 12, "tensorrt-cu12")],
+)
+def test_setup_picks_the_library_by_the_gpu(tmp_path, gpu, cuda, package):
+    """In a checkout whose pip and nvidia-smi are ours."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    driver = f'[ $# = 0 ] && echo "| Driver Version: 580.1   CUDA Version: {cuda}.0 |" || echo "{gpu}"'
+    tools = {".venv/bin/pip": "", ".venv/bin/python": f'echo "$@" >> {tmp_path}/asked', "bin/nvidia-smi": driver}
+    for name, text in tools.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    paths = {"PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(["scripts/setup.sh"], cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()[-1]
+    assert asked.endswith(f" {package} cuda-python>={cuda},<{cuda + 1} nvidia-ml-py"), asked
+
+
 # -- plans that TensorRT 8.6 builds and the lean runtime of 10 runs; doubles stand in for both
 
 
