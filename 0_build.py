@@ -11,13 +11,16 @@ networks: there the builder is allowed FP16 as well. Either way the engine inspe
 that quietly keeps FP32 is the classic way to publish a wrong speed-up. An INT8 file has Q/DQ nodes whose scales come from
 images; noise would give scales that are wrong for yours, so there is no INT8 without ``--calibration-images``.
 
+A version-compatible plan holds the builder's runtime, so that newer versions run it: a program, which runs with your rights.
+TensorRT runs it only where that is allowed; a stage allows it where the sidecar proves the plan, or with ``--trust-plan``.
+
     python 0_build.py                            the FP32 plan of stages 1 to 3
     python 0_build.py --fp16                     the FP16 plan of the later stages
     python 0_build.py --int8 --calibration-images photos/    an INT8 plan
     python 0_build.py --train digits --fp16      train on real handwriting first, in minutes and offline
     python 0_build.py --export-only              the ONNX files and no plan
     python 0_build.py --profile 1,1,1 --output plans/one.plan
-    python 0_build.py --version-compatible --fp16    a plan that newer TensorRTs run too, with the builder's runtime inside
+    python 0_build.py --version-compatible --fp16    a plan that newer TensorRTs run too
     python 0_build.py --backend rtx --fp16       for TensorRT for RTX: needs no GPU here, an RTX or GeForce one to run
 """
 
@@ -64,7 +67,7 @@ def configure(trt: Any, config: Any, options: argparse.Namespace) -> None:
         config.max_aux_streams = options.aux_streams
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: or nothing that it enqueues can be captured
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: or no graph is captured
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         if options.share_profile:

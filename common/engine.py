@@ -132,7 +132,7 @@ class Engine:
     def context_memory(self) -> int:
         """Bytes of device memory that each execution context takes for activations; 0 where TensorRT does not tell."""
         sizes = (getattr(self.trt_engine, name, None) for name in ("device_memory_size_v2", "device_memory_size"))
-        size = next(size for size in sizes if size is not None)
+        size = next((size for size in sizes if size), 0)
         if size == 0 and self.has_code:
             self.untold("the memory that a context takes", logger().said() or "it says 0")
         return size
