@@ -37,11 +37,11 @@ from common.checked import logger, require, started
 from common.console import err
 from common.engine import check_ends
 from common.errors import EnvironmentFault, UsageFault
+from common.files import write_bytes, write_json
 from common.options import add_plan_options
 from export import models, source
 
-Triple = tuple[int, int, int]
-"""A profile's smallest, most common and largest batch."""
+Triple = tuple[int, int, int]  # a profile's smallest, most common and largest batch
 
 
 def parse(trt: Any, builder: Any, onnx: Path) -> tuple[Any, Any]:
@@ -122,7 +122,9 @@ def main() -> None:
     plan, profiles, timings = build(options, onnx)
     build_s = round(time.perf_counter() - begun, 1)
     facts = {**prove(output, plan, onnx, options, models.read_description(onnx)), "profiles": profiles, "build_s": build_s}
-    plans.write(output, plan, facts)
+    plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
+    write_bytes(output, plan)
+    write_json(plans.sidecar(output), facts)
     keep_timings(options.timing_cache, timings)
     told = ", ".join(f"{count} {name}" for name, count in facts["precisions"].items())
     err.print(f"built {output} in {time.perf_counter() - begun:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {told}")

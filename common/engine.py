@@ -126,7 +126,7 @@ class Engine:
         contexts = [self.create_context() for _ in range(count if self.runtime_config else 1)]
         for context in contexts:
             context.set_input_shape(shape)
-        return contexts if self.runtime_config else contexts * count
+        return (contexts * count)[:count]
 
     @property
     def context_memory(self) -> int:

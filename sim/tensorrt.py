@@ -201,17 +201,15 @@ class OnnxParser(Ours):
 
 def _mismatch(network: INetworkDefinition, config: IBuilderConfig) -> str | None:
     """What TensorRT refuses of a network and its profiles: each dimension that is not dynamic is the same in all of them."""
-    for tensor in network._tensors[: network.num_inputs]:
-        name, shape = tensor["name"], tensor["shape"]
+    for name, shape in ((tensor["name"], tensor["shape"]) for tensor in network._tensors[: network.num_inputs]):
         if -1 in shape and not config._profiles:
             return "Network has dynamic or shape inputs, but no optimization profile has been defined."
         for index, profile in enumerate(config._profiles):
             if not profile.get_shape(name) and -1 in shape:
                 return f"Dynamic input tensor {name} is missing dimensions in profile {index}."
-            for axis, (size, *sides) in enumerate(zip(shape, *profile.get_shape(name))):
-                if size != -1 and {*sides} != {size}:
-                    asked = f"profile has min={sides[0]}, opt={sides[1]}, max={sides[2]} but tensor has {size}"
-                    return f"Dimension mismatch for tensor {name} and profile {index}. At dimension axis {axis}, {asked}."
+            for axis, (size, low, opt, high) in enumerate(zip(shape, *profile.get_shape(name))):
+                if size != -1 and {low, opt, high} != {size}:
+                    return f"Dimension mismatch for tensor {name} and profile {index}, at axis {axis}: {size} is not dynamic."
     return None
 
 
