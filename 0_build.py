@@ -11,13 +11,16 @@ networks: there the builder is allowed FP16 as well. Either way the engine inspe
 that quietly keeps FP32 is the classic way to publish a wrong speed-up. An INT8 file has Q/DQ nodes whose scales come from
 images; noise would give scales that are wrong for yours, so there is no INT8 without ``--calibration-images``.
 
+A version-compatible plan holds the builder's runtime, so that newer versions run it: a program, which runs with your rights.
+TensorRT runs it only where that is allowed; a stage allows it where the sidecar proves the plan, or with ``--trust-plan``.
+
     python 0_build.py                            the FP32 plan of stages 1 to 3
     python 0_build.py --fp16                     the FP16 plan of the later stages
     python 0_build.py --int8 --calibration-images photos/    an INT8 plan
     python 0_build.py --train digits --fp16      train on real handwriting first, in minutes and offline
     python 0_build.py --export-only              the ONNX files and no plan
     python 0_build.py --profile 1,1,1 --output plans/one.plan
-    python 0_build.py --version-compatible --fp16    a plan that newer TensorRTs run too, with the builder's runtime inside
+    python 0_build.py --version-compatible --fp16    a plan that newer TensorRTs run too
     python 0_build.py --backend rtx --fp16       for TensorRT for RTX: needs no GPU here, an RTX or GeForce one to run
 """
 
@@ -33,12 +36,12 @@ from common.building import Building, keep_timings, prove, take_timings
 from common.checked import logger, require, started
 from common.console import err
 from common.errors import EnvironmentFault, UsageFault
+from common.files import write_bytes, write_json
 from common.options import add_plan_options
 from common.tensors import End, check_ends
 from export import models, source
 
-Triple = tuple[int, int, int]
-"""A profile's smallest, most common and largest batch."""
+Triple = tuple[int, int, int]  # a profile's smallest, most common and largest batch
 
 
 def parse(trt: Any, builder: Any, onnx: Path) -> tuple[Any, Any]:
@@ -64,7 +67,7 @@ def configure(trt: Any, config: Any, options: argparse.Namespace) -> None:
         config.max_aux_streams = options.aux_streams
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: or nothing that it enqueues can be captured
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: or no graph is captured
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         if options.share_profile:
@@ -86,7 +89,7 @@ def add_profiles(builder: Any, config: Any, network: Any, wanted: list[Triple] |
             raise UsageFault(f"the model takes batches of {fixed} only: --profile {fixed},{fixed},{fixed}, or none.")
         profile = require(builder.create_optimization_profile(), "create_optimization_profile")
         profile.set_shape(network.get_input(0).name, *((batch, *rest) for batch in triple))
-        require(config.add_optimization_profile(profile), "add_optimization_profile")
+        require(config.add_optimization_profile(profile) >= 0, "add_optimization_profile")
     return profiles
 
 
@@ -119,7 +122,9 @@ def main() -> None:
     plan, profiles, timings = build(options, onnx)
     build_s = round(time.perf_counter() - begun, 1)
     facts = {**prove(output, plan, onnx, options, models.read_description(onnx)), "profiles": profiles, "build_s": build_s}
-    plans.write(output, plan, facts)
+    plans.sidecar(output).unlink(missing_ok=True)  # a plan without one is merely unchecked
+    write_bytes(output, plan)
+    write_json(plans.sidecar(output), facts)
     keep_timings(options.timing_cache, timings)
     told = ", ".join(f"{count} {name}" for name, count in facts["precisions"].items())
     err.print(f"built {output} in {time.perf_counter() - begun:.1f} s: {len(plan) / 1e6:.1f} MB, layers: {told}")

@@ -1,7 +1,8 @@
 """7 · CUDA graph: record a batch's launches once, replay them with one call.
 
 What changes: each slot's inference and the copy of its output are captured into a graph before the loop, and the loop
-launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot.
+launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot. (One
+context captures them all; TensorRT for RTX wants a context for each graph.)
 (The copy in stays outside: its source is another batch each time.) The copy out follows the kernels in the same stream, so
 this stage needs neither the third stream nor the event `computed`; the next batch's kernels wait for that short copy.
 
@@ -61,13 +62,12 @@ def capture(context: Context, slot: Slot, stream: Stream) -> Graph:
 
 def infer(run: session.Session) -> None:
     """Submit the batches through three slots, a graph launch each; a worker thread finishes them in the same order."""
-    context = run.engine.create_context()
-    context.set_input_shape(run.batch_shape)
+    contexts = run.engine.graph_contexts(SLOTS, run.batch_shape)
     with ExitStack() as resources:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
         copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
         try:
-            graphs = [resources.enter_context(capture(context, slot, compute)) for slot in slots]
+            graphs = [resources.enter_context(capture(*each, compute)) for each in zip(contexts, slots)]
         except CaptureError as error:
             run.notes.append(f"not captured, so launched one by one: {error}")
             graphs = []
@@ -89,7 +89,7 @@ def infer(run: session.Session) -> None:
                 if graphs:
                     graphs[index % SLOTS].launch(compute)
                 else:
-                    enqueue(context, slot, compute)
+                    enqueue(contexts[index % SLOTS], slot, compute)
                 slot.returned.record(compute)
             finished.append(worker.submit(finish, index, slot))
         for batch in finished[-SLOTS:]:

@@ -94,8 +94,7 @@ def keep_timings(path: Path | None, timings: bytes) -> None:
 
 
 def prove(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, described: dict[str, Any]) -> dict[str, Any]:
-    """What the plan is for and of; it is loaded to hold its layers to the precision that was asked for. (Where there is no GPU
-    to load it on, the builder's log tells of them.)"""
+    """What the plan is for and of. It is loaded for its layers' precision; where there is no GPU for that, the log tells it."""
     found = layers.logged(logger().layers)
     try:
         if backend.current().cudart is not None:

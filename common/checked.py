@@ -15,8 +15,7 @@ class TensorRTError(EnvironmentFault):
 
 
 def logger() -> Any:
-    """The process's TensorRT logger. It prints nothing. It keeps the last error, for the message that will name it, and the
-    layers of the engine that a builder made."""
+    """The process's TensorRT logger: it prints nothing, and keeps the last error and the layers of the engine built last."""
     return _logger(backend.current().tensorrt)
 
 

@@ -127,11 +127,18 @@ class Engine:
             raise EnvironmentFault(f"{self.plan} has no profile for these batches: they are for {self.profiles}.")
         return Context(self, profile)
 
+    def graph_contexts(self, count: int, shape: tuple[int, ...]) -> list[Context]:
+        """Contexts for as many graphs, with the shape set: one for all, but one each with TensorRT for RTX."""
+        contexts = [self.create_context() for _ in range(count if self.runtime_config else 1)]
+        for context in contexts:
+            context.set_input_shape(shape)
+        return (contexts * count)[:count]
+
     @property
     def context_memory(self) -> int:
         """Bytes of device memory that each execution context takes for activations; 0 where TensorRT does not tell."""
         sizes = (getattr(self.trt_engine, name, None) for name in ("device_memory_size_v2", "device_memory_size"))
-        size = next(size for size in sizes if size is not None)
+        size = next((size for size in sizes if size), 0)
         if size == 0 and self.has_code:
             self.untold("the memory that a context takes", logger().said() or "it says 0")
         return size

@@ -12,10 +12,6 @@ from common.errors import Fault
 from common.files import write_bytes
 
 
-def cache_file(plan: Path) -> Path:
-    return plan.with_name(plan.name + ".cache")
-
-
 def runtime_config(trt_engine: Any, plan: Path) -> tuple[Any, ...]:
     """What ``create_execution_context`` takes: nothing, but with TensorRT for RTX how it compiles.
 
@@ -25,11 +21,11 @@ def runtime_config(trt_engine: Any, plan: Path) -> tuple[Any, ...]:
     trt = backend.current().tensorrt
     if not hasattr(trt, "IRuntimeCache"):
         return ()
-    settings = require(trt_engine.create_runtime_config(), "create_runtime_config")
+    path, settings = Path(f"{plan}.cache"), require(trt_engine.create_runtime_config(), "create_runtime_config")
     settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     runtime_cache = require(settings.create_runtime_cache(), "create_runtime_cache")
-    if cache_file(plan).is_file() and not runtime_cache.deserialize(cache_file(plan).read_bytes()):
-        err.print(f"{cache_file(plan)} is not used: {logger().said() or 'of another GPU, driver or TensorRT'}", markup=False)
+    if path.is_file() and not runtime_cache.deserialize(path.read_bytes()):
+        err.print(f"{path} is not used: {logger().said() or 'of another GPU, driver or TensorRT'}", markup=False)
     require(settings.set_runtime_cache(runtime_cache), "set_runtime_cache")
     return (settings,)
 
@@ -37,8 +33,8 @@ def runtime_config(trt_engine: Any, plan: Path) -> tuple[Any, ...]:
 def keep(runtime_config: tuple[Any, ...], plan: Path) -> None:
     """Write what this process has compiled beside the plan."""
     for settings in runtime_config:
+        runtime_cache = require(settings.get_runtime_cache(), "get_runtime_cache")
         try:
-            runtime_cache = require(settings.get_runtime_cache(), "get_runtime_cache")
-            write_bytes(cache_file(plan), bytes(require(runtime_cache.serialize(), "serialize")))
+            write_bytes(Path(f"{plan}.cache"), bytes(require(runtime_cache.serialize(), "serialize")))
         except Fault as fault:
             err.print(f"compiled kernels are not kept: {fault}", style="yellow", markup=False)

@@ -23,16 +23,12 @@ def layer_precision(layer: Any) -> str | None:
     if not isinstance(layer, dict) or layer.get("LayerType") in NO_WORK:
         return None
     kernels = [each for each in layer.get("Constants", []) if sum(size > 1 for size in each["Dimensions"]) > 1]
-    weights = layer.get("Weights") or {}
-    kept, tactic = [weights if weights.get("Count") else {}, *kernels], str(layer.get("TacticName", ""))
-    outputs = " ".join(words(output) for output in layer.get("Outputs", [])[:1])
-    texts = [*map(words, kept), f"{outputs} {' '.join(name for key, name in TACTIC_NAMES.items() if key in tactic)}"]
+    weights, tactic = layer.get("Weights") or {}, str(layer.get("TacticName", ""))
+    calls = {"Type": " ".join(name for key, name in TACTIC_NAMES.items() if key in tactic)}
+    told = [weights if weights.get("Count") else {}, *kernels, *layer.get("Outputs", [])[:1], calls]
+    texts = [" ".join(str(value) for key, value in each.items() if key != "Name") for each in told]
     found = (name for text in texts for name, pattern in PRECISION_NAMES.items() if re.search(rf"\b(?:{pattern})", text))
     return next(found, None)
-
-
-def words(told: dict[str, Any]) -> str:
-    return " ".join(str(value) for key, value in told.items() if key != "Name")
 
 
 def precisions(layers: Sequence[Any]) -> Counter[str]:
@@ -48,25 +44,20 @@ def names(layers: Sequence[Any]) -> list[str]:
 
 
 def logged(text: str) -> list[dict[str, Any]]:
-    """The layers of a builder's log, in the form of the inspector's JSON: where the inspector does not tell of an engine, or
-    there is no GPU to load it on."""
-    new = r"^Name: (.*?), LayerType: (\w+), Inputs: .*?, Constants: (.*), Outputs: (.*), TacticName: (.*?), .*?Metadata: (.*)$"
+    """The layers of a builder's log, in the form of the inspector's JSON: for where no inspector tells of the engine."""
+    new = r"^Name: (.*?), LayerType: (\w+), Inputs: .*?, Constants: (.*), Outputs: (.*), TacticName: .*?Metadata: ?(.*)$"
     old = r"^Layer\((\w+)\): (.*?), .* -> .*?[(\[](\w+)[(\[]"  # TensorRT 8.6
     found = [
-        {"Name": name, "LayerType": kind, "Constants": tensors(constants), "Outputs": tensors(outputs), "TacticName": tactic}
-        | {"Metadata": metadata}
-        for name, kind, constants, outputs, tactic, metadata in re.findall(new, text, re.MULTILINE)
+        {"Name": name, "LayerType": kind, "Constants": tensors(weights), "Outputs": tensors(outputs), "Metadata": metadata}
+        for name, kind, weights, outputs, metadata in re.findall(new, text, re.MULTILINE)
     ]
     kinds = re.findall(old, text, re.MULTILINE)
     return found + [{"Name": name, "LayerType": kind, "Outputs": [{"Datatype": output}]} for kind, name, output in kinds]
 
 
 def tensors(text: str) -> list[dict[str, Any]]:
-    found = re.findall(r"Name: ([^,]*), Dimensions: \[([^]]*)\].*?Datatype: (\w+)", text)
-    return [
-        {"Name": name, "Dimensions": [int(size) for size in sizes.split(",") if size], "Datatype": kind}
-        for name, sizes, kind in found
-    ]
+    found = re.findall(r"Dimensions: \[([^]]*)\].*?Datatype: (\w+)", text)
+    return [{"Dimensions": [int(size) for size in sizes.split(",") if size], "Datatype": kind} for sizes, kind in found]
 
 
 def require_precision(found: Counter[str], precision: str, plan: Path) -> None:

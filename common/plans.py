@@ -18,7 +18,7 @@ from common import backend, record
 from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
-from common.files import check_writable, read_json, sha256, write_bytes, write_json
+from common.files import check_writable, read_json, sha256
 
 if TYPE_CHECKING:
     from common.engine import Engine
@@ -90,21 +90,14 @@ def destination(options: argparse.Namespace, stem: str) -> tuple[Path, Path | No
     if not suffix:
         raise UsageFault(f"{COMPATIBLE}: {here.library} builds no such plans.")
     plan = options.output or folder / f"{stem}{suffix}"
-    timings = options.timing_cache or folder / f"timing{here.kind.plan_suffix[:-5]}.cache"
-    if hasattr(here.tensorrt, "IRuntimeCache"):  # TensorRT for RTX times nothing: it compiles where the plan runs
-        timings = None
     plan.parent.mkdir(parents=True, exist_ok=True)
     check_writable(plan, sidecar(plan))
-    if timings and timings.resolve() in (plan.resolve(), sidecar(plan).resolve()):
+    if hasattr(here.tensorrt, "IRuntimeCache"):  # TensorRT for RTX times nothing: it compiles where the plan runs
+        return plan, None
+    timings = options.timing_cache or folder / f"timing{here.kind.plan_suffix[:-5]}.cache"
+    if timings.resolve() in (plan.resolve(), sidecar(plan).resolve()):
         raise UsageFault(f"two results cannot be one file: {timings}.")
     return plan, timings
-
-
-def write(plan: Path, content: bytes, facts: dict[str, Any]) -> None:
-    """The plan, and then its sidecar: a plan without one is merely unchecked."""
-    sidecar(plan).unlink(missing_ok=True)
-    write_bytes(plan, content)
-    write_json(sidecar(plan), facts)
 
 
 def rebuild(plan: Path, facts: dict[str, Any]) -> str:

@@ -121,8 +121,9 @@ class IBuilderConfig(Ours):
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None: ...
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        self._cache = cache
-        return True
+        """False for one of another TensorRT. (There are no timings here; the cache of a build only has its builder's name.)"""
+        self._cache = ITimingCache(__version__, "ascii")
+        return ignore_mismatch or cache in (b"", self._cache)
 
     def get_timing_cache(self) -> ITimingCache | None:
         return self._cache
@@ -198,6 +199,20 @@ class OnnxParser(Ours):
         return not self._errors
 
 
+def _mismatch(network: INetworkDefinition, config: IBuilderConfig) -> str | None:
+    """What TensorRT refuses of a network and its profiles: each dimension that is not dynamic is the same in all of them."""
+    for name, shape in ((tensor["name"], tensor["shape"]) for tensor in network._tensors[: network.num_inputs]):
+        if -1 in shape and not config._profiles:
+            return "Network has dynamic or shape inputs, but no optimization profile has been defined."
+        for index, profile in enumerate(config._profiles):
+            if not profile.get_shape(name) and -1 in shape:
+                return f"Dynamic input tensor {name} is missing dimensions in profile {index}."
+            for axis, (size, low, opt, high) in enumerate(zip(shape, *profile.get_shape(name))):
+                if size != -1 and {low, opt, high} != {size}:
+                    return f"Dimension mismatch for tensor {name} and profile {index}, at axis {axis}: {size} is not dynamic."
+    return None
+
+
 class Builder(Ours):
     create_builder_config, create_optimization_profile = IBuilderConfig, IOptimizationProfile
 
@@ -208,14 +223,13 @@ class Builder(Ours):
         return INetworkDefinition()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
-        """A plan; None, with a message, when a dynamic input has no profile, or the monitor cancels."""
+        """A plan; None, with a message, when the profiles are not what the inputs need, or the monitor cancels."""
         import onnx
 
         fixed = {tensor["name"]: [tensor["shape"]] * 3 for tensor in network._tensors if tensor["mode"] == "INPUT"}
         profiles = [{**fixed, **profile._shapes} for profile in config._profiles] or [fixed]
-        if any(-1 in shapes[0] for profile in profiles for shapes in profile.values()):
-            missing = "Network has dynamic inputs, but no optimization profile has been defined."
-            self.logger._error(4, "network.cpp::validate", "Internal Error", missing)
+        if wrong := _mismatch(network, config):
+            self.logger._error(4, "network.cpp::validate", "API Usage Error", wrong)
             return None
         monitor = config.progress_monitor or IProgressMonitor()
         monitor.phase_start("Building", None, 1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +16,9 @@ import pytest
 from common import backend, libraries
 from common.checked import TensorRTError, started
 from common.errors import EnvironmentFault
+from common.files import sha256
 from common.libraries import LIBRARIES, SIMULATED
-from tests.conftest import ROOT, stage_scripts
+from tests.conftest import ROOT, real_runtime, stage_scripts
 
 STAGES = ("--batch", "2", "--batches", "4")
 
@@ -123,13 +127,37 @@ def test_no_two_libraries_share_a_name():
     assert len({*modules}) == len(modules)
 
 
+@pytest.mark.parametrize(
+    "gpu, cuda, package",
+    [("NVIDIA GeForce RTX 4070", 13, "tensorrt-rtx-cu12"), ("NVIDIA RTX A6000", 12, "tensorrt-rtx-cu12")]
+    + [("NVIDIA H200", 13, "tensorrt-cu13"), ("Tesla T4", 12, "tensorrt-cu12")],
+)
+def test_setup_picks_the_library_by_the_gpu(tmp_path, gpu, cuda, package):
+    """In a checkout whose pip and nvidia-smi are ours."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    driver = f'[ $# = 0 ] && echo "| Driver Version: 580.1   CUDA Version: {cuda}.0 |" || echo "{gpu}"'
+    tools = {".venv/bin/pip": "", ".venv/bin/python": f'echo "$@" >> {tmp_path}/asked', "bin/nvidia-smi": driver}
+    for name, text in tools.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    paths = {"PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(["scripts/setup.sh"], cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()[-1]
+    assert asked.endswith(f" {package} cuda-python>={cuda},<{cuda + 1} nvidia-ml-py"), asked
+
+
 # -- plans that TensorRT 8.6 builds and the lean runtime of 10 runs; doubles stand in for both
 
 
 @pytest.fixture(scope="module")
-def compatible(checkout, tmp_path_factory):
-    """A checkout with the version-compatible plans of all stages, and a way to run a script in it on a double."""
-    folder = tmp_path_factory.mktemp("compatible") / "checkout"
+def doubled(checkout, tmp_path_factory):
+    """A checkout, and a way to run a script in it on a double."""
+    folder = tmp_path_factory.mktemp("doubled") / "checkout"
     shutil.copytree(checkout.folder, folder, ignore=shutil.ignore_patterns("plans"))
 
     def run(which: str, *command: object) -> subprocess.CompletedProcess[str]:
@@ -137,10 +165,16 @@ def compatible(checkout, tmp_path_factory):
         paths = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
         return subprocess.run([*map(str, words)], cwd=folder, env=paths, capture_output=True, text=True, check=False)
 
-    for plan in ("", "--fp16", "--fp16 --profile 1,1,1 --profile 1,2,2 --output plans/resnet18-fp16-1-2.vc.plan"):
-        done = run("tensorrt", "0_build.py", "--version-compatible", *plan.split())
-        assert done.returncode == 0, done.stderr
     return SimpleNamespace(folder=folder, plans=folder / "plans", run=run)
+
+
+@pytest.fixture(scope="module")
+def compatible(doubled):
+    """With the version-compatible plans of all stages."""
+    for plan in ("", "--fp16", "--fp16 --profile 1,1,1 --profile 1,2,2 --output plans/resnet18-fp16-1-2.vc.plan"):
+        done = doubled.run("tensorrt", "0_build.py", "--version-compatible", *plan.split())
+        assert done.returncode == 0, done.stderr
+    return doubled
 
 
 @pytest.mark.parametrize("stage", stage_scripts())
@@ -197,3 +231,81 @@ def test_the_lean_runtime_says_how_to_build_what_it_cannot(compatible):
 def test_version_compatible_is_tensorrt_s_own(checkout):
     done = checkout.run("0_build.py", "--backend", "simulated", "--version-compatible")
     assert done.returncode == 2 and "--version-compatible: simulated TensorRT" in " ".join(done.stderr.split())
+
+
+# -- TensorRT for RTX: the run-time half on a double, the build for real
+
+
+def test_a_stage_on_an_rtx_gpu_keeps_what_it_compiled_and_has_a_context_a_graph(doubled):
+    stage, cache = ("7_cuda_graph.py", *STAGES, "--no-verify"), doubled.plans / "resnet18-fp16.rtx.plan.cache"
+    assert doubled.run("rtx", "0_build.py", "--fp16").returncode == 0
+    done = doubled.run("rtx", *stage, "--json", doubled.folder / "record.json")
+    assert done.returncode == 0 and "rtx backend (a GPU and TensorRT for RTX answer; TensorRT is not" in done.stderr, (
+        done.stderr
+    )
+    assert json.loads((doubled.folder / "record.json").read_text())["versions"]["tensorrt_rtx"] == "1.7.1+double"
+    first = int(cache.read_bytes())
+    assert first == 1 + 3  # the inspector's and the graphs'
+    assert doubled.run("rtx", *stage).returncode == 0 and int(cache.read_bytes()) == 2 * first
+    cache.write_bytes(b"of another driver")
+    done = doubled.run("rtx", *stage)
+    assert done.returncode == 0 and "plan.cache is not used" in done.stderr and int(cache.read_bytes()) == first
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    datasets = pytest.importorskip("sklearn.datasets")
+    return str(Path(datasets.__file__).parent / "images")
+
+
+def rtx_build(checkout, plan: Path, *options: object) -> dict:
+    """The sidecar of a plan that the real library has built."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    done = checkout.run("0_build.py", "--backend", "rtx", "--output", plan, *options)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(plan.with_name(plan.name + ".json").read_text())
+    assert facts["plan_sha256"] == sha256(plan) and facts["gpu"] == facts["compute_capability"] == "any"
+    assert facts["tensorrt"].startswith("TensorRT for RTX 1.")
+    return facts
+
+
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "mobilenet_v2", "efficientnet_v2_s")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("model", ["resnet18", *OTHERS])
+def test_rtx_builds_every_model_in_every_precision_without_a_gpu(checkout, photographs, tmp_path, model, precision):
+    options = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8", "--calibration-images", photographs)}[precision]
+    facts = rtx_build(checkout, tmp_path / "x.plan", "--model", model, *options)
+    found = facts["precisions"]
+    assert max(found, key=found.get) == precision and sum(found.values()) > 20
+    convolutions = [name for name in facts["layers"] if "Conv" in name]
+    assert len(convolutions) >= 20 and facts["profiles"] == [[1, 128, 256]]
+    assert not (tmp_path / "timing.rtx.cache").exists() and not list(checkout.plans.glob("timing.rtx*"))
+
+
+def test_rtx_builds_several_profiles(checkout, tmp_path):
+    profiles = ("--profile", "1,16,16", "--profile", "1,128,128")
+    facts = rtx_build(checkout, tmp_path / "x.plan", "--fp16", *profiles)
+    assert facts["profiles"] == [[1, 16, 16], [1, 128, 128]] and facts["precisions"]["fp16"] > 40
+
+
+def test_a_stage_without_an_rtx_gpu_says_so_in_a_sentence(checkout):
+    if real_runtime() is not None:
+        pytest.skip("there is a GPU")
+    refused(checkout.run("4_use_fp16.py", "--backend", "rtx"), "--backend rtx: no NVIDIA GPU answers")
+
+
+@pytest.mark.parametrize("wait_s", [0.5, 1.0])
+def test_an_interrupted_build_ends_when_the_builder_has(checkout, tmp_path, wait_s):
+    """A process that ends while the builder works ends in a fault of memory."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    profiles = [word for size in range(1, 9) for word in ("--profile", f"1,{size},256")]
+    command = [sys.executable, "0_build.py", "--backend", "rtx", *profiles, "--output", tmp_path / "x.plan"]
+    process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, stderr=subprocess.PIPE, text=True)
+    process.stderr.readline()
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said.endswith("0_build: interrupted\n"), (process.returncode, said)
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,12 @@ ANSWERS = {
     "Builder": dict.fromkeys(
         ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network")
     ),
-    "IBuilderConfig": {"create_timing_cache": None, "set_timing_cache": False, "get_timing_cache": None},
+    "IBuilderConfig": {
+        "create_timing_cache": None,
+        "set_timing_cache": False,
+        "get_timing_cache": None,
+        "add_optimization_profile": -1,
+    },
     "OnnxParser": {"parse_from_file": False},
     "Runtime": {"deserialize_cuda_engine": None},
     "ICudaEngine": {"create_execution_context": None, "create_engine_inspector": None},

@@ -1,0 +1,201 @@
+"""The build: what it refuses, what it lets pass, what it leaves behind; and what it learns of an engine's layers."""
+
+from __future__ import annotations
+
+import _thread
+import importlib
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import onnx
+import pytest
+
+from common import layers
+from common.building import Building, take_timings
+from tests.conftest import SIMULATED
+
+TINY = ("--onnx-file", "tiny.onnx", "--profile", "1,8,16")
+
+
+def build(checkout, plan, *options, backend=SIMULATED):
+    return checkout.run("0_build.py", *backend, "--output", plan, *(options or TINY))
+
+
+# -- a batch that the model has fixed
+
+
+@pytest.fixture
+def fixed(checkout, tmp_path):
+    """The tiny model for batches of 4 and no other."""
+    model = onnx.load(str(checkout.folder / "tiny.onnx"))
+    for end in (model.graph.input[0], model.graph.output[0]):
+        end.type.tensor_type.shape.dim[0].Clear()
+        end.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, str(tmp_path / "fixed.onnx"))
+    return tmp_path / "fixed.onnx"
+
+
+@pytest.mark.parametrize("backend", ["simulated", "rtx"])
+def test_a_fixed_batch_is_the_profile(checkout, tmp_path, fixed, backend):
+    if backend == "rtx":
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    done = build(checkout, tmp_path / "x.plan", "--onnx-file", fixed, backend=("--backend", backend))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "x.plan.json").read_text())["profiles"] == [[4, 4, 4]]
+    done = build(checkout, tmp_path / "y.plan", "--onnx-file", fixed, "--profile", "1,4,8", backend=("--backend", backend))
+    assert done.returncode == 2 and "takes batches of 4 only: --profile 4,4,4" in " ".join(done.stderr.split())
+
+
+PROFILES = {  # shapes of a profile, and whether they fit images N×3×32×32 and 4×3×32×32
+    "any batch": ([(1, 3, 32, 32), (8, 3, 32, 32), (16, 3, 32, 32)], True, False),
+    "the fixed batch": ([(4, 3, 32, 32)] * 3, True, True),
+    "another batch": ([(8, 3, 32, 32)] * 3, True, False),
+    "another image": ([(4, 3, 30, 30)] * 3, False, False),
+    "none": (None, False, True),
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("library", ["sim.tensorrt", "tensorrt_rtx"])
+def test_the_simulator_refuses_the_profiles_that_tensorrt_refuses(checkout, fixed, simulator, library, name):
+    """The real builder and the simulated one are asked the same; the answer is the real one's."""
+    trt = pytest.importorskip(library, reason="TensorRT for RTX is not installed")
+    shapes, *fits = PROFILES[name]
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    for file, right in zip((checkout.folder / "tiny.onnx", fixed), fits):
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        assert parser.parse_from_file(str(file))
+        config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+        if shapes:
+            profile.set_shape("images", *shapes)
+            assert config.add_optimization_profile(profile) == 0
+        assert (builder.build_serialized_network(network, config) is not None) == right, file.name
+
+
+# -- timings of kernels
+
+
+def test_timings_of_another_tensorrt_are_passed_over(checkout, tmp_path):
+    timings, plan = tmp_path / "timings", tmp_path / "x.plan"
+    timings.write_bytes(b"of another GPU")
+    done = build(checkout, plan, *TINY, "--timing-cache", timings)
+    assert done.returncode == 0 and plan.exists(), done.stderr
+    assert "are not used: set_timing_cache failed" in " ".join(done.stderr.split())
+    assert timings.read_bytes() != b"of another GPU"
+    assert "not used" not in build(checkout, plan, *TINY, "--timing-cache", timings).stderr
+
+
+def test_no_plan_is_lost_to_timings_that_cannot_be_kept(checkout, tmp_path):
+    done = build(checkout, tmp_path / "x.plan", *TINY, "--timing-cache", "/proc/nowhere/timings")
+    assert done.returncode == 0 and "timings are not kept: cannot write" in " ".join(done.stderr.split())
+    assert (tmp_path / "x.plan.json").exists()
+
+
+def test_timings_and_the_plan_cannot_be_one_file(checkout, tmp_path):
+    done = build(checkout, tmp_path / "x.plan", *TINY, "--timing-cache", tmp_path / "x.plan")
+    assert done.returncode == 2 and "cannot be one file" in " ".join(done.stderr.split())
+
+
+def test_a_library_without_a_timing_cache_is_not_asked_for_one(tmp_path):
+    take_timings(SimpleNamespace(), None)
+
+
+# -- the build's own thread
+
+
+def test_the_builder_has_stopped_when_an_interrupt_is_raised():
+    """It is told through its progress monitor; a process that ends while it works ends in a fault of memory."""
+    config, stopped = SimpleNamespace(progress_monitor=None), threading.Event()
+    building = Building(SimpleNamespace(IProgressMonitor=type("IProgressMonitor", (), {})), config)
+
+    def work():
+        config.progress_monitor.phase_start("Building", None, 1000)
+        while config.progress_monitor.step_complete("Building", 1):
+            time.sleep(0.01)
+        time.sleep(0.5)  # it does not stop at once
+        stopped.set()
+
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        building.wait(work)
+    assert stopped.is_set()
+
+
+def test_what_the_builder_raises_is_what_the_build_raises():
+    with pytest.raises(ZeroDivisionError):
+        Building(SimpleNamespace(), SimpleNamespace()).wait(lambda: 1 // 0)
+
+
+# -- what is left behind
+
+OTHER_PRECISION = """
+import runpy, sys
+from common import layers
+layers.layer_precision = lambda layer: "fp32"
+sys.argv = ["0_build.py", *sys.argv[1:]]
+runpy.run_path("0_build.py", run_name="__main__")
+"""
+
+
+def test_a_plan_that_is_not_what_was_asked_for_replaces_none(checkout, tmp_path):
+    plan = tmp_path / "x.plan"
+    assert build(checkout, plan, "--fp16", *TINY).returncode == 0
+    before = plan.read_bytes(), (tmp_path / "x.plan.json").read_bytes()
+    command = ("-c", OTHER_PRECISION, *SIMULATED, "--fp16", *TINY[:2], "--profile", "1,4,4", "--output", plan)
+    done = checkout.run(*command)
+    assert done.returncode == 3 and "is not a fp16 engine" in " ".join(done.stderr.split()), done.stderr
+    assert (plan.read_bytes(), (tmp_path / "x.plan.json").read_bytes()) == before
+
+
+# -- an engine's layers, as TensorRTs tell them
+
+WEIGHTS = {"Name": "w", "Dimensions": [64, 4, 7, 7], "Datatype": "Int8"}
+SCALES = {"Name": "s", "Dimensions": [1, 64, 1, 1], "Datatype": "Float"}
+FLOAT = [{"Name": "y", "Dimensions": [-1, 64, 112, 112], "Datatype": "Float"}]
+
+
+@pytest.mark.parametrize(
+    "layer, precision",
+    [
+        ({"LayerType": "correlation", "Constants": [SCALES, WEIGHTS], "Outputs": FLOAT}, "int8"),
+        ({"LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 9408}, "Outputs": FLOAT}, "int8"),
+        ({"LayerType": "CaskPooling", "Weights": {"Type": "Float", "Count": 0}, "Outputs": [{"Datatype": "Half"}]}, "fp16"),
+        ({"LayerType": "kgen", "Constants": [SCALES], "Outputs": [{"Datatype": "Half"}]}, "fp16"),
+        ({"LayerType": "shape_call", "Outputs": FLOAT}, None),
+    ],
+)
+def test_a_layer_works_in_the_precision_of_its_weights(layer, precision):
+    assert layers.layer_precision(layer) == precision
+
+
+NEW_LOG = """Layers:
+Name: __mye1061_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata:
+Name: conv_myl0_1, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [-1,3,32,32], Datatype: Int8, Format: (a) b }], \
+Constants: [ { Name: w, Dimensions: [64,3,7,7], Strides: [1], Datatype: Int8, Format: (a) b }, \
+{ Name: s, Dimensions: [1], Datatype: Float, Format: (a) b }], Outputs: [ { Name: y, Dimensions: [-1,64], Datatype: Float }], \
+TacticName: stub, StreamId: 0, Metadata: [ONNX Layer: /conv1/Conv]\x1f[ONNX Layer: /relu/Relu]
+"""
+OLD_LOG = """Engine Layer Information:
+Layer(Reformat): Reformatting CopyNode for Input Tensor 0 to conv1, Tactic: 0x0, x (Float[-1,3,32,32]) -> r (Half[-1,3:4,32,32])
+Layer(CaskConvolution): /conv1/Conv + /relu/Relu, Tactic: 0x47, r (Half[-1,3:4,32,32]) -> y (Half[-1,64:8,16,16])
+Layer(CaskGemmConvolution): /fc/Gemm, Tactic: 0x1, y[Half(-1,64,1,1)] -> z[Half(-1,10,1,1)]
+"""
+
+
+def test_a_builder_s_log_tells_the_layers():
+    new, old = layers.logged(NEW_LOG), layers.logged(OLD_LOG)
+    assert layers.names(new) == ["__mye1061_0_myl0_0", "/conv1/Conv + /relu/Relu"] and layers.precisions(new) == {"int8": 1}
+    assert layers.names(old)[1:] == ["/conv1/Conv + /relu/Relu", "/fc/Gemm"] and layers.precisions(old) == {"fp16": 2}
+
+
+def test_the_builder_s_log_is_kept(simulator):
+    checked, backend = importlib.import_module("common.checked"), importlib.import_module("common.backend")
+    backend.select("simulated")
+    logger = checked.logger()
+    logger.log(logger.VERBOSE, NEW_LOG)
+    logger.log(logger.VERBOSE, "something else")
+    assert logger.layers == NEW_LOG
