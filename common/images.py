@@ -56,6 +56,15 @@ def converted(images: np.ndarray, dtype: Any) -> np.ndarray:
     return pixels.astype(wanted, copy=False)
 
 
+def write(images: np.ndarray, batch: np.ndarray) -> None:
+    """``images``, N×C×H×W of any type, into ``batch``, of either layout and any type. Where ``batch`` has a fourth channel and
+    they do not, it is opacity, full everywhere: 255, of int8 127, of floats 1."""
+    there = planes(batch)
+    channels = min(images.shape[1], there.shape[1])
+    there[:, :channels] = converted(images[:, :channels], batch.dtype)
+    there[:, channels:] = 1 if batch.dtype.kind == "f" else np.iinfo(batch.dtype).max
+
+
 def noise_image(index: int, shape: Shape, seed: int) -> np.ndarray:
     """A synthetic image of ``shape`` (C×H×W), FP32 with roughly zero mean and unit deviation.
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from common.console import err, printable
 from common.errors import UsageFault
-from common.images import channels_first, converted, noise_image, planes
+from common.images import channels_first, converted, noise_image, write
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 STRIP = 256  # rows of a picture that are converted at a time
@@ -73,10 +73,10 @@ class Images:
 
     def __init__(self, directory: Path | None, shape: tuple[int, ...], seed: int, limit: int | None = None) -> None:
         """``directory``: a folder of photographs, or one of them; None: synthetic images. ``shape``: of an image, C×H×W or
-        H×W×C. ``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
+        H×W×C; of four channels three are read. ``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
         first = channels_first(shape)
         assert first is not None, f"images of {shape}"
-        self.shape, self.seed, self.directory = first, seed, directory
+        self.shape, self.seed, self.directory = (min(first[0], 3), *first[1:]), seed, directory
         self.unreadable: list[str] = []
         self._files: list[Path] = []
         if directory is None:
@@ -144,10 +144,10 @@ class Images:
 def fill(destination: np.ndarray, images: Iterable[tuple[str, np.ndarray]]) -> list[str]:
     """Write the next of ``images`` into ``destination`` (N×C×H×W or N×H×W×C); returns their names. When there are no more, its
     first ones are repeated, without a name."""
-    rows, names = planes(destination), []
-    for row, (name, pixels) in zip(rows, images):
-        row[:] = pixels
+    names: list[str] = []
+    for row, (name, pixels) in zip(range(len(destination)), images):
+        write(pixels[None], destination[row : row + 1])
         names.append(name)
-    for index in range(len(names), len(rows) * bool(names)):
-        rows[index] = rows[index % len(names)]
+    for index in range(len(names), len(destination) * bool(names)):
+        destination[index] = destination[index % len(names)]
     return names

@@ -107,18 +107,21 @@ def rebuild(plan: Path, facts: dict[str, Any]) -> str:
     return " ".join([*words, *needed])
 
 
-def default_plan(precision: str, opts: Sequence[int] = ()) -> Path:
-    """The plan of the ladder's model in ``precision``, with a profile for each batch size of ``opts`` if there are any.
+def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = None) -> Path:
+    """The plan of the ladder's model in ``precision``, with a profile for each batch size of ``opts`` if there are any. With a
+    ``layout`` (nchw or nhwc) it takes bytes.
 
     It is built first where it is not there, or no longer this machine's or this model's.
     """
     variant = "".join(f"-{opt}" for opt in opts)
-    plan = ROOT / "plans" / f"resnet18-{precision}{variant}{backend.current().kind.plan_suffix}"
+    sent = f"{'int8' if precision == 'int8' else 'uint8'}-{'nhwc-' * (layout == 'nhwc')}" if layout else ""
+    plan = ROOT / "plans" / f"resnet18-{sent}{precision}{variant}{backend.current().kind.plan_suffix}"
     shown = Path(os.path.relpath(plan))
     if reason := unusable(plan, shown):
         here = backend.current()
         command = ["0_build.py", "--backend", here.name, "--output", str(shown)]
         command += [] if precision == "fp32" else [f"--{precision}"]
+        command += ["--input", "bytes", "--layout", layout] if layout else []
         command += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
         if not here.kind.builds:
             needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"

@@ -53,7 +53,7 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
     """Run a stage as a script; its exit code is the process's.
 
     ``precision`` names the default plan, ``page_lock`` says where the batches lie. A parser with ``--sizes`` makes batches of
-    several sizes in turn, and the default plan has a profile for each.
+    several sizes in turn, and the default plan has a profile for each; with ``--layout`` the default plan takes bytes.
     """
 
     def stage() -> None:
@@ -107,7 +107,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     here, sizes = backend.current(), batch_sizes(chosen, size)
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
-    plan = chosen.plan or default_plan(chosen.precision, sorted(opts))
+    plan = chosen.plan or default_plan(chosen.precision, sorted(opts), getattr(chosen, "layout", None))
     memory_before, engine = used_memory(), Engine(plan, chosen.trust_plan)
     chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     if chosen.precision in ("fp16", "int8"):

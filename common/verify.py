@@ -12,7 +12,7 @@ from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, pageable
 from common.console import err
 from common.engine import Context, Engine
 from common.errors import WrongOutputs
-from common.images import converted, planes
+from common.images import planes, write
 from common.plans import default_plan
 from common.tensors import unpacked
 
@@ -93,7 +93,7 @@ def as_taken_by(engine: Engine, batch: np.ndarray) -> np.ndarray:
     if (batch.shape, batch.dtype) == (engine.input_shape(len(batch)), engine.input_type):
         return batch
     taken = np.empty(engine.input_shape(len(batch)), engine.input_type)
-    planes(taken)[:] = converted(planes(batch), taken.dtype)
+    write(planes(batch), taken)
     return taken
 
 

@@ -96,6 +96,15 @@ def convert_to_fp16(source: Path, destination: Path) -> None:
     save(converted.model, destination)
 
 
+def in_fp16(source: Path, folder: Path) -> Path:
+    """The FP16 file in ``folder`` of an FP32 one; made anew only where that has changed."""
+    path, made_of = folder / f"{source.stem.removesuffix('-fp32')}-fp16.onnx", {"source_sha256": sha256(source)}
+    if not made_of.items() <= read_description(path).items():
+        convert_to_fp16(source, path)
+        write_description(path, **{**read_description(source), **made_of, "precision": "fp16"})
+    return path
+
+
 def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     """Outputs of an ONNX classifier on the CPU, N×C FP32."""
     onnxruntime = needs("onnxruntime", "checking an export")

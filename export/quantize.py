@@ -22,6 +22,7 @@ from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
 from common.pictures import Images
+from export.bytes_in import start_at_input
 from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
 
 METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
@@ -38,9 +39,6 @@ CHUNK = 8  # images whose activations are in memory at a time
 def calibrated(source: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
     """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
     the images or the method have changed. Without a directory it must have been made before."""
-    _, (fixed, *shape), _ = end(load(source).graph.input[0])
-    if fixed > 0:
-        raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
     path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
     known, source_hash = read_description(path), sha256(source)
     if directory is None:
@@ -51,8 +49,12 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
             "speed test shows; so there is no default."
         )
+    given = end(load(source).graph.input[0])
+    fixed, *shape = given.shape
+    if fixed > 0:
+        raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
     images = Images(directory, tuple(shape), seed, limit=count)
-    pixels = np.empty((len(images), *shape), np.float32)
+    pixels = np.empty((len(images), *shape), given.type)
     pixels = pixels[: len(images.fill(pixels))]
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}
     if made_of.items() <= known.items():
@@ -73,7 +75,7 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
 
 
 def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
-    """What a calibration depends on: the model, the images (N×3×S×S FP32) and the method."""
+    """What a calibration depends on: the model, the images and the method."""
     digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED}".encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
@@ -89,7 +91,7 @@ def shortcuts(graph: Any) -> list[str]:
 
 
 def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -> None:
-    """Write ``source`` (FP32) with Q/DQ nodes; ``images`` (N×3×S×S FP32) give the ranges of its activations."""
+    """Write ``source`` (FP32) with Q/DQ nodes; ``images``, as it takes them, give the ranges of its activations."""
     packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
     quantization, qdq = (needs(package, "quantization") for package in packages)
     model, int8 = load(source), quantization.QuantType.QInt8
@@ -110,5 +112,7 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -
     for shortcut in shortcuts(model.graph):
         quantizer.quantize_activation_tensor(shortcut)
     quantizer.quantize_model()
+    start_at_input(quantizer.model.model.graph)
+    quantizer.model.clean_initializers()
     quantizer.model.topological_sort()
     save(quantizer.model.model, destination)

@@ -13,7 +13,7 @@ from common.files import sha256
 from common.images import noise_images
 from common.options import natural, positive
 from common.plans import ROOT
-from export import models, quantize, random_weights, train
+from export import bytes_in, models, quantize, random_weights, train
 from export.networks import create_model, logits
 
 FOLDER = ROOT / "models"
@@ -40,26 +40,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     precision.add_argument("--calibration-count", type=positive, default=128, metavar="N", help=count)
     precision.add_argument("--calibration", choices=quantize.METHODS, default="entropy", help="default: %(default)s")
     parser.set_defaults(precision="fp32")
+    sent = parser.add_argument_group("what is sent")
+    sent_as = "bytes: a picture's bytes, normalised in the plan (default: floats, normalised on the host)"
+    sent.add_argument("--input", choices=("floats", "bytes"), default="floats", help=sent_as)
+    lie = "how the bytes lie: by colour, or by pixel (default: nchw)"
+    sent.add_argument("--layout", choices=bytes_in.LAYOUTS, help=lie)
 
 
 def onnx_file(options: argparse.Namespace) -> Path:
     """The ONNX file that ``options`` ask for, made where it is not there already."""
     if options.train:
         train_model(options)
-    source = "fp32" if options.precision == "int8" else options.precision
+    if options.layout and options.input != "bytes":
+        raise UsageFault("--layout says how bytes lie: add --input bytes.")
     if options.onnx_file is None:
-        onnx = export(options)[source]
-    elif not options.onnx_file.is_file():
-        raise UsageFault(f"--onnx-file {options.onnx_file}: no such file.")
-    elif source == "fp16":
-        onnx = FOLDER / f"{options.onnx_file.stem}-fp16.onnx"
-        models.convert_to_fp16(options.onnx_file, onnx)
+        files = export(options)
+    elif options.onnx_file.is_file():
+        files = {"fp32": options.onnx_file}
     else:
-        onnx = options.onnx_file
-    if options.precision != "int8":
-        return onnx
-    images, count = options.calibration_images, options.calibration_count
-    return quantize.calibrated(onnx, images, count, options.calibration, options.seed)
+        raise UsageFault(f"--onnx-file {options.onnx_file}: no such file.")
+    if options.input == "bytes":
+        kind = "int8" if options.precision == "int8" else "uint8"
+        files = {"fp32": bytes_in.bytes_in(files["fp32"], FOLDER, kind, options.layout or "nchw")}
+    onnx = files["fp32"]
+    if options.precision == "int8":
+        images, count = options.calibration_images, options.calibration_count
+        return quantize.calibrated(onnx, images, count, options.calibration, options.seed)
+    if options.precision not in files:
+        files["fp16"] = models.in_fp16(onnx, FOLDER)
+    return files[options.precision]
 
 
 def train_model(options: argparse.Namespace) -> None:

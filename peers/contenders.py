@@ -25,7 +25,7 @@ from common.cuda import Stream
 from common.engine import Engine
 from common.errors import EnvironmentFault, Fault
 from common.files import sha256
-from common.images import converted, planes
+from common.images import write
 from common.plans import unusable
 from common.record import Record
 from common.session import used_memory
@@ -212,7 +212,7 @@ def tensorrt(task: Task, precision: str) -> Iterator[Ready]:
         context.bind(device_input, device_output)
 
         def load(images: np.ndarray) -> None:
-            planes(host_input)[:] = converted(images, host_input.dtype)
+            write(images, host_input)
             copy_to_device(device_input, host_input)
 
         def infer(_: None) -> None:

@@ -21,6 +21,7 @@ STAGE = {
 OWN = {
     "9_multi_profiles.py": {"--sizes": ("1,2,3", "0", "1,,2", "1,1,1", "", "x", "5", "-1,2")},
     "8_multi_context.py": {"--contexts": NUMBERS[:7]},
+    "10_uint8_input.py": {"--layout": ("nchw", "nhwc", "")},
 }
 BUILD = {
     "--profile": ("1,1,1", "1,2048,2048", "3,2,1", "0,1,1", "1,2", "a,b,c", "", "1,1,99999999999"),
@@ -33,6 +34,8 @@ BUILD = {
     "--model": ("", "resnet18", "x"),
     "--timing-cache": ("/proc/x", "", "/dev/null"),
     "--output": ("/proc/nowhere/x.plan", "/dev/null", "/nowhere\0x"[:8]),
+    "--input": ("floats", "bytes", ""),
+    "--layout": ("nchw", "nhwc", ""),
     "--share-profile": None,
     "--int8": None,
     "--fp16": None,

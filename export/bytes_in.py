@@ -1,0 +1,116 @@
+"""A network that takes a picture's bytes instead of normalised floats: a quarter of what goes over the link.
+
+The network wants x = (byte / 255 − MEAN) / DEVIATION. Its first convolution is linear, so its weights can take the
+multiplication in, and its bias the subtraction, and nothing is left to compute. But for the border: the convolution pads with
+zeros, and a zero stands for the mean before the change, for black after it. A frame of black around every photograph moves
+ResNet-18's logits by 6 % of the largest. Two ways out:
+
+uint8    a fourth plane, 255 in every pixel, whose weights carry the mean. Padding is 0 there too, so that the padded border is
+         the mean again, exactly. A byte more a pixel costs the link less than the kernels notice; a subtraction in front of the
+         convolution would be exact as well, and is a kernel that reads and writes every picture.
+int8     for INT8, where quantization then starts at the input: byte − 128, at scale 1. A zero is byte 128, which is near the
+         mean (by 0.07 to 0.43 deviations), so the mean is left to the bias: what that errs is far below what INT8 does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.console import err
+from common.errors import EnvironmentFault, UsageFault
+from common.files import sha256
+from common.images import DEVIATION, MEAN, converted, noise_images, write
+from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
+
+LAYOUTS = ("nchw", "nhwc")
+"""How a batch's bytes lie: a plane a colour, as convolutions are written down; or the colours of a pixel side by side, as
+decoders give them."""
+TOLERANCE = {"uint8": 1e-4, "int8": 5e-2}
+"""Share of the largest output by which folding may move them: the order of FP32's operations; with int8 the border."""
+
+
+def bytes_in(source: Path, folder: Path, kind: str, layout: str) -> Path:
+    """The FP32 file in ``folder`` that takes images of ``kind`` (uint8, int8) where ``source`` takes normalised floats; made
+    anew where the source has changed, and held to it on the same pictures."""
+    path = folder / f"{source.stem.removesuffix('-fp32')}-{kind}{'-nhwc' * (layout == 'nhwc')}-fp32.onnx"
+    made_of = {"source_sha256": sha256(source), "input": f"{kind} {layout}"}
+    if made_of.items() <= read_description(path).items():
+        return path
+    model = load(source)
+    _, (batch, *shape), _ = end(model.graph.input[0])
+    fold(model, source, kind, layout)
+    save(model, path)
+    pixels = converted(noise_images(range(batch if batch > 0 else 2), tuple(shape), 0), np.uint8)  # type: ignore[arg-type]
+    taken = end(model.graph.input[0])
+    sent = np.empty((len(pixels), *taken.shape[1:]), taken.type)
+    write(pixels, sent)
+    difference = largest_difference(run_onnx(path, sent), run_onnx(source, converted(pixels, np.float32)))
+    if not difference < TOLERANCE[kind]:
+        path.unlink()
+        raise EnvironmentFault(f"the {kind} file is wrong: it differs from {source} by {difference:.2g} of the largest output.")
+    err.print(f"{path}: within {difference:.1e} of {source.name} on the same pictures", markup=False)
+    write_description(path, **{**read_description(source), **made_of})
+    return path
+
+
+def fold(model: Any, source: Path, kind: str, layout: str) -> None:
+    """Let ``model`` (an ``onnx.ModelProto`` from ``source``, images N×3×H×W FP32) take bytes: N×4×H×W uint8 or N×3×H×W int8, in
+    ``layout``."""
+    onnx, graph = needs("onnx", "folding a normalisation"), model.graph
+    helper, as_array, as_tensor = onnx.helper, onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
+    images, weights = graph.input[0], {weight.name: weight for weight in graph.initializer}
+    first, *others = [node for node in graph.node if images.name in node.input]
+    floats, weight = end(images), weights.get(first.input[1]) if first.op_type == "Conv" else None
+    if others or weight is None or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
+        raise UsageFault(
+            f"--input bytes: {source} takes {floats}, and the normalisation can be folded where FP32 images N×3×H×W go into "
+            "one convolution and nowhere else. Leave the option out, or let the file take bytes itself: it is built as it is."
+        )
+    own, bias = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
+    if len(first.input) > 2:
+        bias = as_array(weights[first.input[2]]).astype(np.float64)
+    scale, zero = 1 / (255 * DEVIATION.astype(np.float64)), {"uint8": 0, "int8": 128}[kind]
+    shift = own * (zero * scale - MEAN / DEVIATION)[:, None, None]  # of what a sent 0 stands for
+    folded = own * scale[:, None, None]
+    if kind == "uint8":
+        folded = np.concatenate([folded, shift.sum(axis=1, keepdims=True) / 255], axis=1)
+        nodes = [helper.make_node("Cast", [images.name], ["bytes"], "bytes", to=onnx.TensorProto.FLOAT)]
+    else:
+        bias = bias + shift.sum(axis=(1, 2, 3))
+        graph.initializer.extend([as_tensor(np.float32(1), "one"), as_tensor(np.int8(0), "nought")])
+        nodes = [helper.make_node("DequantizeLinear", [images.name, "one", "nought"], ["bytes"], "bytes")]
+    if layout == "nhwc":
+        nodes.append(helper.make_node("Transpose", ["bytes"], ["planes"], "planes", perm=[0, 3, 1, 2]))
+    for name, values in (("folded weight", folded), ("folded bias", bias)):
+        graph.initializer.append(as_tensor(values.astype(np.float32), name))
+    first.input[:] = [nodes[-1].output[0], "folded weight", "folded bias"]
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    read = {name for node in graph.node for name in node.input}
+    kept = [weight for weight in graph.initializer if weight.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    shape = [folded.shape[1], *floats.shape[2:]]
+    shape = shape if layout == "nchw" else [*shape[1:], shape[0]]
+    batch = images.type.tensor_type.shape.dim[0].dim_param or max(floats.shape[0], 1)
+    images.CopyFrom(helper.make_tensor_value_info(images.name, getattr(onnx.TensorProto, kind.upper()), [batch, *shape]))
+
+
+def start_at_input(graph: Any) -> None:
+    """In a quantized ``graph`` whose images are dequantized int8: nothing is quantized again before the first convolution."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    dequantize = made_by[first.input[0]]
+    quantize = made_by.get(dequantize.input[0])
+    if quantize is None:
+        return
+    before = made_by.get(quantize.input[0])
+    if before is not None and before.op_type == "Transpose":
+        before = made_by.get(before.input[0])
+    if before is not None and before.op_type == "DequantizeLinear" and before.input[0] == graph.input[0].name:
+        first.input[0] = quantize.input[0]
+        graph.node.remove(quantize)
+        graph.node.remove(dequantize)
