@@ -190,6 +190,9 @@ class OnnxParser(Ours):
                 if -1 in shape[1:]:
                     self._errors.append(ParserError(f"{value.name}: only the first dimension may be dynamic, not {shape}"))
                 dtype = types.get(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+                readers = {node.op_type for node in proto.graph.node if value.name in node.input}
+                if (mode, dtype) == ("INPUT", "UINT8") and not readers <= {"Cast", "Identity"}:
+                    self._errors.append(ParserError(f"{value.name}: a uint8 input may only be cast, not read by {readers}"))
                 if dtype is None:
                     self._errors.append(ParserError(f"{value.name}: a type that this does not know"))
                 self._network._tensors.append({"name": value.name, "mode": mode, "shape": shape, "dtype": dtype})
