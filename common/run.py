@@ -42,7 +42,7 @@ class Session:
         self.measured, self._instruments, self._range = measured, instruments, None
         self.predictions = Predictions(engine.facts.get("labels", []))
         block = pageable((len(batches), *self.output_shape))  # touched in large pages, seven times as fast as one by one
-        self.outputs = [own[: len(batch)] for own, batch in zip(block, batches)]
+        self.outputs = [own[: engine.output_shape(len(batch))[0]] for own, batch in zip(block, batches)]
         self.begun_ns: dict[int, int] = {}  # when the first work of each batch was submitted
         self.done_ns: list[int] = []  # when each batch was finished
         self.depth = 0  # most batches that were submitted and not finished
