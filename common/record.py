@@ -100,11 +100,13 @@ class Record(Window, Conditions):
 
     ``per_batch_ms`` is the median of ``windows``, which has those of all runs. The rest of the window is that of the
     nearest one, and everything else is of the process in which that was measured. ``parts_ms`` are the parts of a batch, each
-    run by itself there. ``fp32_…`` compare with the FP32 plan, the other differences with a serial run of the same plan.
+    run by itself there. ``fp32_…`` compare the plan with the FP32 one, which the first run that did so tells; the other
+    differences are from a serial run of the same plan.
     """
 
     stage: str = ""
     precision: str | None = None
+    input: str | None = None  # NumPy's name of what an image's values are sent as
     batches: int | None = None
     parts_ms: dict[str, float] | None = None  # h2d, compute, d2h, postprocess
     outputs_match: bool | None = None
@@ -158,6 +160,8 @@ class Record(Window, Conditions):
         window, run = min(windows, key=lambda pair: abs(pair[0].per_batch_ms - middle))
         rate = (window.images_per_s or 0.0) * window.per_batch_ms / middle or None
         facts = {**vars(window), "per_batch_ms": middle, "images_per_s": rate}
+        away = next((each for each in runs if each.fp32_max_abs_diff is not None), run)  # the same plan's in all of them
+        facts.update({name: getattr(away, name) for name in ("fp32_max_abs_diff", "fp32_top1_agreement")})
         return dataclasses.replace(run, **facts, windows=[each for each, _ in windows])
 
     @property

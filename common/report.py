@@ -39,10 +39,11 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
     if len(times) > 1:
         line("windows", f"{len(times)}, the median one above; {min(times):.3f} to {max(times):.3f} ms a batch")
     line("latency", f"{late['median']:9.3f} ms   from submission to post-processed; p99 {late['p99']:.3f}")
-    part = max(parts, key=lambda name: parts[name])
-    reached = "" if record.faulty else f"; {100 * parts[part] / record.per_batch_ms:.0f} % reached"
-    line("limit", f"{parts[part]:9.3f} ms   {PARTS[part]}, the longest part by itself{reached}")
-    line("parts", ", ".join(f"{PARTS[name]} {ms:.3f}" for name, ms in parts.items()) + " ms")
+    if parts:
+        part = max(parts, key=lambda name: parts[name])
+        reached = "" if record.faulty else f"; {100 * parts[part] / record.per_batch_ms:.0f} % reached"
+        line("limit", f"{parts[part]:9.3f} ms   {PARTS[part]}, the longest part by itself{reached}")
+        line("parts", ", ".join(f"{PARTS[name]} {ms:.3f}" for name, ms in parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
     if reference is None:
         line("outputs", "[yellow]not verified[/] (--no-verify)")

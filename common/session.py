@@ -154,7 +154,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     just_in_time.keep(engine.runtime_config, plan)
     record = Record.of(records)
     record.races = 0 if here.simulator else None
-    record.parts_ms = parts_ms(session, allocate, record.notes)
+    record.parts_ms = None if chosen.no_parts else parts_ms(session, allocate, record.notes)
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
     report.print_result(record, session, size, reference)
@@ -176,6 +176,7 @@ def describe(session: Session, stage: str, size: options.Size, reference: Refere
     record = dataclasses.replace(record, **vars(window), windows=[window])
     record.stage, record.plan, record.precision = stage, os.path.relpath(session.engine.plan, ROOT), session.precision
     record.batches, record.time_base, record.notes = len(session.batches), here.time_base, session.notes
+    record.input = str(session.batches[0].dtype)
     if session.measured < SHORT * session.depth:
         session.notes.append(f"a short window: {session.measured} batches, with up to {session.depth} on their way at once")
     if difference is not None and reference is not None:

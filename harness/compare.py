@@ -30,7 +30,7 @@ from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
 from harness.advice import advice
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import RULES, Row, steps
+from harness.rows import RULES, Row, pairs, steps
 
 AHEAD = 1.2  # latency over the time of a batch from which on submission is no waiting for the batch
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
@@ -83,8 +83,8 @@ class Comparison:
         return {name: timeline(name, trace, limits[name]) for name, trace in self.traces.items()}
 
     def parents(self) -> dict[str, str]:
-        """The stage that each differs from, by its script's own word; the one before it for anything else."""
-        return {row.stage: row.parent[0] or before.stage for before, row in zip(self.rows, self.rows[1:])}
+        """The stage that each is held against."""
+        return {row.stage: before.stage for before, row in pairs(self.rows)}
 
     def report(self, with_figures: bool, with_perfetto: bool, order: str = tables.SHORT) -> None:
         """Print the table, the stages' notes and the advice, and write all of it into the folder."""
@@ -162,8 +162,9 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         images = sum(each.images_per_s * each.window_ms / 1e3 for each in told)
         found.energy_j_per_1000 = sum(each.energy_j for each in told) / images * 1e3
     parts = record.parts_ms or {name: getattr(analysis, f"{name}_ms") for name in PARTS if analysis is not None}
+    found.parts_ms = None
     if parts.keys() >= set(PARTS):
-        found.parts_ms = parts
+        found.parts_ms, found.faulty = parts, replace(record, parts_ms=parts).faulty
         part = max(parts, key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
         found.limiter = limiter(parts[part], part, record.per_batch_ms, waits_ms(record, analysis, parts[part]))
@@ -188,10 +189,14 @@ def relate(rows: list[Row]) -> None:
     """Fill in what follows from the other rows: speed-ups by images a second, which also holds for a stage with batches of
     several sizes, and one limit for all stages with batches of the same size."""
     told = all(stage.images_per_s for stage in rows)  # a trace alone does not tell its images
-    speeds = [stage.images_per_s if told and stage.images_per_s else 1 / stage.per_batch_ms for stage in rows]
-    for index, stage in enumerate(rows):
-        stage.speedup_vs_baseline = speeds[index] / speeds[0]
-        stage.speedup_vs_previous = speeds[index] / speeds[index - 1] if index else None
+
+    def speed(stage: Row) -> float:
+        return stage.images_per_s if told and stage.images_per_s else 1 / stage.per_batch_ms
+
+    for stage in rows:
+        stage.speedup_vs_baseline = speed(stage) / speed(rows[0])
+    for before, stage in pairs(rows):
+        stage.speedup_vs_previous = speed(stage) / speed(before)
     alike = [stage for stage in steps(rows) if stage.parts_ms and stage.images == rows[0].images]
     for stage in alike:
         fastest = {name: min(other.parts_ms[name] for other in alike if other.parts_ms) for name in PARTS}

@@ -21,9 +21,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from common import program
@@ -33,20 +30,20 @@ from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
 from common.plans import ROOT, default_plan
-from common.record import Record
-from common.trace import TraceError, read
+from common.record import ladder_order
 from harness import tables
 from harness.compare import Comparison
-from harness.nsys import Nsys, NsysError, call, find
-
-WINDOWS = 2  # measured windows in each process but the first: nine in all have a middle one
-PROFILED = 50  # batches in the window of a profiled run
-PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "images", "plan", "precision")
+from harness.nsys import Nsys, NsysError, find
+from harness.profiler import PASSED_ON, WINDOWS, Profiler
 
 
 def stages() -> list[Path]:
     """The numbered scripts that run a pipeline, in order."""
-    return sorted(ROOT.glob("[1-9]*_*.py"))
+    return sorted(ROOT.glob("[1-9]*_*.py"), key=in_order)
+
+
+def in_order(script: Path) -> tuple[int, str]:
+    return ladder_order(script.stem)
 
 
 def parse_options() -> argparse.Namespace:
@@ -69,120 +66,8 @@ def parse_options() -> argparse.Namespace:
     for name in options.stages:
         if name not in by_name:
             p.error(f"there is no stage {name}; there are {', '.join(path.stem for path in known)}")
-    options.chosen = sorted({by_name[name] for name in options.stages}) or known
+    options.chosen = sorted({by_name[name] for name in options.stages}, key=in_order) or known
     return options
-
-
-class Profiler:
-    """Runs stages into ``options.out``: in rounds, a run of each stage in every round, and then each once under nsys."""
-
-    def __init__(self, options: argparse.Namespace, backend: str, nsys: Nsys | None) -> None:
-        self.options, self.nsys, self.simulated = options, nsys, backend == "simulated"
-        self.repeats = 1 if self.simulated else options.repeats
-        self.runs: dict[Path, list[Record]] = {}
-        self.problems: list[str] = []
-        self.failed = 0  # the first exit code that was not 0
-        self.arguments = ["--backend", backend]
-        for name in PASSED_ON:
-            if getattr(options, name) is not None:
-                self.arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-
-    def file(self, script: Path, suffix: str) -> Path:
-        return self.options.out / f"{script.stem}{suffix}"
-
-    def run(self, scripts: list[Path]) -> None:
-        """Run the stages whose results are not there; what goes wrong ends a stage, and is kept in ``problems``."""
-        for script in scripts:
-            if not self.options.force and self.is_current(script):
-                out.print(f"  {script.stem:<20} results are there and current (--force runs it again)")
-                continue
-            for stale in (".json", ".sqlite", ".log"):
-                self.file(script, stale).unlink(missing_ok=True)
-            self.runs[script] = []
-        for number in range(self.repeats if self.runs else 0):
-            if self.repeats > 1:
-                out.print(f"round {number + 1} of {self.repeats}")
-            for script in list(self.runs):
-                self.attempt(self.measure, script)
-        if self.nsys is not None and self.runs:
-            out.print(f"under nsys {self.nsys.version}")
-            for script in list(self.runs):
-                self.attempt(self.profile, script)
-
-    def attempt(self, step: Callable[[Path], str], script: Path) -> None:
-        """One step of one stage, with a line of what came of it."""
-        started, name = time.perf_counter(), script.stem
-        try:
-            with out.status(f"{name}: running"):
-                done = step(script)
-            out.print(f"  {name:<20} {done}   ({time.perf_counter() - started:.0f} s)")
-            return
-        except subprocess.CalledProcessError as error:
-            log = self.file(script, ".log")
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-            out.print(f"  {name:<20} [red]failed[/] (exit code {error.returncode})")
-            for line in lines[-5:]:
-                out.print(f"      {line}", markup=False)
-            self.problems.append(f"{name}: exit code {error.returncode}; its output is in {log}")
-            self.failed = self.failed or max(error.returncode, ENVIRONMENT * (error.returncode < 0))
-        except (NsysError, TraceError) as error:
-            self.file(script, ".sqlite").unlink(missing_ok=True)  # or it would pass for a current one the next time
-            out.print(f"  {name:<20} no timeline: {error}", markup=False)
-            self.problems.append(str(error))
-            self.failed = self.failed or ENVIRONMENT
-        del self.runs[script]
-
-    def command(self, script: Path, *more: object) -> list[str]:
-        return [sys.executable, str(script), *self.arguments, *map(str, more)]
-
-    def is_current(self, script: Path) -> bool:
-        needed = [self.file(script, ".json")]
-        needed += [self.file(script, ".sqlite")] if self.nsys is not None or self.simulated else []
-        record = Record.read(needed[0])
-        if record is None or record.arguments != self.arguments or not all(path.exists() for path in needed):
-            return False
-        plan = ROOT / str(record.plan)
-        oldest = min(path.stat().st_mtime for path in needed)
-        newer = plan.exists() and oldest > max(script.stat().st_mtime, plan.stat().st_mtime)
-        return newer and len(record.windows) >= (self.repeats if self.simulated else WINDOWS * self.repeats - 1)
-
-    def measure(self, script: Path) -> str:
-        """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too."""
-        path, runs = self.file(script, ".json"), self.runs[script]
-        more = ["--trace", self.file(script, ".sqlite")] if self.simulated else ["--windows", WINDOWS if runs else 1]
-        if code := call(command := self.command(script, "--json", path, *more), self.file(script, ".log")):
-            raise subprocess.CalledProcessError(code, command)
-        runs.append(recorded(path))
-        record = replace(Record.of(runs), arguments=self.arguments)
-        record.profiled = clocks(record) if self.simulated else None
-        record.write(path)
-        return f"{runs[-1].per_batch_ms:9.3f} ms a batch, outputs right"
-
-    def profile(self, script: Path) -> str:
-        """One more run under nsys: the trace, and what the same run's other two clocks say of its window."""
-        assert self.nsys is not None
-        path, trace, log = (self.file(script, suffix) for suffix in (".json", ".sqlite", ".log"))
-        profiled = trace.with_suffix(".profiled")
-        window = [] if self.options.measure or self.options.batches else ["--measure", PROFILED]
-        self.nsys.trace(self.command(script, "--no-verify", *window, "--json", profiled), trace, log)
-        run = recorded(profiled)
-        replace(recorded(path), profiled=clocks(run)).write(path)
-        profiled.unlink()
-        read(trace)
-        return f"{run.per_batch_ms:9.3f} ms a batch"
-
-
-def recorded(path: Path) -> Record:
-    """The record that a stage has just written."""
-    record = Record.read(path)
-    assert record is not None, f"{path} is no record"
-    return record
-
-
-def clocks(run: Record) -> dict[str, float]:
-    """The measured window by the host's clock and by CUDA events, ms a batch."""
-    assert run.window_ms and run.window_event_ms and run.measured
-    return {"wall_ms": run.window_ms / run.measured, "events_ms": run.window_event_ms / run.measured}
 
 
 def decide_backend(name: str) -> str:
@@ -221,7 +106,7 @@ def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
     """Batch 1 for the stages around the CUDA graph: at 128 its gain is hidden. Simulated; a GPU takes a minute for the plan."""
     select("simulated", options.device)
     plan = default_plan("fp16", [1]).resolve().relative_to(ROOT)
-    chosen = [script for script in options.chosen if script.stem[0] in "4567"]
+    chosen = [script for script in options.chosen if in_order(script)[0] in range(4, 8)]
     return argparse.Namespace(**{**vars(options), "chosen": chosen, "out": options.out / "batch1", "batch": 1, "plan": plan})
 
 

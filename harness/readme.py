@@ -15,10 +15,11 @@ from __future__ import annotations
 import re
 
 from common import program
-from common.files import columns, grid, write_text
+from common.errors import EnvironmentFault
+from common.files import columns, grid, read_json, write_text
 from common.plans import ROOT
 from harness import tables
-from harness.rows import Row, read_rows, steps
+from harness.rows import RULES, Row, read_rows, steps
 
 MARKED = re.compile(r"(<!-- (table|step|file): (\S+)((?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 QUOTED = {"stage": ("stage", "`{}`")}
@@ -39,6 +40,8 @@ def filled(match: re.Match[str]) -> str:
         found = read_rows(path)
         assert found is not None, f"there is no report {path}"
         run, rows = found
+        if read_json(path).get("rules") != RULES:
+            raise EnvironmentFault(f"{match[3]} was made by other rules than {RULES}: run its stages again.")
         if kind == "table":
             outputs, *_, advice = tables.below(rows)
             shown = grid([row.shown for row in steps(rows)], columns(Row, TABLE, QUOTED | ROUGH))

@@ -10,9 +10,9 @@ from typing import Any
 
 from common.files import column, read_json
 from common.plans import ROOT
-from common.record import FAULTY, Conditions, from_json
+from common.record import Conditions, from_json
 
-RULES = 2
+RULES = 3
 """Of the figures in a comparison.json: raised when one of them comes to mean something else."""
 
 
@@ -22,6 +22,7 @@ class Row:
 
     stage: str = column("stage")
     precision: str | None = None
+    input: str | None = None  # NumPy's name of what an image's values are sent as; float32 in records without it
     per_batch_ms: float = column("ms a batch", "{:.3f}", default=0.0)
     images_per_s: float | None = column("images/s", "{:,.0f}")
     speedup_vs_previous: float | None = column("× before", "{:.2f}")
@@ -43,6 +44,7 @@ class Row:
     parts_ms: dict[str, float] | None = None
     limit_ms: float | None = column("own limit", "{:.3f}")
     percent_of_limit: float | None = column("% of own limit")
+    faulty: bool = False  # faster than its own limit: no speed, but a fault of the measurement
     ladder_limit_ms: float | None = column("limit", "{:.3f}")
     percent_of_ladder_limit: float | None = column("% of limit")
     limiter: str | None = column("limited by")
@@ -60,11 +62,6 @@ class Row:
     peak_device_memory_mb: float | None = column("memory MB", "{:,.0f}")
     repeats_ms: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def faulty(self) -> bool:
-        """Faster than its own limit: no speed, but a fault of the measurement."""
-        return (self.percent_of_limit or 0) > FAULTY
 
     @property
     def images(self) -> int | None:
@@ -100,6 +97,12 @@ def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
     if not isinstance(run, dict) or not isinstance(stages, list):
         return None
     return from_json(Conditions, run), [from_json(Row, stage) for stage in stages if isinstance(stage, dict)]
+
+
+def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """What each row but the first is held against, and it: the row of the stage that it differs from, or the one above it."""
+    named = {row.stage: row for row in rows}
+    return [(named.get(row.parent[0] or "", above), row) for above, row in zip(rows, rows[1:])]
 
 
 def steps(rows: list[Row]) -> list[Row]:

@@ -34,7 +34,7 @@ from export import models
 from export.train import labelled_files, load
 from peers.contenders import CONTENDERS, Contender, Missing, Ready, Task, pipeline
 from peers.processes import ROOT
-from peers.rows import Row, report
+from peers.rows import Result, report
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
 """Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
@@ -71,7 +71,7 @@ def timed(ready: Ready, loaded: Any, seconds: float, least: int) -> list[float]:
     return times
 
 
-def check(row: Row, ready: Ready, images: np.ndarray, expected: np.ndarray) -> Any:
+def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray) -> Any:
     """Run the images once and write how far the outputs are off into the row; raises ``WrongOutputs``. Gives what it loaded."""
     loaded = ready.load(images)
     output = ready.output(ready.infer(loaded))
@@ -83,10 +83,10 @@ def check(row: Row, ready: Ready, images: np.ndarray, expected: np.ndarray) -> A
     return loaded
 
 
-def speed(row: Row, ready: Ready, loaded: Any, seconds: float) -> None:
+def speed(row: Result, ready: Ready, loaded: Any, seconds: float) -> None:
     """Write its times into its row."""
     if ready.rate:
-        record = ready.rate(seconds)
+        record = ready.rate()
         row.median_ms, row.count = record.per_batch_ms, record.measured
         row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
         return
@@ -98,7 +98,7 @@ def speed(row: Row, ready: Ready, loaded: Any, seconds: float) -> None:
     row.images_per_s = row.batch * len(times) / sum(times) * 1e3
 
 
-def accuracy(row: Row, ready: Ready, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
+def accuracy(row: Result, ready: Ready, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
     """Write top-1, top-5, and how the logits compare with the reference's, into its row."""
     parts = []
     for batch in np.split(images, range(row.batch, len(images), row.batch)):
@@ -127,10 +127,10 @@ def compare(
     words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {transfers}"
     path = options.out / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
     photographs = None if contender.prepare is pipeline else photographs  # its plan's accuracy is TensorRT's
-    before, weights = Row.read(path), task.weights_sha256
+    before, weights = Result.read(path), task.weights_sha256
     if before.weights_sha256 == weights and before.median_ms and (before.top1 is not None or not photographs):
         return
-    row = Row(contender.name, contender.precision, task.model, Path(task.weights).name, weights, transfers, batch=task.batch)
+    row = Result(contender.name, contender.precision, task.model, Path(task.weights).name, weights, transfers, batch=task.batch)
     row.host, row.date = processor(), datetime.date.today().isoformat()
     try:
         started = time.perf_counter()

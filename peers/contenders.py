@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ class Ready:
     device: str = "CPU"
     memory_mb: Callable[[], float | None] = lambda: None  # device memory that it holds
     build_s: float | None = None  # seconds of an earlier build, whose result was only loaded
-    rate: Callable[[float], Record] | None = None  # of a pipeline: the record of a measured window of about so many seconds
+    rate: Callable[[], Record] | None = None  # of a pipeline: the record of a measured window
 
 
 @dataclass(frozen=True)
@@ -240,13 +239,10 @@ def pipeline(task: Task, precision: str) -> Iterator[Ready]:
         raise Missing("--transfers in: a pipeline without transfers is none")
     with tensorrt(task, precision) as ready, tempfile.TemporaryDirectory() as folder:
 
-        def rate(seconds: float) -> Record:
-            started, path = time.perf_counter(), Path(folder) / "record.json"
-            ready.infer(None)
-            count = max(20, min(2000, int(seconds / max(1e-4, time.perf_counter() - started))))
+        def rate() -> Record:
+            path = Path(folder) / "record.json"
             what = ["--backend", "tensorrt", "--plan", task.plan(precision), "--precision", precision, "--batch", task.batch]
-            problem = run_quietly("7_cuda_graph.py", *what, "--batches", count + 10, "--measure", count, "--json", path)
-            record = Record.read(path)
+            problem, record = run_quietly("7_cuda_graph.py", *what, "--json", path), Record.read(path)
             if problem or record is None:
                 raise EnvironmentFault(str(problem))
             return record

@@ -3,210 +3,34 @@
     scripts/profile_all.sh --out out/run
     python -m peers.pytorch out/run                 with a Python that has PyTorch; it needs no TensorRT
 
-Same model, seed, batches, post-processing and measured window as the stages in DIR, in nine windows for each loop, none of them
-left out. The outputs of every loop are held to eager FP32 before its time is reported; compilation is not in the times.
-Writes DIR/peers/NAME.json for each loop and DIR/peers.md: each as a ratio to the fastest stage.
+Same model, seed, batches, post-processing and measured window as the stages in DIR; nine windows of each loop in five
+processes, dealt in rounds, none left out. (A loop is compiled once: PyTorch keeps what it made for the processes after it.)
+Writes DIR/peers/NAME.json for each loop and DIR/peers.md: each as a ratio to the fastest stage that is sent the same, floats
+or bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import date
-from math import ceil
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from common import program
-from common.clock import undisturbed
 from common.console import err, out
-from common.errors import Fault, WrongOutputs
+from common.errors import Fault
 from common.files import column, columns, grid, write_text
-from common.host import processor
-from common.images import DEVIATION, DISTINCT, MEAN, noise_images
 from common.options import positive
-from common.postprocess import Predictions
-from common.record import Record, Window
-from common.session import LEAST, PILOT, PILOT_MS, WARM_UP, WINDOW_MS
-from common.verify import compare
-from export import models
-from export.networks import create_model
+from common.record import Record
+from peers.loops import LOOPS
+from peers.processes import run_quietly
 
-MODEL = "resnet18", "random", models.SEED  # the ladder's
-TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}
-"""Share of the largest logit by which outputs may be off eager FP32's (which uses TF32, as TensorRT's FP32 does)."""
-SLOTS = 3
-Finish = Callable[[int, np.ndarray], None]
-Module = Callable[[Any], Any]
-
-
-def serial(model: Module, batches: Sequence[Any], device: str, finish: Finish) -> None:
-    """A batch to the device, the model, the outputs back."""
-    for index, batch in enumerate(batches):
-        finish(index, model(batch.to(device, non_blocking=batch.is_pinned())).cpu().numpy())
-
-
-def prefetched(model: Module, batches: Sequence[Any], device: str, finish: Finish) -> None:
-    """``serial`` with the next batch copied on a stream of its own while this one computes."""
-    import torch
-
-    copying, computing = torch.cuda.Stream(), torch.cuda.current_stream()
-
-    def copied(batch: Any) -> Any:
-        with torch.cuda.stream(copying):
-            return batch.to(device, non_blocking=True)
-
-    following = copied(batches[0])
-    for index, after in enumerate([*batches[1:], None]):
-        computing.wait_stream(copying)
-        images = following
-        images.record_stream(computing)
-        following = None if after is None else copied(after)
-        finish(index, model(images).cpu().numpy())
-
-
-class Slot:
-    """A batch on its way: its input on the device, a CUDA graph of the whole model on it, its output on the host."""
-
-    def __init__(self, model: Module, batch: Any, computing: Any) -> None:
-        import torch
-
-        self.input = torch.zeros_like(batch, device="cuda")
-        with torch.cuda.stream(computing):
-            for _ in range(2):
-                logits = model(self.input)
-        computing.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=computing):
-            self.logits = model(self.input)
-        self.output = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-        self.copied, self.returned = torch.cuda.Event(), torch.cuda.Event()
-
-
-def overlapped(model: Module, batches: Sequence[Any], device: str, finish: Finish) -> None:
-    """The ladder's own lesson in PyTorch: three slots, a copy stream, a graph a batch, page-locked outputs copied without
-    blocking, post-processing behind the submission of later batches."""
-    import torch
-
-    copying, computing = torch.cuda.Stream(), torch.cuda.Stream()
-    slots = [Slot(model, batches[0], computing) for _ in range(SLOTS)]
-
-    def complete(index: int) -> None:
-        slot = slots[index % SLOTS]
-        slot.returned.synchronize()
-        finish(index, slot.output.numpy())
-
-    for index, batch in enumerate(batches):
-        slot = slots[index % SLOTS]
-        if index >= SLOTS:
-            complete(index - SLOTS)
-        with torch.cuda.stream(copying):
-            slot.input.copy_(batch, non_blocking=True)
-            slot.copied.record(copying)
-        with torch.cuda.stream(computing):
-            computing.wait_event(slot.copied)
-            slot.graph.replay()
-            slot.output.copy_(slot.logits, non_blocking=True)
-            slot.returned.record(computing)
-    for index in range(max(0, len(batches) - SLOTS), len(batches)):
-        complete(index)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """``mode`` is torch.compile's. FP16: weights and activations in half, channels last, and batches in page-locked memory."""
-
-    run: Callable[..., None]
-    precision: str = "fp16"
-    mode: str | None = None
-    sends: str = "float32"
-
-
-LOOPS = {
-    "eager-fp32": Loop(serial, "fp32"),
-    "eager-fp16-pinned": Loop(serial),
-    "eager-fp16-prefetch": Loop(prefetched),
-    "compile-reduce-overhead": Loop(serial, mode="reduce-overhead"),
-    "compile-max-autotune": Loop(serial, mode="max-autotune"),
-    "compile-max-autotune-prefetch": Loop(prefetched, mode="max-autotune"),
-    "graphs-3-slots": Loop(overlapped, mode="max-autotune-no-cudagraphs"),
-    "graphs-3-slots-uint8": Loop(overlapped, mode="max-autotune-no-cudagraphs", sends="uint8"),
-}
-
-
-def as_pixels(images: np.ndarray) -> np.ndarray:
-    """Normalised images as the uint8 pixels (N×3×S×S) that they might have been."""
-    return np.clip(np.rint((images * DEVIATION[:, None, None] + MEAN[:, None, None]) * 255), 0, 255).astype(np.uint8)
-
-
-def whole_model(loop: Loop, device: str) -> Module:
-    """From a batch on the device, as it was sent, to FP32 logits."""
-    import torch
-
-    form: dict[str, Any] = {"memory_format": torch.channels_last} if loop.precision == "fp16" else {}
-    dtype = torch.float16 if loop.precision == "fp16" else torch.float32
-    network = create_model(*MODEL)[0].to(device, dtype=dtype, **form)
-    mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (MEAN, DEVIATION))
-
-    def model(images: Any) -> Any:
-        if loop.sends == "uint8":
-            images = (images.float() / 255 - mean) / deviation
-        return network(images.to(dtype=dtype, **form)).float()
-
-    return torch.compile(model, mode=loop.mode) if loop.mode else model
-
-
-def run(name: str, options: argparse.Namespace, images: list[np.ndarray]) -> Record:
-    """One loop's record; raises ``WrongOutputs`` where its outputs are not eager FP32's."""
-    import torch
-
-    loop, cuda = LOOPS[name], options.device == "cuda"
-    if loop.precision == "fp16" and not cuda:
-        raise Fault("it needs an NVIDIA GPU.")
-    sent = [as_pixels(batch) for batch in images] if loop.sends == "uint8" else images
-    tensors = [torch.from_numpy(batch) for batch in sent]
-    tensors = [tensor.pin_memory() for tensor in tensors] if loop.precision == "fp16" and cuda else tensors
-    model, names = whole_model(loop, options.device), [f"synthetic-{row:06d}" for row in range(len(images[0]))]
-    reference_model = whole_model(replace(loop, precision="fp32", mode=None), options.device)
-
-    def window(measured: int) -> tuple[Window, list[np.ndarray]]:
-        count, predictions, outputs, done_ns = measured + WARM_UP, Predictions([]), list[np.ndarray](), list[int]()
-
-        def finish(index: int, output: np.ndarray) -> None:
-            predictions.add(names, output)  # as the stages do
-            outputs.append(output.copy())
-            done_ns.append(time.perf_counter_ns())
-
-        with undisturbed() as core_us:
-            loop.run(model, [tensors[index % len(tensors)] for index in range(count)], options.device, finish)
-        return Window.between(done_ns, measured, measured * len(names), core_us=core_us), outputs
-
-    with torch.inference_mode():
-        reference = [reference_model(tensor.to(options.device)).cpu().numpy() for tensor in tensors]
-        window(1)  # compiles, and chooses its kernels
-        pilot = window(PILOT)[0].per_batch_ms if not options.measure else 0.0
-        measured = options.measure or max(LEAST, int(WINDOW_MS / window(ceil(PILOT_MS / pilot))[0].per_batch_ms))
-        runs, outputs = zip(*(window(measured) for _ in range(options.repeats)))
-    differences = [compare(each, [reference[index % len(reference)] for index in range(len(each))]) for each in outputs]
-    worst = max(differences, key=lambda difference: difference.largest)
-    if not worst.largest <= TOLERANCE[loop.precision] * worst.scale:
-        off = f"{worst.largest:.3g} (largest logit {worst.scale:.3g})"
-        raise WrongOutputs(f"outputs differ from eager FP32 by {off}. No timing is reported.")
-    device = torch.cuda.get_device_name() if cuda else options.device
-    record = Record(stage=name, backend="torch", engine=f"PyTorch {torch.__version__}", device=device, batch=len(names))
-    record.precision, record.measured, record.windows = loop.precision, measured, list(runs)
-    record.outputs_match, record.fp32_max_abs_diff, record.fp32_top1_agreement = True, worst.largest, worst.same_top1
-    record.time_base, record.date, record.host = "wall clock", date.today().isoformat(), {"processor": processor()}
-    return Record.of([record])
+WINDOWS = 2  # in each process but the first, as the harness has the stages
 
 
 @dataclass
-class Row:
-    """A line of the table."""
+class Ratio:
+    """Of the table."""
 
     name: str = column("instead of the ladder")
     per_batch_ms: float = column("ms a batch", "{:.3f}")
@@ -216,25 +40,40 @@ class Row:
     windows: int = column("windows")
 
 
-def table(best: Record, peers: list[Record]) -> str:
-    """Every loop beside the fastest stage, in Markdown, and how much longer the best loop takes."""
-    rows = []
-    for name, each in [(f"`{best.stage}`, the fastest stage", best), *((peer.stage, peer) for peer in peers)]:
-        times = each.repeats_ms or [each.per_batch_ms]
-        ratio = each.per_batch_ms / best.per_batch_ms
-        rows.append(vars(Row(name, each.per_batch_ms, ratio, min(times), max(times), len(times))))
-    lines = [f"{best}; {', '.join(dict.fromkeys(str(peer.engine) for peer in peers))}:", "", *grid(rows, columns(Row)), ""]
-    if peers:
-        first = min(peers, key=lambda peer: peer.per_batch_ms)
-        lines += [f"The best loop, {first.stage}, takes {first.per_batch_ms / best.per_batch_ms:.2f} times as long.", ""]
-    return "\n".join(lines)
+def table(stages: list[Record], peers: list[Record]) -> str:
+    """Every loop beside the fastest stage that is sent the same, in Markdown, and how much longer the best loops take."""
+    best = {sent(stage): stage for stage in sorted(stages, key=lambda stage: -stage.per_batch_ms)}
+    fastest, several = min(stages, key=lambda stage: stage.per_batch_ms), len(best) > 1
+    lines = [
+        line(f"`{stage.stage}`, the fastest stage" + f" sent {kind}" * several, stage, stage) for kind, stage in best.items()
+    ]
+    lines += [line(peer.stage, peer, best.get(sent(peer), fastest)) for peer in peers]
+    said = []
+    for kind, stage in best.items():
+        alike = [peer for peer in peers if best.get(sent(peer), fastest) is stage]
+        for first in sorted(alike, key=lambda peer: peer.per_batch_ms)[:1]:
+            ratio = f"takes {first.per_batch_ms / stage.per_batch_ms:.2f} times as long."
+            said += [f"The best loop{f' sent {kind}' * several}, {first.stage}, {ratio}", ""]
+    title = f"{fastest}; {', '.join(dict.fromkeys(str(peer.engine) for peer in peers))}:"
+    return "\n".join([title, "", *grid(list(map(vars, lines)), columns(Ratio)), "", *said])
+
+
+def sent(record: Record) -> str:
+    """What a batch's values are; records of before they said so are of floats."""
+    return record.input or "float32"
+
+
+def line(name: str, record: Record, best: Record) -> Ratio:
+    times = record.repeats_ms or [record.per_batch_ms]
+    return Ratio(name, record.per_batch_ms, record.per_batch_ms / best.per_batch_ms, min(times), max(times), len(times))
 
 
 def main() -> int:
     p = program.parser(__doc__)
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("loops", nargs="*", metavar="LOOP", help=f"default: all of {', '.join(LOOPS)}")
-    p.add_argument("--repeats", type=positive, default=9, metavar="N", help="windows of each loop (default: %(default)s)")
+    processes = f"of each loop, with {WINDOWS} windows each, the first with one (default: %(default)s)"
+    p.add_argument("--processes", type=positive, default=5, metavar="N", help=processes)
     p.add_argument("--measure", type=positive, metavar="N", help="batches in a window (default: 1 s, at least 100)")
     p.add_argument("--table-only", action="store_true", help="make the table again from the records that are there")
     options = p.parse_args()
@@ -242,35 +81,38 @@ def main() -> int:
         p.error(f"there is no loop {', '.join(sorted(unknown))}")
     stages = Record.read_all(options.directory)  # but none whose batches are of other sizes as well: the peers run one
     stages = [stage for stage in stages if round((stage.images_per_s or 0) * stage.per_batch_ms / 1e3) == (stage.batch or 0)]
+    stages = [stage for stage in stages if not stage.faulty]
     if not stages:
         raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
-    best = min(stages, key=lambda stage: stage.per_batch_ms)
-    options.device = "cpu" if best.backend == "simulated" else "cuda"
-    place = "cpu" if best.backend == "simulated" else best.device
-    failed = 0 if options.table_only else run_all(options, best.batch or 1)
-    peers = [peer for peer in Record.read_all(options.directory / "peers") if peer.batch == best.batch and peer.device == place]
-    text = table(best, peers)
+    one = stages[0]
+    options.batch, options.device = one.batch or 1, "cpu" if one.backend == "simulated" else "cuda"
+    place = "cpu" if one.backend == "simulated" else one.device
+    failed = 0 if options.table_only else run_all(options)
+    peers = [peer for peer in Record.read_all(options.directory / "peers") if peer.batch == one.batch and peer.device == place]
+    text = table(stages, peers)
     write_text(options.directory / "peers.md", text)
     out.print(text, markup=False)
     return failed
 
 
-def run_all(options: argparse.Namespace, batch: int) -> int:
-    """Run the loops and write their records; 1 where one could not be run."""
-    torch, failed = models.needs("torch", "a PyTorch loop"), 0
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise Fault("PyTorch sees no NVIDIA GPU.")
-    numbers, side = np.arange(batch * DISTINCT).reshape(DISTINCT, -1), models.MODELS[MODEL[0]]
-    images = [noise_images(row.tolist(), (3, side, side), models.SEED) for row in numbers]
-    for name in options.loops or LOOPS:
-        try:
-            record = run(name, options, images)
-            record.write(options.directory / "peers" / f"{name}.json")
+def run_all(options: argparse.Namespace) -> int:
+    """Run the loops in rounds and write their records; 1 where one could not be run."""
+    runs: dict[str, list[Record]] = {name: [] for name in options.loops or LOOPS}
+    failed, measure = 0, ["--measure", options.measure] if options.measure else []
+    for _ in range(options.processes):
+        for name in list(runs):
+            with tempfile.TemporaryDirectory() as folder:
+                path, windows = Path(folder) / "record.json", WINDOWS if runs[name] else 1
+                what = ["--batch", options.batch, "--device", options.device, "--windows", windows, *measure, "--json", path]
+                problem, record = run_quietly("-m", "peers.loops", name, *what), Record.read(path)
+            if record is None:  # compilers fail in ways of their own; the others are still worth their time
+                err.print(f"  {name:<32} not run: {problem}", style="red", markup=False)
+                failed = 1
+                del runs[name]
+                continue
+            runs[name].append(record)
+            Record.of(runs[name]).write(options.directory / "peers" / f"{name}.json")
             err.print(f"  {name:<32} {record.per_batch_ms:9.3f} ms a batch")
-        except Exception as error:  # compilers fail in ways of their own; the others are still worth their time
-            said = " ".join(str(error).split())[:300]
-            err.print(f"  {name:<32} not run: {type(error).__name__}: {said}", style="red", markup=False)
-            failed = 1
     return failed
 
 

@@ -19,7 +19,7 @@ BOTH, EXACT = ("main", "accuracy"), ("accuracy",)
 
 
 @dataclass
-class Row:
+class Result:
     """What a contender came to on a task: its speed, its accuracy if that was asked for, the ``problem`` that it had.
 
     Differences are shares of the largest logit where they do not say otherwise. What a row does not have is None.
@@ -57,7 +57,7 @@ class Row:
     problem: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Row:
+    def read(cls, path: Path) -> Result:
         """The row in a file; one without times where there is none."""
         return from_json(cls, read_json(path))
 
@@ -66,12 +66,12 @@ class Row:
         return {name: value for name, value in vars(self).items() if value not in (None, "")}
 
 
-SPEED, ACCURACY = (columns(Row, table=table) for table in BOTH)
+SPEED, ACCURACY = (columns(Result, table=table) for table in BOTH)
 
 
 def report(folder: Path) -> None:
     """Print the tables and write them, as JSON, Markdown and pictures, from the rows that are there."""
-    found = [Row.read(path) for path in sorted((folder / "rows").glob("*.json"))]
+    found = [Result.read(path) for path in sorted((folder / "rows").glob("*.json"))]
     order = [(contender.name, contender.precision) for contender in CONTENDERS]
     found.sort(key=lambda row: (row.model, row.batch, order.index((row.engine, row.precision))))
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
@@ -100,7 +100,7 @@ def report(folder: Path) -> None:
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
 
 
-def draw(rows: list[Row], folder: Path) -> list[str]:
+def draw(rows: list[Result], folder: Path) -> list[str]:
     """Write MODEL-rates.svg for every model: bar charts, one for each batch size; returns the files' names."""
     import matplotlib
     from matplotlib import pyplot
@@ -132,7 +132,7 @@ def draw(rows: list[Row], folder: Path) -> list[str]:
     return written
 
 
-def not_run(rows: list[Row]) -> list[str]:
+def not_run(rows: list[Result]) -> list[str]:
     """A line for each problem, with the contenders that had it."""
     whose: dict[str, list[str]] = {}
     for row in rows:
@@ -141,7 +141,7 @@ def not_run(rows: list[Row]) -> list[str]:
     return [f"- {', '.join(dict.fromkeys(names))}: {problem}" for problem, names in whose.items()]
 
 
-def conditions(rows: list[Row]) -> str:
+def conditions(rows: list[Result]) -> str:
     """What the numbers were obtained on."""
     devices, hosts, versions = (
         ", ".join(dict.fromkeys(vars(row)[name] for row in rows)) for name in ("device", "host", "version")

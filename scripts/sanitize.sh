@@ -15,7 +15,7 @@ command -v compute-sanitizer >/dev/null || { echo "sanitize: no compute-sanitize
 mkdir -p "$out" && : > "$out/summary.txt"
 python=${PYTHON:-.venv/bin/python}
 small=(--backend tensorrt --batch 4 --batches 5 --measure 2)
-for stage in [1-9]_*.py; do
+for stage in $(printf '%s\n' [1-9]*_*.py | sort -n); do
   log=$out/${stage%.py}.memcheck.txt
   { "$python" "$stage" "${small[@]}" --no-verify &&
     compute-sanitizer --tool memcheck --error-exitcode 9 "$@" "$python" "$stage" "${small[@]}"; } > "$log" 2>&1 || failed=1

@@ -10,14 +10,14 @@ import contextlib
 from typing import Any
 
 from sim.simulator import simulator
-from sim.trace import PUSH_POP, START_END, Range
+from sim.trace import PUSH_POP, START_END, NvtxRange
 
-_open: dict[tuple[int, str | None], list[Range]] = {}  # a stack for each thread and domain, as in NVTX itself
+_open: dict[tuple[int, str | None], list[NvtxRange]] = {}  # a stack for each thread and domain, as in NVTX itself
 
 
-def _begin(kind: int, message: str | None, domain: str | None, payload: int | None) -> Range:
+def _begin(kind: int, message: str | None, domain: str | None, payload: int | None) -> NvtxRange:
     thread = simulator().clock.thread()
-    item = Range(thread.now, kind, message or "", domain or "NVTX", thread.index, payload, thread.index)
+    item = NvtxRange(thread.now, kind, message or "", domain or "NVTX", thread.index, payload, thread.index)
     simulator().trace.ranges.append(item)
     return item
 
@@ -54,10 +54,12 @@ class annotate(contextlib.ContextDecorator):
         pop_range(self._domain)
 
 
-def start_range(message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None) -> Range:
+def start_range(
+    message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None
+) -> NvtxRange:
     return _begin(START_END, message, domain, payload)
 
 
-def end_range(range_id: Range) -> None:
+def end_range(range_id: NvtxRange) -> None:
     thread = simulator().clock.thread()
     range_id.end, range_id.end_thread = thread.now, thread.index

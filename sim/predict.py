@@ -35,7 +35,7 @@ COLUMNS = [
 
 FOLLOWS = """\
 On the host of the calibration, stages 3, 4, 6 and 7 at batch 128 follow from what was timed: a copy, compute, their sum or the
-longer of the two. Everything else tests the model: stages 1, 2, 5, 8 and 9, other batches, another host, another GPU."""
+longer of the two. Everything else tests the model: the other stages, other batches, another host, another GPU."""
 
 
 def predict(device: str, measured: Record) -> float:
@@ -43,10 +43,11 @@ def predict(device: str, measured: Record) -> float:
     computed = min(measured.batch or 1, backend.SIMULATED_BATCH)
     sizes = {"--batch": computed, "--charge-batch": measured.batch, "--batches": min(measured.batches or 60, 60)}
     sizes["--measure"] = min(measured.measured or 50, 50)
+    precision = ["--precision", measured.precision] if measured.precision else []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "record.json"
         command = [sys.executable, str(ROOT / f"{measured.stage}.py"), "--backend", "simulated", "--device", device]
-        command += ["--no-verify", "--json", str(path), *(str(part) for option in sizes.items() for part in option)]
+        command += ["--no-verify", "--json", str(path), *precision, *(str(part) for option in sizes.items() for part in option)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         predicted = Record.read(path)
     assert predicted is not None

@@ -30,7 +30,7 @@ SCHEMA = {
 
 
 @dataclass
-class Range:
+class NvtxRange:
     """An NVTX range: ``end`` is None while it is open."""
 
     start: int
@@ -51,7 +51,7 @@ class Trace:
         self.calls: list[tuple[int, int, str, int, int, int]] = []  # name, thread, correlation, error
         self.operations: list[tuple[int, int, str, str, int, int, int]] = []  # unit, name, stream, correlation, bytes
         self.waits: list[tuple[int, int, int, int, int]] = []  # 1 for an event, 3 a stream, 4 the device; stream, event
-        self.ranges: list[Range] = []
+        self.ranges: list[NvtxRange] = []
 
     def database(self, device: Device, facts: dict[str, Any]) -> sqlite3.Connection:
         """The trace as an SQLite database in memory. ``facts`` say what was modelled; they go into META_DATA_CAPTURE."""

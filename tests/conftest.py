@@ -19,7 +19,11 @@ SIMULATED = ("--backend", "simulated")
 
 
 def stage_scripts() -> list[str]:
-    return sorted(path.name for path in ROOT.glob("[1-9]*_*.py"))
+    return sorted((path.name for path in ROOT.glob("[1-9]*_*.py")), key=number)
+
+
+def number(stage: str) -> int:
+    return int(stage.split("_")[0])
 
 
 class Checkout:

@@ -16,7 +16,7 @@ from harness import advice, compare
 from harness.analysis import analyse, limiter
 from harness.intervals import clip, overlap, total, union
 from harness.rows import Row, read_rows
-from tests.conftest import CHEAP, ROOT, SIMULATED
+from tests.conftest import CHEAP, ROOT, SIMULATED, number, stage_scripts
 
 interval = st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 sets = st.lists(interval, max_size=12).map(lambda rows: np.array(rows, np.int64).reshape(-1, 2))
@@ -161,14 +161,14 @@ def report(name: str) -> list[Row]:
 
 
 def remedies(rows: list[Row]) -> dict[str, str]:
-    return {row.stage[0]: advice.remedy(row, rows) for row in rows}
+    return {row.stage.split("_")[0]: advice.remedy(row, rows) for row in rows}
 
 
 def test_each_modelled_stage_is_sent_to_the_step_that_helps(modelled):
     device, rows = modelled
     found = remedies(rows)
-    for number, words in (("1", "stage 2"), ("2", "stage 3"), ("3", "stage 4"), ("4", "stage 5"), ("5", "stage 6")):
-        assert words in found[number], found[number]
+    for name, words in (("1", "stage 2"), ("2", "stage 3"), ("3", "stage 4"), ("4", "stage 5"), ("5", "stage 6")):
+        assert words in found[name], found[name]
     last = "compute-bound at" if device.startswith("v100") else "fewer bytes"
     assert last in found["6"] and last in found["7"]
     assert not [row.stage for row in rows if row.faulty]
@@ -179,15 +179,15 @@ def test_each_measured_stage_is_sent_to_the_step_that_helps():
     """The same on real traces: the committed report of the H200."""
     found = remedies(report("h200-trt8.6-batch128"))
     steps = ("stage 2", "stage 3", "stage 4", "stage 5", "stage 6", *["fewer bytes"] * 3, "stage 5")
-    for number, words in zip("123456789", steps):
-        assert words in found[number], (number, found[number])
+    for name, words in zip("123456789", steps):
+        assert words in found[name], (name, found[name])
     found = remedies(report("h200-trt8.6-batch1"))
     assert "stage 7" in found["6"] and "compute-bound at 97 %" in found["7"]
 
 
 def test_every_step_s_advice_is_followed_by_a_gain_in_the_report():
     """Where the advice names the next stage, that stage is faster (but for reuse, which is lost in noise on the H200)."""
-    rows = {row.stage[0]: row for row in report("h200-trt8.6-batch128")}
+    rows = {row.stage.split("_")[0]: row for row in report("h200-trt8.6-batch128")}
     for before, after in (("2", "3"), ("3", "4"), ("4", "5"), ("5", "6")):
         assert rows[after].per_batch_ms < rows[before].per_batch_ms
 
@@ -232,10 +232,17 @@ def test_profile_all_goes_on_after_a_failure(checkout, tmp_path):
     assert done.stdout.count("failed") == 2 and "300 does not fit" in " ".join(done.stdout.split())
 
 
-def test_stages_are_found_by_their_names():
-    from harness.profile import stages
+def test_stages_are_found_by_their_names(monkeypatch, tmp_path):
+    """In the order of their numbers: 10 comes after 9."""
+    from harness import profile
 
-    assert [path.name for path in stages()] == sorted(path.name for path in ROOT.glob("[1-9]_*.py"))
+    assert [path.name for path in profile.stages()] == stage_scripts()
+    for name in ("0_build", "1_a", "9_b", "10_c", "2_d"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.setattr(profile, "ROOT", tmp_path)
+    assert [path.stem for path in profile.stages()] == ["1_a", "2_d", "9_b", "10_c"]
+    monkeypatch.setattr("sys.argv", ["profile", "10", "9_b"])
+    assert [path.stem for path in profile.parse_options().chosen] == ["9_b", "10_c"]
 
 
 @pytest.mark.slow
@@ -244,11 +251,11 @@ def test_profile_all_shows_every_lesson(checkout, tmp_path):
     done = checkout.run("-m", "harness.profile", *SIMULATED, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = done.stdout.split("Where launches count")
-    rows = [line.split() for line in first.splitlines() if line[:2] in {f"{number}_" for number in range(1, 9)}]
-    assert [row[0][0] for row in rows if len(row) == 6] == list("12345678")
+    rows = [line.split() for line in first.splitlines() if line.split("_")[0].isdigit()]
+    assert [row[0] for row in rows if len(row) == 6] == [name[:-3] for name in stage_scripts() if name[0] != "9"]
     assert "9_multi_profiles (a side branch: hold it against 4_use_fp16)" in first and "Fastest: 9" not in first
     table = [line for line in done.stdout.splitlines() if line.startswith("stage ")]
     assert len(table) == 2 and max(map(len, table)) <= 80
-    before, after = (row for row in read_rows(tmp_path / "batch1" / "comparison.json")[1] if row.stage[0] in "67")
+    before, after = (row for row in read_rows(tmp_path / "batch1" / "comparison.json")[1] if number(row.stage) in (6, 7))
     assert after.per_batch_ms < 0.97 * before.per_batch_ms and after.submit_ms < 0.2 * before.submit_ms
     assert "7_cuda_graph" in second

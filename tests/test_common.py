@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from common import backend, images, options, plans, verify
 from common.buffers import DeviceBuffer, Slot, copy_to_device, copy_to_host, copy_to_host_async, page_locked, pageable
 from common.checked import TensorRTError, require
+from common.clock import Instruments
 from common.cuda import CaptureError, CudaError, Event, Stream, cudart
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
 from common.layers import layer_precision
 from common.record import Conditions, Record, Window
-from common.session import PILOT, Session, batch_sizes, measured_batches
+from common.session import PILOT, Session, batch_sizes, describe, measured_batches
 from sim.enums import cudaError_t
 
 
@@ -210,11 +211,11 @@ def test_a_layer_s_precision_as_the_inspector_tells_it(layer, precision):
 # -- a run
 
 
-def session(checkout, batches: int = 4, measure: int = 2) -> Session:
+def session(checkout, batches: int = 4, measure: int = 2, instruments: Instruments | None = None) -> Session:
     engine = Engine(checkout.tiny)
     arrays = [images.noise_images(range(2 * index, 2 * index + 2), (3, 32, 32), 1) for index in range(batches)]
     names = [[f"{index}-{row}" for row in range(2)] for index in range(batches)]
-    return Session(engine, arrays, names, argparse.Namespace(no_verify=False, precision="fp16"), measure)
+    return Session(engine, arrays, names, argparse.Namespace(no_verify=False, precision="fp16"), measure, instruments)
 
 
 def test_batches_are_finished_in_order(checkout):
@@ -235,6 +236,23 @@ def test_the_window_is_from_the_last_warm_up_batch_to_the_last(checkout, here):
     assert run.measured == 2 and len(run.intervals_ms) == 2
     rows = list(run.predictions.first(6))
     assert [row["image"] for row in rows] == [f"{index}-{row}" for index in range(3) for row in range(2)]
+
+
+@pytest.mark.parametrize("measured, depth, short", [(9, 1, True), (10, 1, False), (29, 3, True), (30, 3, False)])
+def test_a_record_is_of_the_measured_batches_and_says_if_they_are_few(checkout, here, measured, depth, short):
+    """Most batches warm up, and are submitted slowly; the others in 1 ms each. A window is short under ten times the depth."""
+    count = 2 * measured + 1
+    run, clock = session(checkout, batches=count, measure=measured), here.simulator.clock.thread()
+    for index in range(count):
+        with run.submit(index):
+            clock.now += 1_000_000 if index >= count - measured else 50_000_000
+        if index >= depth - 1:
+            run.finish(index - depth + 1, np.zeros((2, 10), np.float32))
+    for index in range(count + 1 - depth, count):
+        run.finish(index, np.zeros((2, 10), np.float32))
+    found = describe(run, "x", options.Size(2, 2), None)
+    assert found.submit_ms == pytest.approx(1.0, rel=0.05) and found.input == "float32"
+    assert [f"{measured} batches, with up to {depth} on their way" in note for note in found.notes] == [True] * short
 
 
 def test_latency_is_from_a_batch_s_first_work_and_depth_is_what_is_on_its_way(checkout, here):
@@ -287,8 +305,12 @@ def test_a_control_on_another_engine_is_verified_and_noted(checkout):
         for index, output in enumerate(outputs):
             run.finish(index, output)
 
-    run = session(checkout)
-    serve(run)
+    pilot = session(checkout)
+    serve(pilot)
+    pilot.control(lambda _: pytest.fail("a pilot needs no control"), Engine(checkout.tiny), "as a control")
+    with ExitStack() as resources:
+        run = session(checkout, instruments=Instruments(resources))
+        serve(run)
     run.control(serve, Engine(checkout.tiny), "as a control")
     assert run.notes[0].startswith("batch 2: ") and run.notes[0].endswith("as a control")
     run.outputs[1][:] += 1

@@ -17,7 +17,7 @@ from common import backend
 from common.images import DEVIATION, MEAN
 from common.record import Record, Window
 from export import models
-from peers import compare_engines, contenders, pytorch
+from peers import compare_engines, contenders, loops, pytorch
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -172,22 +172,73 @@ def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(checkout, monkeypa
 def test_peers_are_ratios_to_the_fastest_stage():
     best = Record(stage="7_cuda_graph", per_batch_ms=0.5, engine="TensorRT 8.6.0", precision="fp16", batch=1, measured=50)
     peers = [Record(stage=f"loop {ms}", per_batch_ms=ms, windows=[Window(ms), Window(9.0)]) for ms in (1.25, 1.0)]
-    text = pytorch.table(best, peers)
+    text = pytorch.table([best, Record(stage="6_multi_threads", per_batch_ms=0.6)], peers)
     assert "| loop 1.25 | 1.250 | 2.50 | 1.250 | 9.000 | 2 |" in text
     assert "The best loop, loop 1.0, takes 2.00 times as long." in text
+
+
+def test_a_loop_is_held_against_the_fastest_stage_that_is_sent_the_same():
+    stages = [("7_cuda_graph", 1.4, "float32"), ("10_uint8_input", 1.0, "uint8"), ("6_multi_threads", 1.5, None)]
+    loops = [("floats", 2.8, "float32"), ("bytes", 1.5, "uint8"), ("more bytes", 1.7, "uint8")]
+    both = ([Record(stage=name, per_batch_ms=ms, input=sent) for name, ms, sent in each] for each in (stages, loops))
+    text = pytorch.table(*both)
+    for row in (
+        "| `7_cuda_graph`, the fastest stage sent float32 | 1.400 | 1.00 |",
+        "| floats | 2.800 | 2.00 |",
+        "| bytes | 1.500 | 1.50 |",
+    ):
+        assert row in text
+    assert "The best loop sent uint8, bytes, takes 1.50" in text and "The best loop sent float32, floats, takes 2.00" in text
+
+
+def test_a_pipeline_s_window_is_its_own(monkeypatch):
+    """Stage 7 finds out how many batches take a second."""
+    said = []
+
+    def run(*what):
+        said.extend(map(str, what))
+        Record(stage="7", per_batch_ms=1.5).write(what[-1])
+
+    ready = contenders.Ready("x", *[None] * 3)
+    monkeypatch.setattr(contenders, "run_quietly", run)
+    monkeypatch.setattr(contenders, "tensorrt", lambda task, precision: contextlib.nullcontext(ready))
+    with contenders.pipeline(contenders.Task("resnet18", "random", 2, True), "fp16") as prepared:
+        assert prepared.rate().per_batch_ms == 1.5
+    assert said[0] == "7_cuda_graph.py" and not {"--batches", "--measure"} & {*said}
+
+
+def test_a_loop_s_windows_come_from_five_processes(monkeypatch, tmp_path):
+    """Dealt in rounds; one that cannot be run is said once, and is no reason to leave the others out."""
+    said = []
+
+    def run(*what):
+        name, windows = what[2], int(what[what.index("--windows") + 1])
+        said.append((name, windows))
+        if name == "eager-fp32":
+            return "error: out of memory"
+        Record(stage=name, per_batch_ms=2.0, windows=[Window(2.0)] * windows).write(what[-1])
+        return None
+
+    monkeypatch.setattr(pytorch, "run_quietly", run)
+    names = ["eager-fp16-pinned", "eager-fp32", "graphs-3-slots"]
+    options = argparse.Namespace(loops=names, processes=5, measure=None, batch=1, device="cuda", directory=tmp_path)
+    assert pytorch.run_all(options) == 1
+    assert said[:3] == [(name, 1) for name in names] and said[3:] == [(name, 2) for name in names[::2]] * 4
+    assert len(Record.read(tmp_path / "peers" / "graphs-3-slots.json").windows) == 9
+    assert [path.stem for path in (tmp_path / "peers").iterdir()].count("eager-fp32") == 0
 
 
 def test_pixels_are_the_images_rounded():
     pictures = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
     normalised = (pictures / np.float32(255) - MEAN[:, None, None]) / DEVIATION[:, None, None]
-    assert (pytorch.as_pixels(normalised) == pictures).all()
+    assert (loops.as_pixels(normalised) == pictures).all()
 
 
 @pytest.mark.slow
 def test_pytorch_loops_are_verified_and_timed_or_say_what_they_need(checkout, tmp_path):
     pytest.importorskip("torch")
     Record(stage="4_use_fp16", per_batch_ms=1.0, images_per_s=1000, batch=1, backend="simulated").write(tmp_path / "4_x.json")
-    done = checkout.run("-m", "peers.pytorch", tmp_path, "eager-fp32", "graphs-3-slots", "--measure", "2", "--repeats", "3")
+    done = checkout.run("-m", "peers.pytorch", tmp_path, "eager-fp32", "graphs-3-slots", "--measure", "2", "--processes", "2")
     assert done.returncode == 1 and "graphs-3-slots" in done.stderr and "it needs an NVIDIA GPU" in done.stderr
     found = Record.read(tmp_path / "peers" / "eager-fp32.json")
     assert found.per_batch_ms > 0 and len(found.windows) == 3 and "eager-fp32" in (tmp_path / "peers.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from common.record import Record, Window
 from common.trace import read
-from harness import advice, compare
-from harness.analysis import Analysis, analyse
+from harness import advice, compare, profiler
+from harness.analysis import Analysis, analyse, limiter
 from harness.rows import Row
 
 TABLES = {
@@ -139,6 +140,29 @@ def test_what_is_hidden_is_a_share_of_the_copies(trace):
     assert (found.overlap, found.copy_hidden) == pytest.approx((1.0, 0.75))
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_last_batch_s_input_is_copied_in_the_range_before(trace, count):
+    """As a pipeline does that copies ahead: the last range submits no copy, and its batch had one all the same."""
+    for batch in range(1 + count):
+        at = 100 * batch
+        trace.event("infer", at, at + 5)
+        for ahead in {0: (0, 1), count: ()}.get(batch, (1,)):
+            trace.operation("MEMCPY", at + 1, at + 10 + 20 * ahead, at + 30 + 20 * ahead, 4000, 1)
+        trace.operation("KERNEL", at + 2, at + 50, at + 80)
+        trace.event("postprocess", at + 90, at + 95)
+    found = trace.analysed(95, 100 * count + 95)
+    assert found.h2d_ms == pytest.approx(0.020) and found.h2d_gb_s == pytest.approx(4000 / 20_000)
+
+
+@pytest.mark.parametrize(
+    "limit_ms, waits_ms, expected",
+    [(1.9, 0.0, "h2d"), (1.8, 9.0, "h2d"), (1.7, 0.2, "launch"), (1.0, 0.5, "launch"), (1.0, 0.49, "serialized")],
+)
+def test_a_stage_is_limited_by_its_part_or_by_half_of_what_is_lost(limit_ms, waits_ms, expected):
+    """Of 2 ms: from 90 % of the limit on the part; below, launches if the GPU waits for them in half of the rest or more."""
+    assert limiter(limit_ms, "h2d", 2.0, waits_ms) == expected
+
+
 # -- rows
 
 PARTS = {"h2d": 0.5, "compute": 1.0, "d2h": 0.1, "postprocess": 0.2}
@@ -173,6 +197,88 @@ def test_what_is_faster_than_its_limit_is_marked_and_never_the_fastest():
     assert advice.advice([third]).startswith("No stage counts")
 
 
+@pytest.mark.parametrize("ms, faulty", [(1.0, False), (0.995, False), (0.985, True), (0.95, True)])
+def test_one_percent_beyond_the_limit_is_a_fault(ms, faulty):
+    """Of the record, which a stage prints, and of its row."""
+    assert record(ms).faulty is rows(record(ms))[0].faulty is faulty
+
+
+def test_submission_is_waited_for_only_where_batches_are_on_their_way_side_by_side():
+    """Submitting takes 1.9 of 2 ms. A serial stage waits inside; in one that is ahead of the GPU, the GPU waits for it."""
+    for late_ms, expected in ((2.0, "serialized"), (2.3, "serialized"), (2.5, "launch"), (6.0, "launch")):
+        each = record(2.0, submit_ms=1.9, latency_ms={"median": late_ms, "p95": late_ms, "p99": late_ms})
+        assert compare.row(each, None).limiter == expected
+
+
+def test_a_stage_is_held_against_the_one_that_it_differs_from():
+    """By its script's word: 8 differs from 6, 9 from 4. What has no script, or no parent in the folder: the row above."""
+    times = {"4_use_fp16": 4.0, "6_multi_threads": 2.0, "7_cuda_graph": 1.0, "8_multi_context": 1.6, "9_multi_profiles": 8.0}
+    found = rows(*(record(ms, stage=stage) for stage, ms in {**times, "10_mine": 0.8}.items()))
+    assert [row.speedup_vs_previous for row in found] == [None, *map(pytest.approx, (2.0, 2.0, 2 / 1.6, 0.5, 10.0))]
+
+
+# -- what a remedy can bring: the parts of the H200, of which a copy of bytes takes a quarter
+
+H200 = {"h2d": 1.392, "compute": 1.29, "d2h": 0.01, "postprocess": 0.3}
+
+
+def remedied(ms: float, *others: Record, limiter: str | None = None, trace: dict | None = None, **facts) -> str:
+    """The remedy of a stage at ``ms``, with what only a trace tells, given the rows of other records."""
+    found = rows(record(ms, **{"parts_ms": H200, "precision": "fp16", **facts}), *others)
+    told = {"h2d_gb_s": 55.0, "overlap": 0.0, "launches": 25, "allocations": 0, "library_allocations": 0, **(trace or {})}
+    for name, value in told.items():
+        setattr(found[0], name, value)
+    for row in found[1:]:
+        row.h2d_gb_s = 55.0
+    assert limiter in (None, found[0].limiter)
+    return advice.remedy(found[0], found)
+
+
+INT8 = record(1.0, precision="int8", input="uint8", parts_ms={**H200, "h2d": 0.35, "compute": 0.81})
+
+
+def test_bytes_are_forecast_by_arithmetic_and_int8_where_it_was_measured():
+    copied = "uint8 (stage 10; copy in 1.39 → 0.348 ms, then compute limits: 1.29, 7 % less"
+    assert f"{copied})" in remedied(1.4, limiter="h2d") and "INT8" not in remedied(1.4)
+    assert f"{copied}; with INT8 0.81, 42 % less)" in remedied(1.4, INT8)
+    assert f"{copied})" in remedied(1.4, replace(INT8, images_per_s=1000.0))  # of other batches: it tells nothing of these
+    halves = remedied(1.4, input="float16")
+    assert "copy in 1.39 → 0.696 ms" in halves
+    assert "uint8" not in remedied(1.4, input="uint8") and "compressed images" in remedied(1.4, input="uint8")
+
+
+def test_a_faster_engine_is_forecast_only_where_it_was_measured():
+    slow = {**H200, "compute": 3.0}
+    half = record(2.0, precision="fp16", parts_ms=H200)
+    assert "FP16 (stage 4)" in remedied(3.1, limiter="compute", parts_ms=slow, precision="fp32")
+    found = remedied(3.1, half, parts_ms=slow, precision="fp32")
+    assert "FP16 (stage 4; compute 3 → 1.29 ms, then copy in limits: 1.39, 54 % less)" in found
+    assert "(INT8) or" in remedied(3.1, parts_ms=slow)
+    assert "(INT8; compute 3 → 0.81 ms, then copy in limits: 1.39, 54 % less) or" in remedied(3.1, INT8, parts_ms=slow)
+    assert "INT8" not in remedied(3.1, INT8, parts_ms=slow, precision="int8")
+
+
+def test_a_schedule_is_forecast_by_the_parts_in_turn_or_the_longest():
+    pageable, pinned = {**H200, "h2d": 4.4}, record(3.0, parts_ms=H200, precision="fp16")
+    assert "(stage 2; at best 6 ms, 25 % less)" in remedied(8.0, parts_ms=pageable, trace={"allocations": 4.0})
+    assert "(stage 3; at best 3.49 ms, 46 % less)" in remedied(6.5, pinned, INT8, parts_ms=pageable, trace={"h2d_gb_s": 17.0})
+    assert "(stage 5; at best 1.39 ms, 54 % less)" in remedied(3.0)
+    single = {"parts_ms": {**H200, "compute": 3.0}, "precision": "fp32"}
+    assert "(stage 4), and overlap them (stage 5; at best 1.39 ms, 65 % less)" in remedied(4.0, pinned, **single)
+    assert "(stage 6; at best 1.39 ms, 30 % less)" in remedied(2.0, trace={"overlap": 0.9})
+    late = {"submit_ms": 2.0, "latency_ms": {"median": 9.0, "p99": 9.0}}
+    assert "(stage 7; at best 1.39 ms, 30 % less), or" in remedied(2.0, limiter="launch", **late)
+
+
+def test_what_is_not_measured_is_not_forecast():
+    for limited in ("serialized", "launch", "postprocess", "compute", "h2d", "d2h"):
+        for precision in ("fp32", "fp16"):
+            row = Row("x", precision=precision, per_batch_ms=2.0, limiter=limited, h2d_gb_s=1.0)
+            assert " ms" not in advice.remedy(row, [row, replace(row, h2d_gb_s=1.1)])
+    gone = remedied(2.0, limiter="postprocess", parts_ms={**H200, "postprocess": 2.0})
+    assert "on the GPU; post-processing 2 → 0 ms, then copy in limits: 1.39, 30 % less" in gone
+
+
 def test_one_limit_is_the_whole_ladder_s():
     """The fastest of each part wherever it was timed; a stage with batches of other sizes neither gives nor takes one."""
     other = record(1.0, images_per_s=72_000.0, parts_ms=dict.fromkeys(PARTS, 0.01))
@@ -188,16 +294,48 @@ def test_a_stage_whose_images_nobody_tells_is_held_against_the_others_by_time():
 
 
 def test_a_gpu_s_results_are_whole_once_all_windows_are_there(tmp_path):
-    from harness.profile import PASSED_ON, Profiler
-
-    options = argparse.Namespace(out=tmp_path, repeats=5, **dict.fromkeys(PASSED_ON))
-    profiler, (plan, script) = Profiler(options, "tensorrt", None), (tmp_path / "x.plan", tmp_path / "4_x.py")
+    options = argparse.Namespace(out=tmp_path, repeats=5, **dict.fromkeys(profiler.PASSED_ON))
+    runner, (plan, script) = profiler.Profiler(options, "tensorrt", None), (tmp_path / "x.plan", tmp_path / "4_x.py")
     for path in (plan, script):
         path.touch()
     for count, whole in ((5, False), (9, True)):
-        each = record(1.0, windows=[Window(1.0)] * count, arguments=profiler.arguments, plan=str(plan))
+        each = record(1.0, windows=[Window(1.0)] * count, arguments=runner.arguments, plan=str(plan))
         each.write(tmp_path / "4_x.json")
-        assert profiler.is_current(script) is whole
+        assert runner.is_current(script) is whole
+
+
+def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces):
+    """Nine windows in five processes, each verified and with its parts; the plan is held to FP32 once, and not profiled."""
+    options, said = argparse.Namespace(out=tmp_path, repeats=5, force=False, **dict.fromkeys(profiler.PASSED_ON)), []
+
+    def call(command: list[str], log: Path) -> int:
+        said.append(command[4:])
+        times = [float(len(said))] * int(command[command.index("--windows") + 1] if "--windows" in command else 1)
+        away = None if "--no-fp32" in command else 0.25
+        each = record(times[0], windows=[Window(ms, 1.0, 1.0) for ms in times], fp32_max_abs_diff=away, measured=1)
+        replace(each, window_event_ms=1.0).write(Path(command[command.index("--json") + 1]))
+        return 0
+
+    class Profiled:
+        version = "9"
+
+        def trace(self, command: list[str], sqlite: Path, log: Path) -> None:
+            call(command, log)
+            shutil.copy(real_traces["serial"], sqlite)
+
+    held: list[bool] = []
+    monkeypatch.setattr(profiler, "call", call)
+    monkeypatch.setattr(profiler, "Gpu", lambda: held.append(True))
+    script, path = tmp_path / "4_x.py", str(tmp_path / "4_x.json")
+    runner = profiler.Profiler(options, "tensorrt", Profiled())
+    runner.run([script])
+    assert not runner.problems and (tmp_path / "4_x.sqlite").exists() and held == [True]
+    later = ["--json", path, "--windows", "2", "--no-fp32"]
+    assert said[:5] == [["--json", path, "--windows", "1"], *[later] * 4]
+    assert said[5][:2] == ["--no-verify", "--no-parts"] and len(said) == 6
+    found = Record.read(tmp_path / "4_x.json")
+    assert found.repeats_ms == [1, 2, 2, 3, 3, 4, 4, 5, 5] and found.per_batch_ms == 3.0 and found.parts_ms == PARTS
+    assert found.fp32_max_abs_diff == 0.25 and found.profiled
 
 
 def test_all_windows_are_told():

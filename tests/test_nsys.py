@@ -108,8 +108,8 @@ def test_a_stage_under_the_profiler(nsys, old_nvtx, checkout, tmp_path):
     """A whole stage, its ranges doubled into real NVTX."""
     script = tmp_path / "stage.py"
     script.write_text(DOUBLED)
-    arguments = [str(ROOT / "6_multi_threads.py"), "--backend", "simulated", "--batch", "1", "--batches", "6", "--no-verify"]
-    found = reader(profile(nsys, tmp_path, script, arguments, old_nvtx))
+    options = "--backend simulated --batch 1 --batches 6 --no-verify --no-parts"
+    found = reader(profile(nsys, tmp_path, script, [str(ROOT / "6_multi_threads.py"), *options.split()], old_nvtx))
     assert len(found.ranges("infer", PUSH_POP)) == 6
     assert len(found.ranges("postprocess", PUSH_POP)) == 6
     assert len({row[2] for row in found.ranges("infer", PUSH_POP) + found.ranges("postprocess", PUSH_POP)}) == 2  # two threads

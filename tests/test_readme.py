@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SIMULATED
+from common.errors import EnvironmentFault
+from tests.conftest import ROOT, SIMULATED, stage_scripts
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "reports").glob("*.md"))]
 TYPED = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
@@ -71,11 +72,20 @@ def test_tables_are_current():
     assert done.returncode == 0, done.stdout
 
 
+def test_tables_of_other_rules_are_refused(monkeypatch):
+    from harness import readme
+
+    monkeypatch.setattr(readme, "RULES", readme.RULES + 1)
+    monkeypatch.setattr(sys, "argv", ["update_readme", "--check"])
+    with pytest.raises(EnvironmentFault, match="was made by other rules"):
+        readme.main()
+
+
 def test_a_measured_number_in_a_docstring_is_one_of_its_report():
     import json
 
     checked = 0
-    for script in sorted(ROOT.glob("[1-9]_*.py")):
+    for script in map(ROOT.joinpath, stage_scripts()):
         text = " ".join(script.read_text(encoding="utf-8").split('"""')[1].split())
         parent = text.split("Differs from: ")[1].split(".py")[0]
         for before, after, report in re.findall(r"Measured: ([\d.]+) → ([\d.]+) ms a batch \((reports/[\w.-]+)\)", text):

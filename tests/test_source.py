@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, stage_scripts
 
 ROOMS = {  # each room and those that it may use
     "common": set(),
@@ -20,7 +20,7 @@ ROOMS = {  # each room and those that it may use
     "peers": {"common", "export"},
     "scripts": {"common", "export", "sim", "harness", "peers"},
 }
-STAGES = sorted(ROOT.glob("[0-9]*_*.py"))
+STAGES = [ROOT / name for name in ("0_build.py", *stage_scripts())]
 MODULES = {room: sorted((ROOT / room).glob("*.py")) for room in ROOMS}
 EVERYTHING = [*STAGES, *(path for paths in MODULES.values() for path in paths)]
 LESSONS = [*STAGES, *MODULES["common"]]
@@ -168,7 +168,7 @@ def test_the_house_stays_small():
 
 
 SIM, ALL = 4250, 11300
-LONG = {"calibrate.py": 360, "contenders.py": 270, "runtime.py": 260, "pytorch.py": 280}
+LONG = {"calibrate.py": 360, "contenders.py": 270, "runtime.py": 260}
 
 # -- tools
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.record import Record
 from sim import device as devices
 from sim import device_file
-from tests.conftest import CHEAP, ROOT, SIMULATED, stage_scripts
+from tests.conftest import CHEAP, ROOT, SIMULATED, number, stage_scripts
 
 PUBLISHED_MS = {  # three batches of 128 on a V100-SXM2-32GB, TensorRT 8.6, ResNet-18
     "1_baseline": 133.577,
@@ -29,7 +30,6 @@ RECORD_KEYS = (
 )
 V100 = (*SIMULATED, "--device", "v100-sxm2-32gb")  # of the published ladder
 H200 = (*SIMULATED, "--device", "h200", "--batch", "1")
-STAGES = [script[:-3] for script in stage_scripts()]
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +46,12 @@ def records(checkout, tmp_path_factory) -> dict[str, dict]:
 
 
 def test_every_stage_is_right_and_says_what_ran(records):
-    assert [name[0] for name in records] == list("123456789")
+    assert list(map(number, records)) == list(range(1, len(records) + 1))
     for name, record in records.items():
         assert set(record) >= set(RECORD_KEYS.split())
         assert record["outputs_match"] is True and record["max_abs_diff"] == 0 and record["top1_agreement"] == 1
         assert "simulated TensorRT" in record["engine"] and "modelled" in record["device"]
-        if name[0] in "45678":  # each part by itself, as the device file has it; two contexts' kernels fill the GPU alike
+        if number(name) in range(4, 9):  # each part by itself, by the device file; two contexts' kernels fill the GPU alike
             alone = {"h2d": 6.914, "compute": 7.957, "d2h": 0.048, "postprocess": 1.214}
             assert record["parts_ms"] == pytest.approx(alone, rel=0.01), name
         assert "simulated backend" in record["stderr"] and "not given back" not in record["stderr"], name
@@ -74,6 +74,16 @@ def test_fp16_stages_report_their_distance_from_fp32(records):
             assert 0 < record["fp32_max_abs_diff"] < 0.05, name
             assert record["fp32_top1_agreement"] > 0.9
             assert "of fp32" in record["stdout"]
+
+
+def test_what_a_stage_s_later_runs_need_not_find_out(checkout, tmp_path):
+    """Its outputs are verified all the same."""
+    path = tmp_path / "record.json"
+    done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--no-fp32", "--no-parts", "--json", path)
+    record = json.loads(path.read_text())
+    assert done.returncode == 0 and record["outputs_match"] is True and "right: identical" in done.stdout, done.stderr
+    assert record["fp32_max_abs_diff"] is record["fp32_top1_agreement"] is record["parts_ms"] is None
+    assert not re.search("fp32|limit|parts", done.stdout)
 
 
 def test_a_run_is_deterministic_in_virtual_time(checkout, records, tmp_path):
@@ -105,7 +115,7 @@ def test_buffers_are_reused_from_stage_2_on(checkout, tmp_path):
         assert ("cudaMalloc" in calls and "cudaFree" in calls) is expected
 
 
-BEYOND = {"h200-trt8.6-batch128": {"1", "2", "5"}, "h200-trt8.6-batch1": {"4", "5", "6", "8"}}
+BEYOND = {"h200-trt8.6-batch128": {1, 2, 5}, "h200-trt8.6-batch1": {4, 5, 6, 8}}
 """Stages that the model misses by more than a tenth; reports/README.md says what it does not know."""
 
 
@@ -113,15 +123,15 @@ BEYOND = {"h200-trt8.6-batch128": {"1", "2", "5"}, "h200-trt8.6-batch1": {"4", "
 def test_the_report_s_predictions_are_as_good_as_it_says(report):
     folder = ROOT / "reports" / report
     predicted = json.loads((folder / "prediction.json").read_text())["stages"]
-    assert [row["stage"] for row in predicted] == STAGES
+    assert [row["stage"] for row in predicted] == [record.stage for record in Record.read_all(folder)]
     for row in predicted:
         measured_ms = json.loads((folder / f"{row['stage']}.json").read_text())["per_batch_ms"]
         assert row["measured_ms"] == measured_ms
-        assert (abs(row["predicted_ms"] / measured_ms - 1) > 0.10) == (row["stage"][0] in BEYOND[report]), row
+        assert (abs(row["predicted_ms"] / measured_ms - 1) > 0.10) == (number(row["stage"]) in BEYOND[report]), row
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", STAGES)
+@pytest.mark.parametrize("script", [record.stage for record in Record.read_all(ROOT / "reports" / "h200-trt8.6-batch1")])
 def test_a_prediction_is_what_the_model_says_today(checkout, tmp_path, script):
     """The committed prediction at batch 1, made again."""
     path = tmp_path / "h200.json"
