@@ -51,7 +51,8 @@ def run(script: Path, arguments: list[str]) -> int:
     """Run a script as ``python SCRIPT ARGS…`` does; its exit code."""
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.resolve().parent))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         runpy.run_path(str(script), run_name="__main__").clear()
     except SystemExit as end:
