@@ -22,8 +22,7 @@ def install(hooks: Hooks) -> None:
             inside = sys._getframe(1).f_code.co_filename.startswith(NOT_THE_SCRIPT)
             return (original if inside else make)(*args, **kwargs)
 
-        hooks.undo.callback(setattr, threading, name, original)
-        setattr(threading, name, factory)
+        hooks.put(threading, name, factory)
 
 
 class Lock(contextlib.AbstractContextManager):

@@ -162,6 +162,72 @@ THREADS = """
     give_back(memory=[device_input, device_output], arrays=[host_input, host_output], streams=[one])
 """
 
+POLLS = """
+    import sys, threading
+    from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+    from queue import Empty, Queue, SimpleQueue
+    sys.path.insert(0, sys.argv[2])
+    from pipeline import *
+
+    host_output, device_output, one = page_locked(OUTPUT), device(OUTPUT), stream()
+
+    def round_of(way):
+        lock, ready, event, permits = threading.Lock(), threading.Condition(), threading.Event(), threading.Semaphore(0)
+        items, said = Queue(), SimpleQueue()
+        lock.acquire()
+
+        def read():
+            host_output.sum()
+            items.put(1), said.put(1), event.set(), lock.release(), permits.release()
+            with ready:
+                ready.notify()
+
+        def later():  # sees the reader's future done, and learns nothing from that
+            while future._state != "FINISHED":
+                pass
+
+        def got(queue):
+            try:
+                return queue.get_nowait()
+            except Empty:
+                return False
+
+        with ThreadPoolExecutor(2) as pool:
+            copy_out(host_output, device_output, one)
+            call(cudart.cudaStreamSynchronize(one))
+            future = thread = None
+            ready.acquire()
+            if way in ("done", "wait", "as_completed"):
+                future = pool.submit(read)
+                both = [future, *([pool.submit(later)] if way == "wait" else [])]
+            else:
+                thread = threading.Thread(target=read)
+                thread.start()
+            while way == "condition" and not ready.wait(0.01):
+                pass
+            ready.release()
+            asks = {
+                "done": lambda: future.done(),
+                "wait": lambda: not wait(both, 0).not_done,
+                "as_completed": lambda: [*as_completed(both)],
+                "is_alive": lambda: not thread.is_alive(),
+                "get_nowait": lambda: got(items),
+                "SimpleQueue": lambda: got(said),
+                "is_set": event.is_set,
+                "acquire": lambda: lock.acquire(blocking=False),
+                "semaphore": lambda: permits.acquire(blocking=False),
+            }
+            while way in asks and not asks[way]():
+                pass
+            copy_out(host_output, device_output, one)
+            call(cudart.cudaStreamSynchronize(one))
+            thread is None or thread.join()
+
+    for way in sys.argv[3].split(","):
+        round_of(way)
+    give_back(memory=[device_output], arrays=[host_output], streams=[one])
+"""
+
 
 def run_text(checkout, tmp_path, text, *arguments):
     script = tmp_path / "script.py"
@@ -181,6 +247,17 @@ def test_a_script_for_tensorrt_8_and_cuda_python_11_runs(checkout, tmp_path):
 def test_locks_conditions_and_barriers_order_threads(checkout, tmp_path):
     done = run_text(checkout, tmp_path, THREADS, checkout.tiny, ROOT / "tests" / "published_mistakes")
     assert done.returncode == 0 and "race" not in done.stderr, done.stderr
+
+
+def test_who_asks_and_hears_yes_comes_after_what_was_done_before(checkout, tmp_path):
+    ways = "done,wait,as_completed,is_alive,get_nowait,SimpleQueue,is_set,acquire,semaphore,condition"
+    done = run_text(checkout, tmp_path, POLLS, checkout.tiny, ROOT / "tests" / "published_mistakes", ways)
+    assert done.returncode == 0 and "race" not in done.stderr, done.stderr
+
+
+def test_who_does_not_ask_races(checkout, tmp_path):
+    done = run_text(checkout, tmp_path, POLLS, checkout.tiny, ROOT / "tests" / "published_mistakes", "nothing")
+    assert done.returncode == 1 and "race: nothing orders the write of host_output" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
