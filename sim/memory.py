@@ -15,6 +15,7 @@ import numpy as np
 
 from sim.enums import CudaFailure, cudaError_t, require
 from sim.races import Cells, Range
+from sim.sites import site
 
 DEVICE_BASE, DEVICE_TOP = 0x700_0000_0000, 0xE00_0000_0000  # no operating system maps a process's memory here
 ALIGNMENT, FRESH, FREED = 512, 0xCD, 0xDD
@@ -118,7 +119,7 @@ class AddressSpace:
         allocation = self._by_address.get(address)
         if allocation is None or not allocation.live or allocation.kind != kind:
             raise CudaFailure(error)
-        allocation.live = False
+        allocation.live, allocation.cells.gone = False, site()
         if kind == "device":
             self.charged -= int(allocation.size * self.scale)
         return allocation

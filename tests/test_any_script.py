@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import textwrap
 
@@ -258,6 +259,47 @@ def test_who_asks_and_hears_yes_comes_after_what_was_done_before(checkout, tmp_p
 def test_who_does_not_ask_races(checkout, tmp_path):
     done = run_text(checkout, tmp_path, POLLS, checkout.tiny, ROOT / "tests" / "published_mistakes", "nothing")
     assert done.returncode == 1 and "race: nothing orders the write of host_output" in done.stderr, done.stderr
+
+
+GRAPH = """
+    import sys
+    sys.path.insert(0, sys.argv[2])
+    from pipeline import *
+
+    host_input, host_output, one = page_locked(INPUT), page_locked(OUTPUT), stream()
+    device_input, device_output = device(INPUT), device(OUTPUT)
+    context = load()
+    bind(context, device_input, device_output)
+    copy_in(device_input, host_input, one)
+    assert context.execute_async_v3(one)
+    call(cudart.cudaStreamSynchronize(one))
+    call(cudart.cudaStreamBeginCapture(one, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    assert context.execute_async_v3(one)
+    graph = call(cudart.cudaStreamEndCapture(one))
+    executable = call(cudart.cudaGraphInstantiate(graph, 0))
+    call(cudart.cudaGraphDestroy(graph))
+    {between}
+    error, = cudart.cudaGraphLaunch(executable, one)
+    copy_out(host_output, device_output, one)
+    call(cudart.cudaStreamSynchronize(one))
+    print(error.name, host_output.any())
+"""
+
+
+@pytest.mark.parametrize(
+    "between, what",
+    [
+        ("del context", r"the activations of the execution context made at pipeline.py:\d+ from script.py:8"),
+        ("call(cudart.cudaFree(device_input))", r"24,576 bytes of device memory \(pipeline.py:\d+ from script.py:7\)"),
+        ("pass", None),
+    ],
+)
+def test_a_graph_does_not_keep_what_it_uses(checkout, tmp_path, between, what):
+    text = textwrap.dedent(GRAPH).format(between=between)
+    done = run_text(checkout, tmp_path, text, checkout.tiny, ROOT / "tests" / "published_mistakes")
+    sentence = f"freed too early: the graph launched at script.py:19 uses {what}, gone since script.py:18"
+    assert done.stdout.split()[0] == ("cudaErrorIllegalAddress" if what else "cudaSuccess"), done.stderr
+    assert re.search(sentence, done.stderr) if what else "freed too early" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
