@@ -65,20 +65,17 @@ class AddressSpace:
 
     def allocate(self, size: int, kind: str, site: str) -> int:
         """The address of new memory; CUDA's error where the device has no room for it."""
-        if kind == "device":
-            require(self.charge(size * self.scale), cudaError_t.cudaErrorMemoryAllocation)
-            try:
-                data = np.full(size, FRESH, np.uint8)
-            except MemoryError:  # the modelled GPU has more memory than this machine
-                self.charge(-size * self.scale)
-                raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
-            address = self._next
+        on_device = kind == "device"
+        require(self.charge(on_device * size * self.scale), cudaError_t.cudaErrorMemoryAllocation)
+        try:
+            block = np.full(size + ALIGNMENT * (not on_device), FRESH * on_device, np.uint8)
+        except MemoryError:  # the modelled GPU has more memory than this machine
+            self.charge(-on_device * size * self.scale)
+            raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
+        if on_device:
+            address, data = self._next, block
             self._next += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # a gap, so that overruns hit nothing
         else:
-            try:
-                block = np.zeros(size + ALIGNMENT, np.uint8)
-            except MemoryError:
-                raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
             shift = -block.ctypes.data % ALIGNMENT
             data = block[shift : shift + size]
             address = data.ctypes.data

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from sim.clock import Clock, HostThread
+from sim.clock import HostThread
 from sim.exchange import OPEN, Exchange
 from sim.order import join
 
@@ -16,9 +16,8 @@ from sim.order import join
 class Openings(Exchange):
     """A queue's or a future's operation costs ``queue_ns`` of the interpreter's time."""
 
-    def __init__(self, clock: Clock, wake_ns: int, interpret: Callable[[HostThread, int], None], queue_ns: int) -> None:
-        super().__init__(clock, wake_ns)
-        self.interpret, self.queue_ns = interpret, queue_ns
+    interpret: Callable[[HostThread, int], None]
+    queue_ns: int
 
     def _interpret_queue(self) -> None:
         if self.queue_ns:

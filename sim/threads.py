@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any
 
 from sim.clock import Clock, HostThread
@@ -32,7 +31,8 @@ class Hooks(Openings):
     """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
-        super().__init__(clock, wake_ns, interpret, queue_ns)
+        super().__init__(clock, wake_ns)
+        self.interpret, self.queue_ns = interpret, queue_ns  # type: ignore[method-assign]
         self.undo = ExitStack()
         self.remove = self.undo.close
         self._starting = threading.local()
@@ -46,7 +46,7 @@ class Hooks(Openings):
         self.put(futures, "wait", functools.partial(self._wait, futures.wait))
         self.put(futures, "as_completed", functools.partial(self._as_completed, futures.as_completed))
 
-    def put(self, library: ModuleType, name: str, new: Any) -> None:
+    def put(self, library: Any, name: str, new: Any) -> None:
         """A library's name means ``new`` from now on; so does what the script's modules have imported of it already."""
         original = getattr(library, name)
         known = [(module, getattr(module, "__dict__", {})) for module in [*sys.modules.values()]]
@@ -97,19 +97,16 @@ class Hooks(Openings):
         me = self.clock.thread()
         self.clock.pause(me)
         original(thread, timeout)
-        ended = vars(thread).get("_virtual_end")
-        if thread.is_alive() or ended is None:
-            self.clock.resume(me)
-        else:
-            self.clock.resume(me, ended.now)
-            me.learn(ended.order)
+        ended = None if thread.is_alive() else vars(thread).get("_virtual_end")
+        self.clock.resume(me, ended.now if ended else 0)
+        me.learn(ended.order if ended else {})
 
     def _thread_is_alive(self, original: Any, thread: threading.Thread) -> bool:
         with self.clock.turn() as me:
             ended = vars(thread).get("_virtual_end")
-            me.now = me.now + self.wake_ns if ended is None else max(me.now, ended.now)
-            me.learn(ended.order if ended is not None else {})
-            return ended is None and original(thread)
+            me.now = max(me.now, ended.now) if ended else me.now + self.wake_ns
+            me.learn(ended.order if ended else {})
+            return not ended and original(thread)
 
     # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
 
