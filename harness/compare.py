@@ -162,9 +162,9 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         images = sum(each.images_per_s * each.window_ms / 1e3 for each in told)
         found.energy_j_per_1000 = sum(each.energy_j for each in told) / images * 1e3
     parts = record.parts_ms or {name: getattr(analysis, f"{name}_ms") for name in PARTS if analysis is not None}
-    if parts.keys() >= set(PARTS):
-        found.parts_ms = parts
-        part = max(parts, key=lambda name: parts[name])
+    found.parts_ms = parts if parts.keys() >= set(PARTS) else None
+    if found.parts_ms:
+        part = max(PARTS, key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
         found.limiter = limiter(parts[part], part, record.per_batch_ms, waits_ms(record, analysis, parts[part]))
     if found.faulty:
