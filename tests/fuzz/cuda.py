@@ -3,10 +3,13 @@ failed, or goes on without its graph; and what could be given back is given back
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
+from common import plans, session, verify
 from sim.enums import cudaError_t
-from tests.fuzz.place import STAGES, Draw, Place, Try, refused
+from tests.fuzz.place import SMALL, STAGES, Draw, Place, Prepare, Try, refused
 
 ERROR = cudaError_t.cudaErrorIllegalAddress
 TOLERATED = "cudaFreeHost"  # called when the last view of the memory goes, where nothing can be raised
@@ -27,8 +30,16 @@ class FromThen(dict):
         return ERROR
 
 
+def run(place: Place, script: str, prepare: Prepare | None = None) -> tuple[int, str]:
+    """A stage with the tiny plan as every default one, so that it also runs its control, and FP16 is held to FP32."""
+    with contextlib.ExitStack() as patches:
+        for module in (plans, session, verify):
+            patches.enter_context(mock.patch.object(module, "default_plan", lambda *_: place.plan))
+        return place.run(script, *SMALL, prepare=prepare)
+
+
 def calls_of(place: Place, script: str) -> int:
-    code, said = place.stage(script)
+    code, said = run(place, script)
     assert code == 0, said
     return place.simulator.calls
 
@@ -50,7 +61,7 @@ def fail(place: Place, script: str, number: int, lasting: bool) -> str:
     def prepare(simulator) -> None:
         simulator.failures = FromThen(number) if lasting else {number: ERROR}
 
-    code, said = place.stage(script, prepare=prepare)
+    code, said = run(place, script, prepare)
     failed = [name for *_, name, _, _, error in place.simulator.trace.calls if error == ERROR]
     if not failed:
         assert code == 0, said
