@@ -49,6 +49,9 @@ def main() -> int:
 
 def run(script: Path, arguments: list[str]) -> int:
     """Run a script as ``python SCRIPT ARGS…`` does; its exit code."""
+    if Path(__file__).resolve().parent.parent not in script.resolve().parents:  # it may have a module of that name, too
+        for name in [name for name in sys.modules if name.split(".")[0] == "common"]:
+            del sys.modules[name]
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.resolve().parent))
     for number in (signal.SIGINT, signal.SIGTERM):

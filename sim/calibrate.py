@@ -8,8 +8,7 @@ Python has both, run the second line with the one that has onnx. The raw medians
 as the record of what each number of the device file was computed from.
 
 Everything is measured through the stages' own helpers (so that Python's share is in it), piece by piece; no stage is timed
-here, and none of a stage's numbers goes into the file. What is written
-are the medians of three rounds.
+here, and none of a stage's numbers goes into the file. What is written are the medians of three rounds.
 """
 
 from __future__ import annotations

@@ -155,8 +155,7 @@ class Handle(int):
         return f"<{type(self).__name__} {int(self):#x}>"
 
 
-KINDS = ("cudaStream_t", "cudaEvent_t", "cudaGraph_t", "cudaGraphExec_t", "cudaGraphNode_t")
-HANDLES = {name: type(name, (Handle,), {}) for name in KINDS}
+HANDLES = {n: type(n, (Handle,), {}) for n in map("cuda{}_t".format, ("Stream", "Event", "Graph", "GraphExec", "GraphNode"))}
 
 
 class DataType(Described):

@@ -42,9 +42,6 @@ class Openings(Exchange):
     def _event_wait(self, original: Any, event: threading.Event, timeout: float | None = None) -> bool:
         return self.take(event, OPEN, lambda _: event.is_set(), True, timeout)
 
-    def _event_is_set(self, original: Any, event: threading.Event) -> bool:
-        return self.take(event, OPEN, lambda _: original(event), False, None)
-
     def _future_set_result(self, original: Any, future: Future, *args: Any, **kwargs: Any) -> None:
         self._interpret_queue()
         self._open(future, lambda: original(future, *args, **kwargs), future.done)
@@ -59,8 +56,10 @@ class Openings(Exchange):
         self.take(future, OPEN, lambda _: future.done(), True, timeout)
         return original(future, 0 if timeout is not None else None)
 
-    def _future_done(self, original: Any, future: Future) -> bool:
-        return self.take(future, OPEN, lambda _: original(future), False, None)
+    def _future_done(self, original: Any, asked: Any) -> bool:
+        return self.take(asked, OPEN, lambda _: original(asked), False, None)
+
+    _event_is_set = _future_done
 
     def _wait(self, original: Any, fs: Iterable[Future], *args: Any, **kwargs: Any) -> Any:
         fs = list(fs)

@@ -261,6 +261,48 @@ def test_who_does_not_ask_races(checkout, tmp_path):
     assert done.returncode == 1 and "race: nothing orders the write of host_output" in done.stderr, done.stderr
 
 
+PROFILES = """
+    import sys
+    import numpy as np
+    import tensorrt as trt
+    from common import LIMIT
+    from cuda import cudart
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network, config = builder.create_network(1), builder.create_builder_config()
+    assert trt.OnnxParser(network, logger).parse(open(sys.argv[1], "rb").read())
+    for _ in range(2):
+        profile = builder.create_optimization_profile()
+        profile.set_shape("images", (1, 3, 32, 32), (2, 3, 32, 32), (LIMIT, 3, 32, 32))
+        config.add_optimization_profile(profile)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(network, config))
+    context, stream = engine.create_execution_context(), cudart.cudaStreamCreate()[1]
+    context.set_optimization_profile_async(1, stream)
+    assert engine.num_bindings == 4 and engine.binding_is_input(2) and context.set_binding_shape(2, (2, 3, 32, 32))
+    output = np.empty(context.get_binding_shape(3), np.float32)
+    bindings = [0, 0, cudart.cudaMalloc(2 * 3 * 32 * 32 * 4)[1], cudart.cudaMalloc(output.nbytes)[1]]
+    cudart.cudaMemset(bindings[2], 0, 2 * 3 * 32 * 32 * 4)
+    assert context.execute_async_v2(bindings, stream)
+    cudart.cudaStreamBeginCapture(stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
+    assert context.execute_async_v2(bindings, stream)
+    graph = cudart.cudaStreamEndCapture(stream)[1]
+    _, executable, _ = cudart.cudaGraphInstantiate(graph, b"", 0)
+    cudart.cudaGraphLaunch(executable, stream)
+    cudart.cudaStreamSynchronize(stream)
+    page_locked = cudart.cudaMallocHost(output.nbytes)[1]
+    cudart.cudaMemcpy(page_locked, bindings[3], output.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+    cudart.cudaMemcpy(output, page_locked, output.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+    print(float(np.abs(output).sum()))
+"""
+
+
+def test_bindings_of_profiles_graphs_of_cuda_11_and_a_module_called_common(checkout, tmp_path):
+    (tmp_path / "common.py").write_text("LIMIT = 4\n")
+    done = run_text(checkout, tmp_path, PROFILES, checkout.folder / "tiny.onnx")
+    assert done.returncode == 0 and float(done.stdout) == 0.0 and "ignored" not in done.stderr, done.stderr
+
+
 GRAPH = """
     import sys
     sys.path.insert(0, sys.argv[2])
