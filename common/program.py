@@ -19,7 +19,7 @@ from common.console import err, printable
 from common.errors import ENVIRONMENT, INTERRUPTED, OURS, VERIFIED, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKING = {"threading", "queue", "weakref", "_base", "thread", "threads", "openings", "exchange", "clock"}
+LOCKING = {"threading", "queue", "weakref", "_base", "thread", "threads", "exchange", "clock"}
 """The library's and the simulator's code in which an exception out of nowhere leaves a lock held, or is swallowed."""
 SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 

@@ -148,9 +148,6 @@ FLAGS |= {"cudaHostAllocDefault": 0, "cudaHostAllocPortable": 1, "cudaHostAllocM
 class Handle(int):
     """An opaque handle: an integer with a type of its own, as cuda-python's handles convert to one."""
 
-    def getPtr(self) -> int:
-        return int(self)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {int(self):#x}>"
 

@@ -76,8 +76,7 @@ class AddressSpace:
             address, data = self._next, block
             self._next += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # a gap, so that overruns hit nothing
         else:
-            shift = -block.ctypes.data % ALIGNMENT
-            data = block[shift : shift + size]
+            data = block[-block.ctypes.data % ALIGNMENT :][:size]
             address = data.ctypes.data
         return self._add(Allocation(address, size, kind, site, data))
 

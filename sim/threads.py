@@ -18,27 +18,23 @@ from contextlib import ExitStack
 from typing import Any
 
 from sim.clock import Clock, HostThread
-from sim.exchange import OPEN
-from sim.openings import Openings
-from sim.order import join
+from sim.exchange import OPEN, Exchange
 from sim.sites import NOT_THE_SCRIPT
 
 EXECUTORS = os.path.join("concurrent", "futures")
 POLLS = {"done", "is_set", "is_alive"}  # hooked where the script asks; the library asks for its own purposes
 
 
-class Hooks(Openings):
+class Hooks(Exchange):
     """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
-        super().__init__(clock, wake_ns)
-        self.interpret, self.queue_ns = interpret, queue_ns  # type: ignore[method-assign]
+        super().__init__(clock, interpret, queue_ns, wake_ns)
         self.undo = ExitStack()
         self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        semaphores = threading.Semaphore, threading.BoundedSemaphore  # the second has a release of its own
-        for owner in (threading.Thread, queue.Queue, Future, threading.Event, *semaphores, threading.Barrier):
+        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore, threading.BoundedSemaphore):
             prefix = f"_{owner.__name__.lower()}_"
             for hook in [name for name in dir(self) if name.startswith(prefix)]:
                 self._replace(owner, hook[len(prefix) :], getattr(self, hook))
@@ -167,20 +163,3 @@ class Hooks(Openings):
                 self.give(semaphore, "permits", thread)
 
     _boundedsemaphore_release = _semaphore_release
-
-    # -- a barrier gives everybody's past to everybody
-
-    def _barrier_wait(self, original: Any, barrier: Any, timeout: float | None = None) -> int:
-        with self.clock.turn() as thread:
-            arrived, rounds = self.side(barrier, "arrivals").given, self.side(barrier, "rounds")
-            arrived.append((thread.now, thread.order))
-            index = len(arrived) - 1
-            if index + 1 < barrier.parties:
-                if not self.take(barrier, "rounds", lambda _: bool(rounds.given), True, timeout):
-                    raise threading.BrokenBarrierError
-                return index
-            thread.learn(join(order for _, order in arrived))
-            arrived.clear()
-            while rounds.waiting:
-                self.give(barrier, "rounds", thread)
-        return index
