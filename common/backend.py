@@ -61,14 +61,9 @@ class Backend:
                 return None
 
     def versions(self) -> dict[str, str]:
-        """Of Python, NumPy, the TensorRT by the name of its module, the CUDA runtime and the driver."""
-        found = {"python": platform.python_version(), "numpy": np.__version__}
-        found[self.tensorrt.__name__.rpartition(".")[2]] = self.tensorrt.__version__
-        for name in ("cudaRuntimeGetVersion", "cudaDriverGetVersion"):
-            error, version = getattr(self.cudart, name)()
-            if int(error) == 0:
-                found[name[4:-10].lower()] = f"{version // 1000}.{version % 1000 // 10}"
-        return found
+        """Of Python, NumPy and the TensorRT, by the name of its module; CUDA's are ``cuda.versions``."""
+        library = self.tensorrt.__name__.rpartition(".")[2]
+        return {"python": platform.python_version(), "numpy": np.__version__, library: self.tensorrt.__version__}
 
     def races(self) -> list[str] | None:
         """The races found so far, a sentence each (simulated backend); None where nobody looks for them."""

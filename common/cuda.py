@@ -58,6 +58,12 @@ def _checked(runtime: Any, name: str) -> Any:
 cudart: Any = CheckedRuntime()
 
 
+def versions() -> dict[str, str]:
+    """Of the CUDA runtime and of the newest that the driver takes: ``{"runtime": "12.8", "driver": "13.0"}``."""
+    found = {"runtime": cudart.cudaRuntimeGetVersion(), "driver": cudart.cudaDriverGetVersion()}
+    return {name: f"{version // 1000}.{version % 1000 // 10}" for name, version in found.items()}
+
+
 @contextlib.contextmanager
 def giving_back() -> Iterator[None]:
     """Around a clean-up: while an exception is on its way, a CUDA error does not take its place but becomes a note of it."""

@@ -19,7 +19,7 @@ from common.console import err, printable
 from common.errors import ENVIRONMENT, INTERRUPTED, OURS, VERIFIED, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKING = {"threading.py", "queue.py", "weakref.py", "_base.py", "thread.py", "threads.py", "exchange.py", "clock.py"}
+LOCKING = {"threading", "queue", "weakref", "_base", "thread", "threads", "exchange", "clock"}
 """The library's and the simulator's code in which an exception out of nowhere leaves a lock held, or is swallowed."""
 SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 
@@ -48,7 +48,7 @@ class Interruption:
         if self.since is None:
             self.since = time.monotonic()
             _thread.start_new_thread(self.end, ())
-        inside = any(os.path.basename(each.f_code.co_filename) in LOCKING for each, _ in traceback.walk_stack(frame))
+        inside = any(Path(each.f_code.co_filename).stem in LOCKING for each, _ in traceback.walk_stack(frame))
         if not (inside and time.monotonic() < self.since + PATIENCE_S and self.again()):
             raise KeyboardInterrupt
 

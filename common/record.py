@@ -116,7 +116,7 @@ class Record(Window, Conditions):
     fp32_top1_agreement: float | None = None
     races: int | None = None  # None on a GPU, where nobody looks for them
     peak_device_memory_mb: float | None = None
-    host: dict[str, Any] | None = None
+    host: dict[str, str] | None = None  # processor, system
     plan: str | None = None
     time_base: str | None = None
     notes: list[str] = field(default_factory=list)

@@ -26,6 +26,7 @@ from common import answers, backend, just_in_time, options, program, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
+from common.cuda import versions
 from common.engine import Engine
 from common.errors import UsageFault, WrongOutputs
 from common.feed import Feed
@@ -172,8 +173,9 @@ def describe(session: Session, stage: str, size: options.Size, reference: Refere
     window.intervals_ms = [round(interval, 4) for interval in session.intervals_ms[-KEPT:]]
     window.submit_ms = median(session.submit_ms[-session.measured :])
     window.latency_ms = dict(zip(("median", "p95", "p99"), np.percentile(session.latencies_ms, [50, 95, 99]).tolist()))
-    record = Record(here.name, here.device, here.library, size.charged, size.batch, session.measured, today, here.versions())
+    record = Record(here.name, here.device, here.library, size.charged, size.batch, session.measured, today)
     record = dataclasses.replace(record, **vars(window), windows=[window])
+    record.versions = {**here.versions(), **versions()}
     record.stage, record.plan, record.precision = stage, os.path.relpath(session.engine.plan, ROOT), session.precision
     record.batches, record.time_base, record.notes = len(session.batches), here.time_base, session.notes
     record.input = str(session.batches[0].dtype)

@@ -165,7 +165,7 @@ def row(record: Record, analysis: Analysis | None) -> Row:
     found.parts_ms = None
     if parts.keys() >= set(PARTS):
         found.parts_ms, found.faulty = parts, replace(record, parts_ms=parts).faulty
-        part = max(parts, key=lambda name: parts[name])
+        part = max(PARTS, key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
         found.limiter = limiter(parts[part], part, record.per_batch_ms, waits_ms(record, analysis, parts[part]))
     if found.faulty:

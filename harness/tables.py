@@ -60,7 +60,7 @@ def markdown(run: Conditions, rows: list[Row], host: str) -> str:
 
 def clocks(rows: list[Row]) -> str:
     """The profiled run's window by three clocks, ms a batch, in Markdown; "" where no stage has them."""
-    found = {row.stage: row.clocks for row in rows if row.clocks}
+    found = {row.stage: row.clocks for row in rows if row.clocks and min(row.clocks.values()) > 0}
     if not found:
         return ""
     timed = [{"stage": name, **ms, "apart": max(ms.values()) / min(ms.values()) - 1} for name, ms in found.items()]

@@ -75,15 +75,15 @@ def report(folder: Path) -> None:
     order = [(contender.name, contender.precision) for contender in CONTENDERS]
     found.sort(key=lambda row: (row.model, row.batch, order.index((row.engine, row.precision))))
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
-    lines = [conditions(rows), ""]
-    for model, weights, transfers in dict.fromkeys((row.model, row.weights_name, row.transfers) for row in rows):
-        mine = [vars(row) for row in rows if (row.model, row.weights_name, row.transfers) == (model, weights, transfers)]
+    lines, kinds = [conditions(rows), ""], dict[tuple[str, ...], list[Result]]()
+    for row in rows:
+        kinds.setdefault((row.model, row.weights_name, row.transfers), []).append(row)
+    for (model, weights, transfers), mine in kinds.items():
         lines += [
-            f"## {model} (weights: {weights}), transfers {transfers} the time, ms a batch",
-            "",
-            *grid(mine, SPEED, words=2),
+            f"## {model} (weights: {weights}), transfers {'in' if transfers == 'in' else 'out of'} the time, ms a batch",
             "",
         ]
+        lines += [*grid(list(map(vars, mine)), SPEED, words=2), ""]
     if exact:
         accuracy = grid([vars(row) for row in exact], ACCURACY, words=2)
         lines += [f"## Accuracy on {exact[0].images} labelled images (weights: {exact[0].weights_name})", "", *accuracy, ""]
@@ -94,41 +94,44 @@ def report(folder: Path) -> None:
     write_text(folder / "engines.md", "\n".join(lines))
     written = ["engines.json, .md"]
     try:
-        written += draw(rows, folder)
+        written += draw(kinds, folder)
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
 
 
-def draw(rows: list[Result], folder: Path) -> list[str]:
-    """Write MODEL-rates.svg for every model: bar charts, one for each batch size; returns the files' names."""
+def draw(kinds: dict[tuple[str, ...], list[Result]], folder: Path) -> list[str]:
+    """Write MODEL-rates.svg for every table, a second one of a model as MODEL-rates-2.svg: bar charts, one for each batch size;
+    returns the files' names."""
     import matplotlib
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
     pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
-    written = []
-    for model in dict.fromkeys(row.model for row in rows):
-        batches = sorted({row.batch for row in rows if row.model == model})
-        groups = [[row for row in rows if (row.model, row.batch) == (model, batch)] for batch in batches]
+    written: list[str] = []
+    for (model, _, transfers), rows in kinds.items():
+        batches = sorted({row.batch for row in rows})
+        groups = [[row for row in rows if row.batch == batch] for batch in batches]
+        names = [[f"{row.engine} {row.precision}" for row in mine] for mine in groups]
         size = (4.2 * len(groups) + 2, 0.34 * sum(map(len, groups)) / len(groups) + 1.2)
         figure, charts = pyplot.subplots(1, len(groups), figsize=size, squeeze=False)
-        for axes, batch, mine in zip(charts[0], batches, groups):
+        for axes, batch, mine, labels in zip(charts[0], batches, groups, names):
             rates = [row.images_per_s or 0 for row in mine]
             colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
             bars = axes.barh(range(len(mine)), rates, color=colours, height=0.7)
             axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates], fontsize=8)
             axes.set_xlim(0, 1.2 * max(rates))
-            axes.set_yticks(range(len(mine)), [f"{row.engine} {row.precision}" for row in mine])
-            axes.tick_params(labelleft=axes is charts[0, 0])
-            axes.set_title(f"{model}, batch {batch}", loc="left", fontsize=10)
+            axes.set_yticks(range(len(mine)), labels)
+            axes.tick_params(labelleft=axes is charts[0, 0] or labels != names[0])
+            axes.set_title(f"{model}, batch {batch}" + ", transfers out" * (transfers == "out"), loc="left", fontsize=10)
             axes.set_xlabel("images a second")
             axes.spines[["top", "right"]].set_visible(False)
             axes.invert_yaxis()
         figure.tight_layout()
-        figure.savefig(folder / f"{model}-rates.svg", metadata={"Date": None})
+        earlier = sum(name.startswith(f"{model}-rates") for name in written)
+        written.append(f"{model}-rates{f'-{earlier + 1}' * bool(earlier)}.svg")
+        figure.savefig(folder / written[-1], metadata={"Date": None})
         pyplot.close(figure)
-        written.append(f"{model}-rates.svg")
     return written
 
 

@@ -13,3 +13,5 @@ CPU); times are modelled from a device file in ``devices/``. Nothing here needs 
     stand_in, overview, faults    ``python -m sim``: the vendors' names, what is said afterwards, failing calls
     calibrate, device_file        a device file from a real GPU   predict     the simulator against reality
 """
+
+import common as common  # from here on Ctrl-C ends in one line

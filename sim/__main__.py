@@ -49,9 +49,13 @@ def main() -> int:
 
 def run(script: Path, arguments: list[str]) -> int:
     """Run a script as ``python SCRIPT ARGS…`` does; its exit code."""
+    if Path(__file__).resolve().parent.parent not in script.resolve().parents:  # it may have a module of that name, too
+        for name in [name for name in sys.modules if name.split(".")[0] == "common"]:
+            del sys.modules[name]
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.resolve().parent))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         runpy.run_path(str(script), run_name="__main__").clear()
     except SystemExit as end:

@@ -8,8 +8,7 @@ Python has both, run the second line with the one that has onnx. The raw medians
 as the record of what each number of the device file was computed from.
 
 Everything is measured through the stages' own helpers (so that Python's share is in it), piece by piece; no stage is timed
-here, and none of a stage's numbers goes into the file. What is written
-are the medians of three rounds.
+here, and none of a stage's numbers goes into the file. What is written are the medians of three rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from common import backend, program, ranges
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_device_async, copy_to_host, copy_to_host_async, page_locked
 from common.clock import undisturbed
 from common.console import err
-from common.cuda import Event, Stream, cudart
+from common.cuda import Event, Stream, cudart, versions
 from common.engine import Context, Engine
 from common.files import write_json, write_text
 from common.images import DISTINCT, noise_images
@@ -302,7 +301,7 @@ def measure() -> dict[str, Any]:
         plans["int8"] = default_plan("int8")
     raw: dict[str, Any] = {"device": properties.name.decode(), "capability": [properties.major, properties.minor]}
     raw |= {"multiprocessors": properties.multiProcessorCount, "memory_bytes": properties.totalGlobalMem}
-    raw |= {"engine": here.library, "versions": here.versions(), "date": datetime.date.today().isoformat()}
+    raw |= {"engine": here.library, "versions": {**here.versions(), **versions()}, "date": datetime.date.today().isoformat()}
     rounds = []
     with ExitStack() as resources:
         bench = Bench(resources)

@@ -100,6 +100,10 @@ class GraphCalls(Calls):
     def cudaGraphLaunch(self, graphExec: Any, stream: Any) -> None:
         graph, item = self._executable(graphExec), self.sim.stream(stream)
         disturb(cudaError_t.cudaErrorStreamCaptureUnsupported, item.capture)
+        for memory in (each.memory for node in graph.nodes for each in (*node.work.reads, *node.work.writes)):
+            if memory.gone:
+                self.sim.remark(f"freed too early: the graph launched at {site()} uses {memory.name}, gone since {memory.gone}")
+            require(not memory.gone, cudaError_t.cudaErrorIllegalAddress)
         self.gpu.launch(graph, item, site())
 
     def cudaGraphDestroy(self, graph: Any) -> None:

@@ -152,12 +152,13 @@ class MemoryCalls(Calls):
     def _copy(self, target: Span, source: Span, kind: cudaMemcpyKind, on: Stream) -> Operation | None:
         """Enqueue a copy; None if it is captured.
 
-        Of memory that CUDA knows it takes the direction from the pointers, whatever ``kind`` says (seen on an H200); with
-        pageable memory ``kind`` must be right.
+        Of memory that CUDA knows it takes the direction from the pointers, whatever ``kind`` says (seen on an H200). With
+        pageable memory ``kind`` must be right, but for page-locked memory, which is the host's and the device's.
         """
         direction = cudaMemcpyKind(2 * (source.kind == "device") + (target.kind == "device"))
-        if "pageable" in (source.kind, target.kind):
-            require(kind in (cudaMemcpyKind.cudaMemcpyDefault, direction))
+        if "pageable" in (source.kind, target.kind) and kind != cudaMemcpyKind.cudaMemcpyDefault:
+            sides = ((source, int(kind) // 2), (target, int(kind) % 2))
+            require(0 <= kind < 4 and all(side.kind == "pinned" or where == (side.kind == "device") for side, where in sides))
         data = source.view
         if source.kind == "pageable" and on.capture is None:
             data = data.copy()  # staged before the call returns: the caller may reuse its memory at once
@@ -169,8 +170,7 @@ class MemoryCalls(Calls):
             rate = self.device.copy_rates[name, source.kind if name == "h2d" else target.kind]
         pieces = (Piece(name, self.device.copy_latency + round(nbytes / rate)),)
         if kind not in (cudaMemcpyKind.cudaMemcpyDefault, direction):
-            called = cudaMemcpyKind(kind).name
-            self.sim.remark(f"misnamed: the copy at {site()} is called {called} and is {direction.name}")
+            self.sim.remark(f"misnamed: the copy at {site()} is called {cudaMemcpyKind(kind).name} and is {direction.name}")
         what = ("the copy on the host", TO_DEVICE, "the copy to the host", "the copy on the device")[direction]
         run = partial(np.copyto, target.view, data)
         return self.gpu.enqueue(on, Work(unit, pieces, run, nbytes, what, site(), source.ranges, target.ranges))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +31,16 @@ class IExecutionContext(Ours):
 
     def __init__(self, engine: ICudaEngine) -> None:
         self.engine, self._space = engine, simulator().space
+        self._cells = Cells(f"the activations of the execution context made at {site()}")
         self.active_optimization_profile = 0
         self._shapes = self._fixed_shapes()
         self._addresses: dict[str, int] = {}
         self._consumed: int = 0
         self._initialised: Any = None
-        self._cells = Cells(f"the activations of the execution context made at {site()}")
         self._activations: dict[str, np.ndarray] = {}  # one set a context: two enqueues at a time would share it
 
     def __del__(self) -> None:
+        self._cells.gone = site()
         self._space.charge(-self.engine.device_memory_size_v2)
 
     def _fixed_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -133,9 +133,6 @@ class IExecutionContext(Ours):
         require(span.kind != "pageable", cudaError_t.cudaErrorIllegalAddress)
         return Span(span.kind, span.view.view(dtype).reshape(shape), span.ranges)
 
-    def _take(self, inputs: dict[str, np.ndarray]) -> None:
-        self._activations.update((name, view.copy()) for name, view in inputs.items())
-
     def _launch(self, stream: Stream) -> None:
         sim = simulator()
         sources, targets = (
@@ -145,13 +142,17 @@ class IExecutionContext(Ours):
         read, written = (tuple(each for span in spans.values() for each in span.ranges) for spans in (sources, targets))
         memory, what = (Range(self._cells, 0, 1),), ("the inference", site())
 
+        activations, engine = self._activations, self.engine  # not self: a graph does not keep its context
+
+        def take() -> None:
+            activations.update((name, view.copy()) for name, view in inputs.items())
+
         def compute() -> None:
-            for name, values in self.engine._run(self._activations).items():
+            for name, values in engine._run(activations).items():
                 outputs[name][:] = values
 
         batch = self.get_tensor_shape(next(iter(inputs)))[0]
         first, *rest = self.engine._kernels(batch, self.active_optimization_profile)
-        take = partial(self._take, inputs)
         consume = Work("compute", (first,), take, 0, *what, reads=read, writes=memory)
         sim.gpu.enqueue(stream, consume, launches=True)
         if self._consumed:

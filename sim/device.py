@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Device:
         return self.calls.get(name, self.call)
 
 
+parse_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads
 FOLDER = resources.files("sim").joinpath("devices")
 
 
@@ -77,7 +77,3 @@ def load(key: str) -> Device:
         postprocess_per_image=round(host["postprocess_us_per_image"] * 1000),
         **ns,  # all others are times under their own names
     )
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(text)

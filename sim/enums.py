@@ -148,15 +148,11 @@ FLAGS |= {"cudaHostAllocDefault": 0, "cudaHostAllocPortable": 1, "cudaHostAllocM
 class Handle(int):
     """An opaque handle: an integer with a type of its own, as cuda-python's handles convert to one."""
 
-    def getPtr(self) -> int:
-        return int(self)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {int(self):#x}>"
 
 
-KINDS = ("cudaStream_t", "cudaEvent_t", "cudaGraph_t", "cudaGraphExec_t", "cudaGraphNode_t")
-HANDLES = {name: type(name, (Handle,), {}) for name in KINDS}
+HANDLES = {n: type(n, (Handle,), {}) for n in map("cuda{}_t".format, ("Stream", "Event", "Graph", "GraphExec", "GraphNode"))}
 
 
 class DataType(Described):

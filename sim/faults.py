@@ -9,8 +9,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-LIMIT_S = 120
-NAMED = "ended with its name"
+LIMIT_S, NAMED = 120, "ended with its name"
 
 
 def report(arguments: list[str]) -> int:

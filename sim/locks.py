@@ -1,4 +1,4 @@
-"""A script's own locks and conditions in virtual time. (Those inside queues and futures order nothing by themselves.)"""
+"""A script's own locks, conditions and barriers in virtual time. (Those inside queues and futures order nothing themselves.)"""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from sim.sites import NOT_THE_SCRIPT
 from sim.threads import Hooks
 
+BARRIER = threading.Barrier.__init__.__code__  # it is a condition and a count: everybody's past goes to everybody
+
 
 def install(hooks: Hooks) -> None:
     """``threading``'s factories make these for a script from now on, until the hooks are removed."""
@@ -19,11 +21,11 @@ def install(hooks: Hooks) -> None:
         original = getattr(threading, name)
 
         def factory(*args: Any, original: Any = original, make: Any = make, **kwargs: Any) -> Any:
-            inside = sys._getframe(1).f_code.co_filename.startswith(NOT_THE_SCRIPT)
-            return (original if inside else make)(*args, **kwargs)
+            caller = sys._getframe(1).f_code
+            own = caller is BARRIER or not caller.co_filename.startswith(NOT_THE_SCRIPT)
+            return (make if own else original)(*args, **kwargs)
 
-        hooks.undo.callback(setattr, threading, name, original)
-        setattr(threading, name, factory)
+        hooks.put(threading, name, factory)
 
 
 class Lock(contextlib.AbstractContextManager):

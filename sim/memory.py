@@ -15,6 +15,7 @@ import numpy as np
 
 from sim.enums import CudaFailure, cudaError_t, require
 from sim.races import Cells, Range
+from sim.sites import site
 
 DEVICE_BASE, DEVICE_TOP = 0x700_0000_0000, 0xE00_0000_0000  # no operating system maps a process's memory here
 ALIGNMENT, FRESH, FREED = 512, 0xCD, 0xDD
@@ -64,22 +65,18 @@ class AddressSpace:
 
     def allocate(self, size: int, kind: str, site: str) -> int:
         """The address of new memory; CUDA's error where the device has no room for it."""
-        if kind == "device":
-            require(self.charge(size * self.scale), cudaError_t.cudaErrorMemoryAllocation)
-            try:
-                data = np.full(size, FRESH, np.uint8)
-            except MemoryError:  # the modelled GPU has more memory than this machine
-                self.charge(-size * self.scale)
-                raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
-            address = self._next
+        on_device = kind == "device"
+        require(self.charge(on_device * size * self.scale), cudaError_t.cudaErrorMemoryAllocation)
+        try:
+            block = np.full(size + ALIGNMENT * (not on_device), FRESH * on_device, np.uint8)
+        except MemoryError:  # the modelled GPU has more memory than this machine
+            self.charge(-on_device * size * self.scale)
+            raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
+        if on_device:
+            address, data = self._next, block
             self._next += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # a gap, so that overruns hit nothing
         else:
-            try:
-                block = np.zeros(size + ALIGNMENT, np.uint8)
-            except MemoryError:
-                raise CudaFailure(cudaError_t.cudaErrorMemoryAllocation) from None
-            shift = -block.ctypes.data % ALIGNMENT
-            data = block[shift : shift + size]
+            data = block[-block.ctypes.data % ALIGNMENT :][:size]
             address = data.ctypes.data
         return self._add(Allocation(address, size, kind, site, data))
 
@@ -118,7 +115,7 @@ class AddressSpace:
         allocation = self._by_address.get(address)
         if allocation is None or not allocation.live or allocation.kind != kind:
             raise CudaFailure(error)
-        allocation.live = False
+        allocation.live, allocation.cells.gone = False, site()
         if kind == "device":
             self.charged -= int(allocation.size * self.scale)
         return allocation

@@ -32,7 +32,6 @@ COLUMNS = [
     ("off by", "off_fastest", "{:+.1%}"),
 ]
 
-
 FOLLOWS = """\
 On the host of the calibration, stages 3, 4, 6 and 7 at batch 128 follow from what was timed: a copy, compute, their sum or the
 longer of the two. Everything else tests the model: the other stages, other batches, another host, another GPU."""

@@ -47,6 +47,7 @@ class Cells:
         self.name, self.address = name, address
         self.filled = ""  # the line that last copied into it from the host
         self.read = False  # by anything on the device
+        self.gone = ""  # the line that freed it
         self._starts, self._cells = [0], [Cell()]
 
     def _cut(self, at: int) -> int:

@@ -39,7 +39,7 @@ class Simulator:
         self.close = self.hooks.remove
         self.hooks.before_waiting = self.gpu.serve_the_host
         locks.install(self.hooks)
-        views.install(self.hooks.undo, self.space.is_page_locked, self._host_touches)
+        views.install(self.hooks.put, self.space.is_page_locked, self._host_touches)
         self._interpreter = Timetable()
         self.handles: dict[int, Stream | Event | Graph] = {}
         self.remarks: list[str] = []

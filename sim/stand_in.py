@@ -83,11 +83,11 @@ def _older_names() -> None:
     )
     trt.IBuilderConfig.set_preview_feature = lambda self, feature, enable: None
     engine.has_implicit_batch_dimension, engine.max_batch_size = False, 1
-    engine.num_bindings = property(lambda self: self.num_io_tensors)
+    engine.num_bindings = property(lambda self: self.num_io_tensors * self.num_optimization_profiles)
     engine.device_memory_size = property(lambda self: self.device_memory_size_v2)
     engine.__len__ = lambda self: self.num_io_tensors
     engine.__iter__ = lambda self: iter([self.get_tensor_name(index) for index in range(self.num_io_tensors)])
-    engine.get_binding_name = engine.get_tensor_name
+    engine.get_binding_name = _name
     engine.get_binding_index = lambda self, name: list(self).index(name)
     engine.binding_is_input = lambda self, binding: self.get_tensor_mode(_name(self, binding)) == TensorIOMode.INPUT
     engine.get_binding_shape = lambda self, binding: self.get_tensor_shape(_name(self, binding))
@@ -99,14 +99,17 @@ def _older_names() -> None:
     context.get_binding_shape = lambda self, binding: self.get_tensor_shape(_name(self.engine, binding))
     context.execute_async_v2 = _execute_async_v2
     synchronize: Any = vars(cudart)["cudaStreamSynchronize"]
+    make: Any = vars(cudart)["cudaGraphInstantiate"]  # for CUDA 11 a log's buffer and its size come after the graph
+    vars(cudart)["cudaGraphInstantiate"] = lambda graph, flags, *size: make(graph, 0 if size else flags) + (None,) * len(size)
     context.execute_v2 = lambda self, bindings: _execute_async_v2(self, bindings, 0) and not synchronize(0)[0]
 
 
 def _name(engine: Any, binding: int | str) -> str:
-    return binding if isinstance(binding, str) else engine.get_tensor_name(binding)
+    return binding if isinstance(binding, str) else engine.get_tensor_name(binding % engine.num_io_tensors)
 
 
 def _execute_async_v2(self: Any, bindings: Any, stream_handle: int, input_consumed: int = 0) -> bool:
-    for index, address in enumerate(bindings):
+    first = self.active_optimization_profile * self.engine.num_io_tensors  # each profile had bindings of its own
+    for index, address in enumerate(bindings[first : first + self.engine.num_io_tensors]):
         self.set_tensor_address(_name(self.engine, index), int(address))
     return self.execute_async_v3(stream_handle)

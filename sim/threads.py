@@ -1,48 +1,56 @@
 """Python's own synchronisation in virtual time: thread start and join, queues, futures, events, semaphores.
 
-While installed, waiting in one of these takes the waiter's clock to the moment at which the other thread let it go on,
-and a thread that waits is not waited for by others. Other primitives still work; they only carry no time.
+While installed, waiting in one of these, or asking one that says yes, takes the thread's clock to the moment at which the
+other let it go on; a thread that waits is not waited for by others. Other primitives still work; they only carry no time.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 
 from sim.clock import Clock, HostThread
 from sim.exchange import OPEN, Exchange
-from sim.order import join
+from sim.sites import NOT_THE_SCRIPT
 
 EXECUTORS = os.path.join("concurrent", "futures")
+POLLS = {"done", "is_set", "is_alive"}  # hooked where the script asks; the library asks for its own purposes
 
 
 class Hooks(Exchange):
-    """Replaces the methods of the standard primitives; ``remove`` puts the originals back.
-
-    A queue operation costs ``queue_ns`` of the interpreter's time.
-    """
+    """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
-        super().__init__(clock, wake_ns)
-        self.interpret, self.queue_ns = interpret, queue_ns
+        super().__init__(clock, interpret, queue_ns, wake_ns)
         self.undo = ExitStack()
         self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        semaphores = threading.Semaphore, threading.BoundedSemaphore  # the second has a release of its own
-        for owner in (threading.Thread, queue.Queue, Future, threading.Event, *semaphores, threading.Barrier):
+        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore, threading.BoundedSemaphore):
             prefix = f"_{owner.__name__.lower()}_"
             for hook in [name for name in dir(self) if name.startswith(prefix)]:
                 self._replace(owner, hook[len(prefix) :], getattr(self, hook))
-        self.undo.callback(setattr, queue, "SimpleQueue", queue.SimpleQueue)
-        queue.SimpleQueue = queue.Queue  # type: ignore[misc, assignment]  # executors keep their work in one; it is C
+        self.put(queue, "SimpleQueue", queue.Queue)  # executors keep their work in one; it is C
+        self.put(futures, "wait", functools.partial(self._wait, futures.wait))
+        self.put(futures, "as_completed", functools.partial(self._as_completed, futures.as_completed))
+
+    def put(self, library: Any, name: str, new: Any) -> None:
+        """A library's name means ``new`` from now on; so does what the script's modules have imported of it already."""
+        original = getattr(library, name)
+        known = [(module, getattr(module, "__dict__", {})) for module in [*sys.modules.values()]]
+        script = [each for each in known if not (each[1].get("__file__") or "<").startswith(NOT_THE_SCRIPT)]
+        bound = [(module, key) for module, names in script for key, value in [*names.items()] if value is original]
+        for owner, key in [(library, name), *bound]:
+            self.undo.callback(setattr, owner, key, original)
+            setattr(owner, key, new)
 
     def _replace(self, owner: type, name: str, hook: Callable[..., Any]) -> None:
         original = getattr(owner, name)
@@ -52,6 +60,7 @@ class Hooks(Exchange):
             # Not our business: threads older than the script, Thread.start's own Event, progress bars, which sleep on one.
             ident = threading.get_ident()
             outside = ident in self._outsiders or (owner is threading.Event and ident not in self.clock.threads)
+            outside |= name in POLLS and sys._getframe(1).f_code.co_filename.startswith(NOT_THE_SCRIPT)
             if outside or getattr(self._starting, "now", False):
                 return original(primitive, *args, **kwargs)
             return hook(original, primitive, *args, **kwargs)
@@ -84,17 +93,16 @@ class Hooks(Exchange):
         me = self.clock.thread()
         self.clock.pause(me)
         original(thread, timeout)
-        ended = vars(thread).get("_virtual_end")
-        if thread.is_alive() or ended is None:
-            self.clock.resume(me)
-        else:
-            self.clock.resume(me, ended.now)
-            me.learn(ended.order)
+        ended = None if thread.is_alive() else vars(thread).get("_virtual_end")
+        self.clock.resume(me, ended.now if ended else 0)
+        me.learn(ended.order if ended else {})
 
-    def _interpret_queue(self) -> None:
-        if self.queue_ns:
-            with self.clock.turn() as thread:
-                self.interpret(thread, self.queue_ns)
+    def _thread_is_alive(self, original: Any, thread: threading.Thread) -> bool:
+        with self.clock.turn() as me:
+            ended = vars(thread).get("_virtual_end")
+            me.now = max(me.now, ended.now) if ended else me.now + self.wake_ns
+            me.learn(ended.order if ended else {})
+            return not ended and original(thread)
 
     # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
 
@@ -155,54 +163,3 @@ class Hooks(Exchange):
                 self.give(semaphore, "permits", thread)
 
     _boundedsemaphore_release = _semaphore_release
-
-    # -- a barrier gives everybody's past to everybody
-
-    def _barrier_wait(self, original: Any, barrier: Any, timeout: float | None = None) -> int:
-        with self.clock.turn() as thread:
-            arrived, rounds = self.side(barrier, "arrivals").given, self.side(barrier, "rounds")
-            arrived.append((thread.now, thread.order))
-            index = len(arrived) - 1
-            if index + 1 < barrier.parties:
-                if not self.take(barrier, "rounds", lambda _: bool(rounds.given), True, timeout):
-                    raise threading.BrokenBarrierError
-                return index
-            thread.learn(join(order for _, order in arrived))
-            arrived.clear()
-            while rounds.waiting:
-                self.give(barrier, "rounds", thread)
-        return index
-
-    # -- what is opened stays open for everybody
-
-    def _open(self, primitive: Any, opening: Callable[[], Any], is_open: Callable[[], bool] = bool) -> Any:
-        """Do ``opening``, noting when if it is the first; let all who wait go on. They know of all that have opened it."""
-        with self.clock.turn() as thread:
-            patience = self.side(primitive, OPEN)
-            first = not (is_open() and patience.given)
-            at, order = (thread.now, thread.order) if first else patience.given[0]
-            earlier = [order for _, order in patience.given]
-            patience.given = deque([(at, join([order, thread.order, *earlier]))])
-            result = opening()
-            self._serve(patience, OPEN)
-        return result
-
-    def _event_set(self, original: Any, event: threading.Event) -> None:
-        self._open(event, lambda: original(event), event.is_set)
-
-    def _event_wait(self, original: Any, event: threading.Event, timeout: float | None = None) -> bool:
-        return self.take(event, OPEN, lambda _: event.is_set(), True, timeout)
-
-    def _future_set_result(self, original: Any, future: Future, *args: Any, **kwargs: Any) -> None:
-        self._interpret_queue()
-        self._open(future, lambda: original(future, *args, **kwargs), future.done)
-
-    _future_set_exception = _future_set_result
-
-    def _future_result(self, original: Any, future: Future, timeout: float | None = None) -> Any:
-        self._interpret_queue()
-        return self._future_exception(original, future, timeout)
-
-    def _future_exception(self, original: Any, future: Future, timeout: float | None = None) -> Any:
-        self.take(future, OPEN, lambda _: future.done(), True, timeout)
-        return original(future, 0 if timeout is not None else None)

@@ -5,7 +5,6 @@ What NumPy's functions, operators, indexing and methods touch is seen; a pointer
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -86,8 +85,8 @@ def touch(values: Iterable[Any], write: bool) -> None:
             Seen.note(*byte_bounds(value), write)
 
 
-def install(undo: contextlib.ExitStack, is_page_locked: Callable[[int], bool], note: Note) -> None:
-    """From now on NumPy's views of page-locked memory are seen; ``undo`` ends that."""
+def install(put: Callable[[Any, str, Any], None], is_page_locked: Callable[[int], bool], note: Note) -> None:
+    """From now on NumPy's views of page-locked memory are seen. ``put``: see ``Hooks``."""
 
     def seeing(original: Callable[..., Any]) -> Callable[..., Any]:
         def view(*args: Any, **kwargs: Any) -> Any:
@@ -110,11 +109,8 @@ def install(undo: contextlib.ExitStack, is_page_locked: Callable[[int], bool], n
 
         return made_of
 
-    undo.callback(setattr, Seen, "note", Seen.note)
-    Seen.note = staticmethod(note)  # type: ignore[assignment]
+    put(Seen, "note", staticmethod(note))
     for owner, name in ((np, "frombuffer"), (np.ctypeslib, "as_array")):
-        undo.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, seeing(getattr(owner, name)))
+        put(owner, name, seeing(getattr(owner, name)))
     for name in ("array", "asarray", "ascontiguousarray"):
-        undo.callback(setattr, np, name, getattr(np, name))
-        setattr(np, name, reading(getattr(np, name)))
+        put(np, name, reading(getattr(np, name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import textwrap
 
@@ -162,6 +163,72 @@ THREADS = """
     give_back(memory=[device_input, device_output], arrays=[host_input, host_output], streams=[one])
 """
 
+POLLS = """
+    import sys, threading
+    from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+    from queue import Empty, Queue, SimpleQueue
+    sys.path.insert(0, sys.argv[2])
+    from pipeline import *
+
+    host_output, device_output, one = page_locked(OUTPUT), device(OUTPUT), stream()
+
+    def round_of(way):
+        lock, ready, event, permits = threading.Lock(), threading.Condition(), threading.Event(), threading.Semaphore(0)
+        items, said = Queue(), SimpleQueue()
+        lock.acquire()
+
+        def read():
+            host_output.sum()
+            items.put(1), said.put(1), event.set(), lock.release(), permits.release()
+            with ready:
+                ready.notify()
+
+        def later():  # sees the reader's future done, and learns nothing from that
+            while future._state != "FINISHED":
+                pass
+
+        def got(queue):
+            try:
+                return queue.get_nowait()
+            except Empty:
+                return False
+
+        with ThreadPoolExecutor(2) as pool:
+            copy_out(host_output, device_output, one)
+            call(cudart.cudaStreamSynchronize(one))
+            future = thread = None
+            ready.acquire()
+            if way in ("done", "wait", "as_completed"):
+                future = pool.submit(read)
+                both = [future, *([pool.submit(later)] if way == "wait" else [])]
+            else:
+                thread = threading.Thread(target=read)
+                thread.start()
+            while way == "condition" and not ready.wait(0.01):
+                pass
+            ready.release()
+            asks = {
+                "done": lambda: future.done(),
+                "wait": lambda: not wait(both, 0).not_done,
+                "as_completed": lambda: [*as_completed(both)],
+                "is_alive": lambda: not thread.is_alive(),
+                "get_nowait": lambda: got(items),
+                "SimpleQueue": lambda: got(said),
+                "is_set": event.is_set,
+                "acquire": lambda: lock.acquire(blocking=False),
+                "semaphore": lambda: permits.acquire(blocking=False),
+            }
+            while way in asks and not asks[way]():
+                pass
+            copy_out(host_output, device_output, one)
+            call(cudart.cudaStreamSynchronize(one))
+            thread is None or thread.join()
+
+    for way in sys.argv[3].split(","):
+        round_of(way)
+    give_back(memory=[device_output], arrays=[host_output], streams=[one])
+"""
+
 
 def run_text(checkout, tmp_path, text, *arguments):
     script = tmp_path / "script.py"
@@ -181,6 +248,100 @@ def test_a_script_for_tensorrt_8_and_cuda_python_11_runs(checkout, tmp_path):
 def test_locks_conditions_and_barriers_order_threads(checkout, tmp_path):
     done = run_text(checkout, tmp_path, THREADS, checkout.tiny, ROOT / "tests" / "published_mistakes")
     assert done.returncode == 0 and "race" not in done.stderr, done.stderr
+
+
+def test_who_asks_and_hears_yes_comes_after_what_was_done_before(checkout, tmp_path):
+    ways = "done,wait,as_completed,is_alive,get_nowait,SimpleQueue,is_set,acquire,semaphore,condition"
+    done = run_text(checkout, tmp_path, POLLS, checkout.tiny, ROOT / "tests" / "published_mistakes", ways)
+    assert done.returncode == 0 and "race" not in done.stderr, done.stderr
+
+
+def test_who_does_not_ask_races(checkout, tmp_path):
+    done = run_text(checkout, tmp_path, POLLS, checkout.tiny, ROOT / "tests" / "published_mistakes", "nothing")
+    assert done.returncode == 1 and "race: nothing orders the write of host_output" in done.stderr, done.stderr
+
+
+PROFILES = """
+    import sys
+    import numpy as np
+    import tensorrt as trt
+    from common import LIMIT
+    from cuda import cudart
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network, config = builder.create_network(1), builder.create_builder_config()
+    assert trt.OnnxParser(network, logger).parse(open(sys.argv[1], "rb").read())
+    for _ in range(2):
+        profile = builder.create_optimization_profile()
+        profile.set_shape("images", (1, 3, 32, 32), (2, 3, 32, 32), (LIMIT, 3, 32, 32))
+        config.add_optimization_profile(profile)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(network, config))
+    context, stream = engine.create_execution_context(), cudart.cudaStreamCreate()[1]
+    context.set_optimization_profile_async(1, stream)
+    assert engine.num_bindings == 4 and engine.binding_is_input(2) and context.set_binding_shape(2, (2, 3, 32, 32))
+    output = np.empty(context.get_binding_shape(3), np.float32)
+    bindings = [0, 0, cudart.cudaMalloc(2 * 3 * 32 * 32 * 4)[1], cudart.cudaMalloc(output.nbytes)[1]]
+    cudart.cudaMemset(bindings[2], 0, 2 * 3 * 32 * 32 * 4)
+    assert context.execute_async_v2(bindings, stream)
+    cudart.cudaStreamBeginCapture(stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
+    assert context.execute_async_v2(bindings, stream)
+    graph = cudart.cudaStreamEndCapture(stream)[1]
+    _, executable, _ = cudart.cudaGraphInstantiate(graph, b"", 0)
+    cudart.cudaGraphLaunch(executable, stream)
+    cudart.cudaStreamSynchronize(stream)
+    page_locked = cudart.cudaMallocHost(output.nbytes)[1]
+    cudart.cudaMemcpy(page_locked, bindings[3], output.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+    cudart.cudaMemcpy(output, page_locked, output.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+    print(float(np.abs(output).sum()))
+"""
+
+
+def test_bindings_of_profiles_graphs_of_cuda_11_and_a_module_called_common(checkout, tmp_path):
+    (tmp_path / "common.py").write_text("LIMIT = 4\n")
+    done = run_text(checkout, tmp_path, PROFILES, checkout.folder / "tiny.onnx")
+    assert done.returncode == 0 and float(done.stdout) == 0.0 and "ignored" not in done.stderr, done.stderr
+
+
+GRAPH = """
+    import sys
+    sys.path.insert(0, sys.argv[2])
+    from pipeline import *
+
+    host_input, host_output, one = page_locked(INPUT), page_locked(OUTPUT), stream()
+    device_input, device_output = device(INPUT), device(OUTPUT)
+    context = load()
+    bind(context, device_input, device_output)
+    copy_in(device_input, host_input, one)
+    assert context.execute_async_v3(one)
+    call(cudart.cudaStreamSynchronize(one))
+    call(cudart.cudaStreamBeginCapture(one, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    assert context.execute_async_v3(one)
+    graph = call(cudart.cudaStreamEndCapture(one))
+    executable = call(cudart.cudaGraphInstantiate(graph, 0))
+    call(cudart.cudaGraphDestroy(graph))
+    {between}
+    error, = cudart.cudaGraphLaunch(executable, one)
+    copy_out(host_output, device_output, one)
+    call(cudart.cudaStreamSynchronize(one))
+    print(error.name, host_output.any())
+"""
+
+
+@pytest.mark.parametrize(
+    "between, what",
+    [
+        ("del context", r"the activations of the execution context made at pipeline.py:\d+ from script.py:8"),
+        ("call(cudart.cudaFree(device_input))", r"24,576 bytes of device memory \(pipeline.py:\d+ from script.py:7\)"),
+        ("pass", None),
+    ],
+)
+def test_a_graph_does_not_keep_what_it_uses(checkout, tmp_path, between, what):
+    text = textwrap.dedent(GRAPH).format(between=between)
+    done = run_text(checkout, tmp_path, text, checkout.tiny, ROOT / "tests" / "published_mistakes")
+    sentence = f"freed too early: the graph launched at script.py:19 uses {what}, gone since script.py:18"
+    assert done.stdout.split()[0] == ("cudaErrorIllegalAddress" if what else "cudaSuccess"), done.stderr
+    assert re.search(sentence, done.stderr) if what else "freed too early" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

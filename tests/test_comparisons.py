@@ -17,7 +17,7 @@ from common import backend
 from common.images import DEVIATION, MEAN
 from common.record import Record, Window
 from export import models
-from peers import compare_engines, contenders, loops, pytorch
+from peers import compare_engines, contenders, loops, pytorch, rows
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -47,6 +47,22 @@ def engines(checkout, tmp_path_factory):
     second = checkout.run(*command)
     assert second.returncode == 0, second.stdout + second.stderr
     return folder / "out", first, times
+
+
+def test_what_differs_in_the_copies_has_a_table_and_a_picture_of_its_own(tmp_path):
+    """Also where it comes from two commands, one after the other."""
+    pytest.importorskip("matplotlib")
+    facts = {"model": "m", "weights_name": "random", "engine": "ONNX Runtime CPU", "precision": "fp32"}
+    facts |= {"device": "CPU", "host": "here", "version": "1", "min_ms": 1.0, "median_ms": 2.0, "images_per_s": 500.0}
+    (tmp_path / "rows").mkdir()
+    for transfers, batch in (("in", 1), ("in", 8), ("out", 1)):
+        path = tmp_path / "rows" / f"{transfers}-{batch}.json"
+        path.write_text(json.dumps({**facts, "transfers": transfers, "batch": batch}))
+    rows.report(tmp_path)
+    titles = [line for line in (tmp_path / "engines.md").read_text().splitlines() if line.startswith("## ")]
+    assert titles == [f"## m (weights: random), transfers {where} the time, ms a batch" for where in ("in", "out of")]
+    pictures = [(tmp_path / name).read_text() for name in ("m-rates.svg", "m-rates-2.svg")]
+    assert "m, batch 8" in pictures[0] and "m, batch 1, transfers out" in pictures[1]
 
 
 @pytest.mark.slow

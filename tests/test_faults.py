@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, real_runtime
+from tests.conftest import ROOT, real_runtime, stage_scripts
 
 STAGE = "6_multi_threads.py"
 PYTHON = os.environ.get("PYTHON", sys.executable)
@@ -169,6 +170,24 @@ def test_what_swallows_an_interrupt_and_what_hangs_are_ended(checkout):
     hangs += "        signal.raise_signal(signal.SIGTERM)\n    finally:\n        time.sleep(60)\nprogram.run(main)"
     done = checkout.run("-c", hangs, timeout=30)
     assert done.returncode == 130 and "interrupted" in done.stderr
+
+
+PROGRAMS = [["0_build.py"], *([name] for name in stage_scripts()), ["scripts/compare.py"], ["-m", "sim"]]
+for room in ("export", "harness", "peers", "sim", "scripts"):
+    for path in sorted((ROOT / room).glob("[a-z]*.py")):
+        if "__main__" in path.read_text(encoding="utf-8"):
+            PROGRAMS.append(["-m", f"{room}.{path.stem}"])
+IMPORTED = "import os, signal, time\nos.kill(os.getpid(), int(os.environ['SIGNAL']))\ntime.sleep(60)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[-1])
+def test_an_interrupt_during_the_imports_of_any_program(checkout, tmp_path, program, number):
+    """It comes while NumPy is imported."""
+    (tmp_path / "numpy.py").write_text(IMPORTED)
+    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path), "SIGNAL": str(int(number))}
+    done = checkout.run(*program, env=surroundings, timeout=30)
+    assert done.returncode == 130 and re.fullmatch(r"\w+: interrupted\n", done.stdout + done.stderr), done.stderr
 
 
 @pytest.mark.gpu

@@ -130,8 +130,7 @@ def test_capture_on_the_first_enqueue_fails_as_published(stage):
 
 
 SHORT = ("--no-verify", "--batches", "4", "--measure", "1")
-NOT_RAISED = ("cudaFreeHost", "cudaRuntimeGetVersion", "cudaDriverGetVersion")
-"""Called when the last view of the memory goes, where nothing can be raised; or for the record, which can do without."""
+NOT_RAISED = "cudaFreeHost"  # called when the last view of the memory goes, where nothing can be raised
 IN_A_CAPTURE = (
     *("cudaStreamBeginCapture", "cudaMemcpyAsync", "cudaStreamEndCapture"),
     *("cudaGraphInstantiate", "cudaGraphDestroy", "cudaGraphUpload"),
@@ -162,7 +161,7 @@ def test_a_failing_call_ends_a_stage_by_its_name_or_costs_it_the_graph(stage, mo
             captured += 1
         elif f"not captured, so compute by itself was timed with its launches: {call} failed" in said:
             assert code == 0 and call in IN_A_CAPTURE, (number, call, said)
-        elif call not in NOT_RAISED:
+        elif call != NOT_RAISED:
             assert code == 3 and f"{call} failed: cudaErrorIllegalAddress" in said, (number, call, code, said)
         if not call.startswith(("cudaFree", "cudaStreamDestroy", "cudaEventDestroy", "cudaGraph")):
             assert not backend.current().leaks(), (number, call, backend.current().leaks())

@@ -133,6 +133,18 @@ def test_a_record_keeps_what_has_its_form(tmp_path):
     assert record.windows == [Window(per_batch_ms=1.0)]
 
 
+def test_figures_of_another_form_cost_a_record_what_follows_from_them(tmp_path, real_traces):
+    """An incomplete set of parts; a host that is no text; a clock that stood still."""
+    write(tmp_path, "1_x", parts_ms={"h2d": 1.0, "compute": 1.0, "d2h": 0.1, "postprocess": 0.1})
+    write(tmp_path, "2_x", parts_ms={"compute": 1.0}, host={"processor": [3]}, windows=[Window(2.0, gpu={"sm_mhz": 1})])
+    write(tmp_path, "3_x", profiled={"wall_ms": 0.0, "events_ms": 1.0})
+    shutil.copy(real_traces["serial"], tmp_path / "3_x.sqlite")
+    found = Comparison(tmp_path)
+    found.write()
+    assert [row.limit_ms for row in found.rows[:2]] == [1.0, None] and found.rows[2].clocks
+    assert "host has another form" in " ".join(found.rows[1].notes)
+
+
 # -- profile_all
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue  # before any simulator starts, as test_names_… wants it
+from threading import Lock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -275,6 +280,42 @@ def test_events_and_semaphores_carry_time(kind):
     primitive.set() if kind == "event" else primitive.release()
     thread.join()
     assert seen == [4 * MS]
+
+
+def test_who_asks_until_a_future_is_done_is_as_late_as_it():
+    sim = start()
+    sim.hooks.wake_ns = 1000
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: put(sim, stream(sim), "compute", 7 * MS) and now(sim))
+        while not future.done():
+            pass
+        assert 7 * MS <= sim.clock.thread().now <= 7 * MS + 3000
+
+
+def test_names_that_the_script_has_imported_before_it_starts():
+    """They order threads as those do that it imports later; and afterwards they mean what they did."""
+    earlier = SimpleQueue, Lock
+    sim, replies, lock = start(), SimpleQueue(), Lock()
+    address = cudart.cudaMallocHost(64)[1]
+    array = np.frombuffer((ctypes.c_byte * 64).from_address(address), np.uint8)
+
+    def read():
+        array.sum()
+        replies.put(1)
+
+    def read_under_the_lock():
+        with lock:
+            replies.put(1)
+            array.sum()
+
+    for reading in (read, read_under_the_lock):
+        threading.Thread(target=reading).start()
+        replies.get()
+        with lock if reading is read_under_the_lock else contextlib.nullcontext():
+            array[:] = 1
+    assert sim.gpu.races.found() == []
+    sim.close()
+    assert (SimpleQueue, Lock) == earlier
 
 
 def test_threads_take_turns_in_virtual_time():

@@ -20,7 +20,7 @@ from random import Random
 
 from tests.fuzz.place import Place
 
-KINDS = ("cuda", "tensorrt", "pictures", "models", "files", "options")
+KINDS = ("cuda", "tensorrt", "pictures", "models", "files", "options", "folders")
 MARKS = ("<!-- counts -->\n", "<!-- end -->")
 
 

@@ -48,28 +48,33 @@ class Place:
                 prepare(made)
             return made
 
-        said, cudart.failing, code = io.StringIO(), None, 0
-        argv = [str(ROOT / script), "--backend", "simulated", *arguments]
+        cudart.failing = None
         with (
-            mock.patch.object(sys, "argv", argv),
             mock.patch.object(backend, "_current", None),
             mock.patch.object(simulators, "start", start),
             mock.patch.object(source, "FOLDER", self.folder / "models"),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
         ):
-            try:
-                runpy.run_path(argv[0], run_name="__main__")
-            except SystemExit as end:
-                code = int(end.code or 0)
+            code, said = program(str(ROOT / script), "--backend", "simulated", *arguments)
             self.simulator = simulators.simulator()
             gc.collect()  # an exception and its frames are a cycle
             self.leaks = self.simulator.leaks()
         self.simulator.close()
-        return code, " ".join(said.getvalue().split())
+        return code, said
 
     def stage(self, script: str, *arguments: str, **options) -> tuple[int, str]:
         return self.run(script, "--plan", str(self.plan), *SMALL, *arguments, **options)
+
+
+def program(name: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and all that was said, on one line, by a script or a module that runs here as a program."""
+    said, code, run = io.StringIO(), 0, runpy.run_path if name.endswith(".py") else runpy.run_module
+    argv = mock.patch.object(sys, "argv", [name, *arguments])
+    with argv, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            run(name, run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, " ".join(said.getvalue().split())
 
 
 def refused(code: int, said: str, *codes: int) -> str:
