@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import importlib
 import json
+import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -119,9 +120,13 @@ def test_the_builder_has_stopped_when_an_interrupt_is_raised():
         time.sleep(0.5)  # it does not stop at once
         stopped.set()
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
     threading.Timer(0.3, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
-        building.wait(work)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            building.wait(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.is_set()
 
 
