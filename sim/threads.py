@@ -81,6 +81,7 @@ class Hooks(Exchange):
             self._starting.now = False
 
     def _run(self, thread: threading.Thread, virtual: HostThread, run: Any) -> None:
+        self._outsiders.discard(threading.get_ident())  # the system may have given it the number of one that has ended
         with self.clock.lock:
             running = self.clock.threads.pop(-virtual.index, None)
             (self.clock.born if running is None else self.clock.threads)[threading.get_ident()] = virtual

@@ -318,6 +318,31 @@ def test_names_that_the_script_has_imported_before_it_starts():
     assert (SimpleQueue, Lock) == earlier
 
 
+def test_a_thread_is_the_scripts_whosever_number_it_has():
+    """The system gives a new thread the number of one that was there before the simulator and has ended since."""
+    ended = threading.Event()
+    before = threading.Thread(target=ended.wait)
+    before.start()
+    sim, number, numbers = start(), before.ident, []
+    ended.set()
+    before.join()
+    array = np.frombuffer((ctypes.c_byte * 64).from_address(cudart.cudaMallocHost(64)[1]), np.uint8)
+    for _ in range(100):
+        replies = SimpleQueue()
+
+        def read(replies=replies):
+            numbers.append(threading.get_ident())
+            array.sum()
+            replies.put(1)
+
+        threading.Thread(target=read).start()
+        replies.get()
+        array[:] = 1
+    if number not in numbers:
+        pytest.skip("this system gave no number twice")
+    assert sim.gpu.races.found() == []
+
+
 def test_threads_take_turns_in_virtual_time():
     """However the operating system schedules them, calls are made in the order of the threads' clocks."""
     for _ in range(5):
