@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,9 +63,14 @@ def compare(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> D
             float(np.abs(b[np.isfinite(b)], dtype=np.float32).max(initial=0)) if b.dtype.kind == "f" else 0.0 for _, b in pairs
         )
         found.append((max(distance(a, b) for a, b in pairs), scale))
-    if outputs[0].dtype.kind == "f" and outputs[0].ndim == 2:
+    if is_classes(outputs[0]):
         same = float(np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(outputs, reference)]).mean())
     return Difference(*max(found, key=lambda each: each[0] / (each[1] or 1)), same)
+
+
+def is_classes(outputs: np.ndarray) -> bool:
+    """Whether a batch's outputs are a score for each class: N×C floats."""
+    return outputs.dtype.kind == "f" and outputs.ndim == 2
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -77,15 +82,26 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Difference:
-    """``compare``, raising ``WrongOutputs`` with the first wrong batch where the outputs are not the reference's."""
-    for index, pair in enumerate(zip(outputs, reference)):
-        difference = compare(*([side] for side in pair))
+    """``compare``, raising ``WrongOutputs`` with the first wrong batch where the outputs are not the reference's.
+
+    Nearly always they are the same to the bit, which is seen in a tenth of the time that a difference takes.
+    """
+    found = []
+    for index, (own, right) in enumerate(zip(outputs, reference)):
+        if np.array_equal(own, right):
+            found.append(Difference(0.0, 0.0, 1.0 if is_classes(own) else None))
+            continue
+        difference = compare([own], [right])
         if not difference.largest <= TOLERANCE * difference.scale:
             off = f"by {difference.largest:.3g} (largest value {difference.scale:.3g})"
             off += "" if difference.same_top1 is None else f", top-1 the same on {difference.same_top1:.0%}"
             off += ". No timing is reported."
             raise WrongOutputs(f"wrong outputs: batch {index} differs from the serial run of the same plan {off}")
-    return compare(outputs, reference)
+        found.append(difference)
+    worst = max(found, key=lambda each: each.largest / (each.scale or 1))
+    if worst.same_top1 is None:
+        return worst
+    return replace(worst, same_top1=float(np.average([each.same_top1 for each in found], weights=[*map(len, outputs)])))
 
 
 def as_taken_by(engine: Engine, batch: np.ndarray) -> np.ndarray:

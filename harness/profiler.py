@@ -12,7 +12,6 @@ from pathlib import Path
 
 from common.console import out
 from common.errors import ENVIRONMENT
-from common.host import Gpu
 from common.plans import ROOT
 from common.record import Record
 from common.trace import TraceError, read
@@ -29,7 +28,6 @@ class Profiler:
     def __init__(self, options: argparse.Namespace, backend: str, nsys: Nsys | None) -> None:
         self.options, self.nsys, self.simulated = options, nsys, backend == "simulated"
         self.repeats = 1 if self.simulated else options.repeats
-        self.gpu = None if self.simulated else Gpu()  # while it is held, the driver need not set the GPU up for each process
         self.runs: dict[Path, list[Record]] = {}
         self.problems: list[str] = []
         self.failed = 0  # the first exit code that was not 0
