@@ -14,6 +14,7 @@ import os
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,7 @@ def row(record: Record, analysis: Analysis | None) -> Row:
     if told:
         images = sum(each.images_per_s * each.window_ms / 1e3 for each in told)
         found.energy_j_per_1000 = sum(each.energy_j for each in told) / images * 1e3
+    found.capped_mhz = capped_mhz(record)
     parts = record.parts_ms or {name: getattr(analysis, f"{name}_ms") for name in PARTS if analysis is not None}
     found.parts_ms = None
     if parts.keys() >= set(PARTS):
@@ -174,6 +176,13 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         found.profiled_per_batch_ms = analysis.per_batch_ms
         found.clocks = {**record.profiled, "nvtx_ms": analysis.per_batch_ms} if record.profiled else None
     return found
+
+
+def capped_mhz(record: Record) -> float | None:
+    """The SM clock in MHz, the median of the windows in which the power cap held it down; None where those are not most."""
+    capped = [each.gpu for each in record.windows if each.gpu and "power cap" in (each.gpu.get("throttled") or ())]
+    clocks = [gpu["sm_mhz"] for gpu in capped if isinstance(gpu.get("sm_mhz"), (int, float))]
+    return median(clocks) if len(clocks) > len(record.windows) / 2 else None
 
 
 def waits_ms(record: Record, analysis: Analysis | None, limit_ms: float) -> float:

@@ -36,8 +36,18 @@ def below(rows: list[Row], host: str = "") -> list[str]:
         if aside:
             time = f"{row.per_batch_ms:.3f} ms a batch" + (f", {row.images_per_s:,.0f} images/s" if row.images_per_s else "")
             found.append(f"{row.stage} (a side branch: hold it against {parent}): {time}")
-        found += [f"{row.stage}: {note}" for note in row.notes]
+    noted: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            noted.setdefault(note, []).append(row.stage)
+    found += [f"{together(stages)}: {note}" for note, stages in noted.items()]
     return [*found, *filter(None, [host]), advice(rows)]
+
+
+def together(stages: list[str]) -> str:
+    """One stage by its name; several by their numbers."""
+    numbers = [stage.split("_")[0] for stage in stages]
+    return stages[0] if len(stages) == 1 else f"stages {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def print_rows(run: Conditions, rows: list[Row], host: str, order: str = SHORT) -> None:

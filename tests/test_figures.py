@@ -12,7 +12,7 @@ import pytest
 
 from common.record import Record, Window
 from common.trace import read
-from harness import advice, compare, profiler
+from harness import advice, compare, profiler, tables
 from harness.analysis import Analysis, analyse, limiter
 from harness.rows import Row
 
@@ -341,3 +341,18 @@ def test_all_windows_are_told():
     found = compare.row(Record.of([Record(stage="x", windows=windows[:2]), Record(stage="x", windows=windows[2:])]), None)
     assert found.per_batch_ms == 3.0
     assert (found.fastest_ms, found.lower_quartile_ms, found.upper_quartile_ms, found.slowest_ms) == (1.0, 2.0, 4.0, 5.0)
+
+
+def test_the_power_cap_is_told_where_it_held_most_windows_down():
+    held, free = ({"sm_mhz": mhz, "throttled": names} for mhz, names in ((1830, ["power cap"]), (1980, [])))
+    for gpus, mhz in (([held, held, free], 1830), ([held, free, free], None), ([None, None, held], None)):
+        windows = [Window(1.0, 1.0, 1.0, gpu=gpu) for gpu in gpus]
+        found = compare.row(Record(stage="7_x", per_batch_ms=1.0, windows=windows, outputs_match=True), None)
+        assert found.capped_mhz == mhz
+        assert ("down to 1,830 MHz" in advice.advice([replace(found, speedup_vs_baseline=1.0)])) == (mhz is not None)
+
+
+def test_what_several_stages_note_is_said_once():
+    rows = [Row(stage=f"{number}_x", speedup_vs_baseline=1.0, outputs_match=True, notes=["so"]) for number in (4, 5, 10)]
+    rows[1].notes.append("and so")
+    assert tables.below(rows)[1:3] == ["stages 4, 5 and 10: so", "5_x: and so"]
