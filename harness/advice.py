@@ -92,13 +92,18 @@ def becomes(parts: dict[str, float], **changed: float | None) -> str:
 
 
 def in_bytes(stage: Row, rows: list[Row], nbytes: int) -> str:
-    """``becomes`` of a copy of bytes instead of values of ``nbytes``; with an INT8 engine as well, where one was measured."""
+    """``becomes`` of a copy of bytes instead of values of ``nbytes``; with an INT8 engine as well, where one was measured.
+
+    Stage 10 sends three bytes a pixel to an INT8 engine, and four to others (``export/bytes_in.py``)."""
     if not stage.parts_ms:
         return ""
-    said, int8 = becomes(stage.parts_ms, h2d=stage.parts_ms["h2d"] / nbytes), fastest("int8", stage, rows)
-    if int8 is None or stage.precision == "int8":
+    three, int8 = stage.parts_ms["h2d"] / nbytes, fastest("int8", stage, rows)
+    if stage.precision == "int8":
+        return becomes(stage.parts_ms, h2d=three)
+    said = becomes(stage.parts_ms, h2d=three * 4 / 3)
+    if int8 is None:
         return said
-    ms = max({**stage.parts_ms, "h2d": stage.parts_ms["h2d"] / nbytes, "compute": int8}.values())
+    ms = max({**stage.parts_ms, "h2d": three, "compute": int8}.values())
     return f"{said}; with INT8 {ms:.3g}, {less(max(stage.parts_ms.values()), ms)}"
 
 
