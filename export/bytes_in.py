@@ -65,9 +65,11 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     first, *others = [node for node in graph.node if images.name in node.input]
     floats, weight = end(images), weights.get(first.input[1]) if first.op_type == "Conv" else None
     if others or weight is None or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
+        readers = ", ".join(f"{node.op_type} {node.name}".rstrip() for node in (first, *others))
         raise UsageFault(
-            f"--input bytes: {source} takes {floats}, and the normalisation can be folded where FP32 images N×3×H×W go into "
-            "one convolution and nowhere else. Leave the option out, or let the file take bytes itself: it is built as it is."
+            f"--input bytes: {source} takes {floats}, which is read by {readers}, and the normalisation can be folded where "
+            "FP32 images N×3×H×W go into one convolution and nowhere else. Leave the option out, or let the file take bytes "
+            "itself: it is built as it is."
         )
     own, bias = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
     if len(first.input) > 2:
