@@ -16,6 +16,7 @@ It follows stage 7 and not 8, because one context holds the activations once, an
 When it does not: where compute was the limit already. And where the normalisation is not folded: see the last line.
 
     python 10_uint8_input.py
+    python 0_build.py --int8 --input bytes --calibration-images photos/
     python 10_uint8_input.py --precision int8
 
 Measured: 1.45 → 1.43 ms a batch (reports/h200-trt8.6-batch128-bytes), where FP16 is at the GPU's power limit; 0.82 in INT8,

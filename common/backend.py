@@ -69,6 +69,15 @@ class Backend:
         """The races found so far, a sentence each (simulated backend); None where nobody looks for them."""
         return None if self.simulator is None else self.simulator.gpu.races.found()
 
+    def stands_in(self, precision: str) -> list[str]:
+        """What a modelled time in ``precision`` does not know (simulated backend)."""
+        if self.simulator is None or precision != "int8":
+            return []
+        rates = self.simulator.device.arithmetic_rates
+        if rates["int8"] != rates["fp16"]:
+            return []
+        return [f"{self.device} has no rate for INT8, and is charged FP16's: what INT8 gains in compute is not to be seen here"]
+
     def leaks(self) -> list[str]:
         """What was not given back (simulated backend), with the line that made it."""
         if self.simulator is None:

@@ -129,7 +129,8 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
         err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
         code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
         if code != 0:
-            raise EnvironmentFault(f"the build ended with exit code {code}; see above.")
+            by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if precision == "int8" else ""
+            raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
     return shown
 
 

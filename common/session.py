@@ -179,6 +179,7 @@ def describe(session: Session, stage: str, size: options.Size, reference: Refere
     record.stage, record.plan, record.precision = stage, os.path.relpath(session.engine.plan, ROOT), session.precision
     record.batches, record.time_base, record.notes = len(session.batches), here.time_base, session.notes
     record.input = str(session.batches[0].dtype)
+    session.notes += here.stands_in(session.precision)
     if session.measured < SHORT * session.depth:
         session.notes.append(f"a short window: {session.measured} batches, with up to {session.depth} on their way at once")
     if difference is not None and reference is not None:

@@ -251,11 +251,13 @@ def test_the_int8_plan_of_bytes_runs_in_stage_10(checkout, photographs, tmp_path
     asked = ("10_uint8_input.py", *SIMULATED, *CHEAP, "--precision", "int8", "--no-verify")
     if not (checkout.plans / "resnet18-int8-int8.simulated.plan").exists():
         done = checkout.run(*asked)
-        assert done.returncode == 3 and "--calibration-images" in done.stderr, "nobody calibrates with noise"
+        assert done.returncode == 3 and "--layout nchw --calibration-images DIR" in done.stderr, "nobody calibrates with noise"
     done = checkout.run("0_build.py", *SIMULATED, "--int8", "--input", "bytes", "--calibration-images", photographs)
     assert done.returncode == 0, done.stderr
     record = record_of(checkout, tmp_path, "--precision", "int8", "--images", photographs)
     assert record["precision"] == "int8" and record["outputs_match"] is True and record["fp32_top1_agreement"] == 1
+    assert any("no rate for INT8" in note for note in record["notes"]), "else INT8 seems to gain nothing"
+    assert not any("no rate" in note for note in record_of(checkout, tmp_path)["notes"]), "FP16's was measured"
 
 
 # -- what the simulator charges
