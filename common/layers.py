@@ -61,14 +61,14 @@ def tensors(text: str) -> list[dict[str, Any]]:
 
 
 def require_precision(found: Counter[str], precision: str, plan: Path) -> None:
-    """Raise where most layers do not work in ``precision``: a build may have quietly chosen another.
+    """Raise where more layers work in another precision than in ``precision``: a build may have quietly chosen another.
 
     An inspector that does not tell (a plan built without detailed profiling verbosity, or a TensorRT whose words this does
     not know) proves nothing either way, and that is said.
     """
     if not found:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
-    elif found.most_common(1)[0][0] != precision:
+    elif found[precision] < max(found.values()):
         counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
         mend = f"Build one: python 0_build.py --{precision}"
         raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

@@ -8,6 +8,8 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
@@ -15,6 +17,7 @@ import pytest
 
 from common import layers
 from common.building import Building, take_timings
+from common.errors import EnvironmentFault
 from tests.conftest import SIMULATED
 
 TINY = ("--onnx-file", "tiny.onnx", "--profile", "1,8,16")
@@ -195,6 +198,13 @@ def test_a_builder_s_log_tells_the_layers():
     new, old = layers.logged(NEW_LOG), layers.logged(OLD_LOG)
     assert layers.names(new) == ["__mye1061_0_myl0_0", "/conv1/Conv + /relu/Relu"] and layers.precisions(new) == {"int8": 1}
     assert layers.names(old)[1:] == ["/conv1/Conv + /relu/Relu", "/fc/Gemm"] and layers.precisions(old) == {"fp16": 2}
+
+
+def test_the_order_of_layers_decides_no_precision():
+    for found in (["int8", "fp32", "fp32", "int8"], ["fp32", "int8", "int8", "fp32"]):
+        layers.require_precision(Counter(found), "int8", Path("x.plan"))
+        with pytest.raises(EnvironmentFault, match="is not a fp16 engine"):
+            layers.require_precision(Counter(found), "fp16", Path("x.plan"))
 
 
 def test_the_builder_s_log_is_kept(simulator):
