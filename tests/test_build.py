@@ -200,6 +200,15 @@ def test_a_builder_s_log_tells_the_layers():
     assert layers.names(old)[1:] == ["/conv1/Conv + /relu/Relu", "/fc/Gemm"] and layers.precisions(old) == {"fp16": 2}
 
 
+def test_a_network_works_in_the_precision_of_its_weights():
+    """RTX's builder makes such layers of a quantized model of two convolutions whose pictures are turned and scaled before."""
+    moved = [{"LayerType": "kgen", "Constants": [SCALES], "Outputs": FLOAT}] * 3
+    product = {"LayerType": "gemm", "Constants": [{"Dimensions": [8, 10], "Datatype": "Float"}]}
+    convolutions = [{"LayerType": "correlation", "Constants": [WEIGHTS, SCALES], "Outputs": FLOAT}] * 2
+    assert layers.precisions([*moved, product, *convolutions]) == {"fp32": 1, "int8": 2}
+    assert layers.precisions([*moved, "a name"]) == {"fp32": 3}
+
+
 def test_the_order_of_layers_decides_no_precision():
     for found in (["int8", "fp32", "fp32", "int8"], ["fp32", "int8", "int8", "fp32"]):
         layers.require_precision(Counter(found), "int8", Path("x.plan"))
