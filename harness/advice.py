@@ -16,16 +16,19 @@ NBYTES = {"float32": 4, "float16": 2}  # of what could be sent as bytes instead
 def remedy(stage: Row, rows: list[Row]) -> str:
     """What to try next for one stage, given the others of its run, and what that can bring."""
     what, percent, parts = stage.limiter, min(stage.percent_of_limit or 0, 100), stage.parts_ms or {}
-    pageable = (stage.h2d_gb_s or 0) < PINNED_SHARE * max(row.h2d_gb_s or 0 for row in rows)
-    pinned, half = (fastest(part, stage, rows) for part in ("h2d", "fp16"))
+    pinned, returned, half = (fastest(part, stage, rows) for part in ("h2d", "d2h", "fp16"))
+    if traced := max(row.h2d_gb_s or 0 for row in rows):
+        pageable = (stage.h2d_gb_s or 0) < PINNED_SHARE * traced
+    else:
+        pageable = PINNED_SHARE * parts.get("h2d", 0) > (pinned or 0)
     if what == "serialized":
         if stage.allocations:
             done = f"{stage.allocations:.0f} allocations and frees a batch stand between the batches"
             return f"{done}: allocate once (stage 2{at_best(stage, sum(parts.values()))})"
         if pageable:
             slow = "the input is copied from pageable memory, slowly and with the host waiting"
-            saved = parts["h2d"] - pinned if parts and pinned else 0
-            return f"{slow}: page-lock it (stage 3{at_best(stage, stage.per_batch_ms - saved)})"
+            turns = sum({**parts, "h2d": pinned, "d2h": returned}.values()) if pinned and returned else None
+            return f"{slow}: page-lock it (stage 3{at_best(stage, turns)})"
         if (stage.library_allocations or 0) >= 1:
             cause = "as it does whenever the profile or the shape changes"
             return f"TensorRT allocates inside the submission, {cause}: keep a context for each, or sort the batches by size"
@@ -40,7 +43,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         cause = "the kernels of one graph have gaps between them although nothing is left to launch"
         return f"{cause}: see in the timeline what runs beside them"
     if what == "launch":
-        graph = f"capture them into a CUDA graph (stage 7{at_best(stage, stage.limit_ms)})"
+        graph = f"capture each context's into a CUDA graph (stage 7{at_best(stage, stage.limit_ms)})"
         return f"the GPU waits for single launches: {graph}, or use larger batches"
     if what == "postprocess":
         gone = becomes(parts, postprocess=0.0)
@@ -69,10 +72,10 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 
 
 def fastest(part: str, stage: Row, rows: list[Row]) -> float | None:
-    """The shortest input copy (``h2d``) of the rows with batches like the stage's, or the shortest compute in a precision."""
+    """The shortest of a part of the rows with batches like the stage's, or the shortest compute in a precision."""
     alike = [(row, row.parts_ms) for row in rows if row.parts_ms and row.images == stage.images]
-    if part == "h2d":
-        return min((parts["h2d"] for row, parts in alike if row.input == stage.input), default=None)
+    if part in PARTS:
+        return min((parts[part] for row, parts in alike if row.input == stage.input), default=None)
     return min((parts["compute"] for row, parts in alike if row.precision == part), default=None)
 
 
