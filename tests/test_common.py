@@ -333,6 +333,9 @@ def test_differences_are_of_the_whole_and_name_the_batch():
     with pytest.raises(WrongOutputs, match=r"batch 1 differs .* by 0\.5 .*top-1 the same on 100%"):
         verify.check([one, one], [one, other])
     assert verify.compare([np.full((1, 4), np.nan)], [one[:1]]).largest == float("inf")
+    near = np.array([[1.0, 1.001]], np.float32), np.array([[1.001, 1.0]], np.float32)
+    found = verify.check([one[:3], near[0]], [one[:3], near[1]])
+    assert found.same_top1 == 0.75 and found.largest == pytest.approx(0.001, rel=1e-3)
 
 
 # -- options

@@ -282,6 +282,15 @@ def test_events_and_semaphores_carry_time(kind):
     assert seen == [4 * MS]
 
 
+def test_that_an_executor_asks_for_an_idle_thread_takes_no_time():
+    sim = start()
+    sim.hooks.wake_ns = 1000
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            pool.submit(int)
+            assert sim.clock.thread().now == 0
+
+
 def test_who_asks_until_a_future_is_done_is_as_late_as_it():
     sim = start()
     sim.hooks.wake_ns = 1000
