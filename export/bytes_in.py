@@ -1,9 +1,9 @@
-"""A network that takes a picture's bytes instead of normalised floats: a quarter of what goes over the link.
+"""A network that takes a picture's bytes instead of normalised floats: a third of what goes over the link, or a quarter.
 
 The network wants x = (byte / 255 − MEAN) / DEVIATION. Its first convolution is linear, so its weights can take the
 multiplication in, and its bias the subtraction, and nothing is left to compute. But for the border: the convolution pads with
 zeros, and a zero stands for the mean before the change, for black after it. A frame of black around every photograph moves
-ResNet-18's logits by 6 % of the largest. Two ways out:
+ResNet-18's logits by 6 to 8 % of the largest. Two ways out:
 
 uint8    a fourth plane, 255 in every pixel, whose weights carry the mean. Padding is 0 there too, so that the padded border is
          the mean again, exactly. A byte more a pixel costs the link less than the kernels notice; a subtraction in front of the
