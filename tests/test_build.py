@@ -180,6 +180,12 @@ def test_a_layer_works_in_the_precision_of_its_weights(layer, precision):
     assert layers.layer_precision(layer) == precision
 
 
+def test_an_engine_is_of_the_precision_of_most_layers():
+    layers.require_precision(Counter(fp16=21, fp32=2), "fp16", Path("x.plan"))
+    with pytest.raises(EnvironmentFault, match="its layers work in 21 fp32, 2 fp16"):
+        layers.require_precision(Counter(fp16=2, fp32=21), "fp16", Path("x.plan"))
+
+
 NEW_LOG = """Layers:
 Name: __mye1061_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata:
 Name: conv_myl0_1, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [-1,3,32,32], Datatype: Int8, Format: (a) b }], \

@@ -112,10 +112,11 @@ def test_a_frame_of_black_would_be_wrong(files, photographs, reference, tmp_path
     assert difference(tmp_path / "black.onnx", images, reference) > 0.03
 
 
-def test_what_is_folded_is_held_to_the_floats(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(bytes_in, "MEAN", MEAN + 1 / 255)
-    with pytest.raises(EnvironmentFault, match="the uint8 file is wrong"):
-        bytes_in.bytes_in(files["fp32"], tmp_path, "uint8", "nchw")
+@pytest.mark.parametrize("kind, off", [("uint8", 1 / 255), ("int8", 0.2)])
+def test_what_is_folded_is_held_to_the_floats(files, tmp_path, monkeypatch, kind, off):
+    monkeypatch.setattr(bytes_in, "MEAN", MEAN + off)
+    with pytest.raises(EnvironmentFault, match=f"the {kind} file is wrong"):
+        bytes_in.bytes_in(files["fp32"], tmp_path, kind, "nchw")
     assert not list(tmp_path.iterdir())
 
 
