@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import backend
-from common.images import DEVIATION, MEAN
 from common.record import Record, Window
 from export import models
-from peers import compare_engines, contenders, loops, pytorch, rows
+from peers import compare_engines, contenders, pytorch, rows
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -242,12 +241,6 @@ def test_a_loop_s_windows_come_from_five_processes(monkeypatch, tmp_path):
     assert said[:3] == [(name, 1) for name in names] and said[3:] == [(name, 2) for name in names[::2]] * 4
     assert len(Record.read(tmp_path / "peers" / "graphs-3-slots.json").windows) == 9
     assert [path.stem for path in (tmp_path / "peers").iterdir()].count("eager-fp32") == 0
-
-
-def test_pixels_are_the_images_rounded():
-    pictures = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
-    normalised = (pictures / np.float32(255) - MEAN[:, None, None]) / DEVIATION[:, None, None]
-    assert (loops.as_pixels(normalised) == pictures).all()
 
 
 @pytest.mark.slow
