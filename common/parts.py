@@ -16,7 +16,7 @@ from common.cuda import CaptureError, Event, Graph, Stream
 from common.engine import Context, Engine
 
 if TYPE_CHECKING:
-    from common.session import Session
+    from common.run import Session
 
 PARTS = {"h2d": "copy in", "compute": "compute", "d2h": "copy out", "postprocess": "post-processing"}
 ROUNDS = 5

@@ -26,9 +26,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 STRIP = 256  # rows of a picture that are converted at a time
 
 
-def load_photograph(path: Path, height: int, width: int | None = None) -> np.ndarray:
-    """One photograph, 3×height×width FP32, normalised as for ImageNet (width: as the height)."""
-    return converted(load_pixels(path, height, width or height), np.float32)
+def load_photograph(path: Path, side: int) -> np.ndarray:
+    """One photograph, 3×side×side FP32, normalised as for ImageNet."""
+    return converted(load_pixels(path, side, side), np.float32)
 
 
 def load_pixels(path: Path, height: int, width: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from common.timeline import TITLES, timeline
 from common.verify import Reference
 
 if TYPE_CHECKING:
-    from common.session import Session
+    from common.run import Session
 
 FAR = 0.2  # share of the largest logit by which no rounding moves a logit
 UNEVEN = 1.1
