@@ -74,16 +74,11 @@ def images(session: Session) -> int:
     return sum(map(len, session.names[: session.distinct]))
 
 
-def rows(session: Session) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Of each image its name, and its row of each output."""
-    for names, outputs in zip(session.names[: session.distinct], session.outputs):
-        yield from zip(names, zip(*unpacked(outputs)))
-
-
 def printed(sessions: Iterator[Session], likeliest: int) -> Iterator[Session]:
     """Passes on what it gets, and prints each image's ``likeliest`` classes."""
     for session in sessions:
-        for name, (logits, *_) in rows(session):
+        batches = zip(session.names[: session.distinct], session.outputs)
+        for name, logits in (image for batch in batches for image in zip(*batch)):
             out.print(f"\n{name}", markup=False)
             for number, probability in top(logits, likeliest):
                 out.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
