@@ -92,27 +92,24 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     for node in reversed(nodes):
         graph.node.insert(0, node)
     read = {name for node in graph.node for name in node.input}
-    kept = [weight for weight in graph.initializer if weight.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    shape = [folded.shape[1], *floats.shape[2:]]
-    shape = shape if layout == "nchw" else [*shape[1:], shape[0]]
+    for unread in [each for each in graph.initializer if each.name not in read]:
+        graph.initializer.remove(unread)
+    plane, channels = floats.shape[2:], folded.shape[1]
+    shape = [*plane, channels] if layout == "nhwc" else [channels, *plane]
     batch = images.type.tensor_type.shape.dim[0].dim_param or max(floats.shape[0], 1)
     images.CopyFrom(helper.make_tensor_value_info(images.name, getattr(onnx.TensorProto, kind.upper()), [batch, *shape]))
 
 
 def start_at_input(graph: Any) -> None:
-    """In a quantized ``graph`` whose images are dequantized int8: nothing is quantized again before the first convolution."""
+    """In a quantized ``graph`` whose images are dequantized int8: nothing quantizes them again."""
     made_by = {output: node for node in graph.node for output in node.output}
-    first = next(node for node in graph.node if node.op_type == "Conv")
-    dequantize = made_by[first.input[0]]
-    quantize = made_by.get(dequantize.input[0])
-    if quantize is None:
-        return
-    before = made_by.get(quantize.input[0])
-    if before is not None and before.op_type == "Transpose":
-        before = made_by.get(before.input[0])
-    if before is not None and before.op_type == "DequantizeLinear" and before.input[0] == graph.input[0].name:
-        first.input[0] = quantize.input[0]
-        graph.node.remove(quantize)
-        graph.node.remove(dequantize)
+    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        before = made_by.get(quantize.input[0])
+        if before is not None and before.op_type == "Transpose":
+            before = made_by.get(before.input[0])
+        if before is not None and before.op_type == "DequantizeLinear" and before.input[0] == graph.input[0].name:
+            for dequantize in [node for node in graph.node if quantize.output[0] in node.input]:
+                for node in graph.node:
+                    node.input[:] = [quantize.input[0] if name == dequantize.output[0] else name for name in node.input]
+                graph.node.remove(dequantize)
+            graph.node.remove(quantize)

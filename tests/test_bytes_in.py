@@ -208,6 +208,16 @@ def test_quantization_starts_at_the_input(files, photographs, reference, layout)
     assert difference(path, pictures(photographs, f"int8 {layout}"), reference) < 0.1
 
 
+def test_a_model_without_a_convolution_is_quantized_too(photographs, tmp_path):
+    images, logits = (helper.make_tensor_value_info(*end) for end in (("images", 1, ["n", 3, 8, 8]), ("y", 1, ["n", 5])))
+    nodes = helper.make_node("Flatten", ["images"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(192, 5)).astype("f4"), "w")
+    graph = helper.make_graph(nodes, "g", [images], [logits], [weight])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "x.onnx"))
+    made = load(str(quantize.calibrated(tmp_path / "x.onnx", photographs, 2, "entropy", 1))).graph
+    assert [node.op_type for node in made.node].count("DequantizeLinear") == 2
+
+
 def test_int8_of_bytes_is_no_farther_off_than_int8_of_floats(int8, files, photographs, reference):
     floats = quantize.calibrated(files["fp32"], photographs, 128, "entropy", 1)
     of_floats = difference(floats, pictures(photographs, "f4 nchw"), reference)
