@@ -31,9 +31,7 @@ def check_asked(engine: Engine, chosen: Namespace) -> None:
     if chosen.top:
         raise UsageFault(f"--top is for classifiers, and {given}.")
     if chosen.predictions and chosen.predictions.suffix != ".npy":
-        raise UsageFault(
-            f"--predictions {chosen.predictions}: classes are for classifiers, and {given}: name it .npy for these."
-        )
+        raise UsageFault(f"--predictions {chosen.predictions}: classes are for classifiers, and {given}: name it .npy.")
 
 
 def answer(measured: Session, feed: Feed, infer: Infer) -> None:

@@ -29,9 +29,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument("--measure", **number, help=measured)
     run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
     run.add_argument("--seed", type=natural, default=10088, help="seed of the synthetic images (default: %(default)s)")
-    run.add_argument(
-        "--images", type=Path, metavar="DIR", help="a photograph, or a folder of them, instead of synthetic images"
-    )
+    run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them instead of synthetic images")
     answers = "of all images: .csv: image, class, probability; .npy: the outputs themselves, and a .npy.txt with the names"
     write.add_argument("--predictions", type=Path, metavar="PATH", help=answers)
     write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")

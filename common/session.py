@@ -14,7 +14,7 @@ import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from itertools import cycle
+from itertools import cycle, islice
 from math import ceil, lcm
 from pathlib import Path
 from statistics import median
@@ -124,11 +124,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         if count > MOST:
             raise UsageFault(f"{count:,} batches are too many: each one's outputs are kept, so at most {MOST:,}.")
         if count <= measured:
-            raise UsageFault(
-                f"--measure {measured} leaves no batch to warm up with: --batches must be at least {measured + 1}."
-            )
-        batches = [feed.batches[index % len(feed.batches)] for index in range(count)]
-        names = [feed.names[index % len(feed.names)] for index in range(count)]
+            raise UsageFault(f"--measure {measured} leaves none to warm up with: --batches must be at least {measured + 1}.")
+        batches, names = list(islice(cycle(feed.batches), count)), list(islice(cycle(feed.names), count))
         session = Session(engine, batches, names, chosen, measured, instruments)
         with undisturbed() as core_us:
             infer(session)
@@ -147,10 +144,9 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
             if not chosen.no_verify:
                 reference = reference or Reference(session)
             records.append(describe(session, stage, size, reference))
-            if races and chosen.json:
-                untimed = Record(backend=here.name, device=here.device, engine=here.library, stage=stage, races=len(races))
-                untimed.write(chosen.json)
             if races:
+                if chosen.json:  # untimed
+                    Record(here.name, here.device, here.library, stage=stage, races=len(races)).write(chosen.json)
                 raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
     just_in_time.keep(engine.runtime_config, plan)
     record = Record.of(records)

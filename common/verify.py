@@ -59,9 +59,8 @@ def compare(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> D
     """Largest difference and top-1 agreement of batches of outputs with as many of a reference."""
     found, same = [], None
     for pairs in zip(*(zip(unpacked(a), unpacked(b)) for a, b in zip(outputs, reference))):  # of one output, all batches
-        scale = max(
-            float(np.abs(b[np.isfinite(b)], dtype=np.float32).max(initial=0)) if b.dtype.kind == "f" else 0.0 for _, b in pairs
-        )
+        floats = [b[np.isfinite(b)] for _, b in pairs if b.dtype.kind == "f"]
+        scale = max((float(np.abs(b, dtype=np.float32).max(initial=0)) for b in floats), default=0.0)
         found.append((max(distance(a, b) for a, b in pairs), scale))
     if are_scores(outputs[0].shape, outputs[0].dtype):
         same = float(np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(outputs, reference)]).mean())

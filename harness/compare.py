@@ -224,9 +224,7 @@ def main() -> None:
     for problem in found.problems:
         err.print(f"compare: {printable(problem)}", style="yellow", markup=False)
     if not found.rows:
-        raise EnvironmentFault(
-            f"no trace and no record in {found.directory} can be compared: run scripts/profile_all.sh first."
-        )
+        raise EnvironmentFault(f"no trace or record in {found.directory} can be compared: run scripts/profile_all.sh first.")
     found.report(options.figures, options.perfetto, tables.ALL if options.wide else tables.SHORT)
 
 

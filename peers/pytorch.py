@@ -44,9 +44,7 @@ def table(stages: list[Record], peers: list[Record]) -> str:
     """Every loop beside the fastest stage that is sent the same, in Markdown, and how much longer the best loops take."""
     best = {sent(stage): stage for stage in sorted(stages, key=lambda stage: -stage.per_batch_ms)}
     fastest, several = min(stages, key=lambda stage: stage.per_batch_ms), len(best) > 1
-    lines = [
-        line(f"`{stage.stage}`, the fastest stage" + f" sent {kind}" * several, stage, stage) for kind, stage in best.items()
-    ]
+    lines = [line(f"`{one.stage}`, the fastest stage" + f" sent {kind}" * several, one, one) for kind, one in best.items()]
     lines += [line(peer.stage, peer, best.get(sent(peer), fastest)) for peer in peers]
     said = []
     for kind, stage in best.items():
