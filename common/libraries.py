@@ -29,12 +29,11 @@ class Library:
     capabilities: tuple[str, ...] = ("",)
 
 
+RTX = ("7.5", "8.", "12.")
 LEAN = ("tensorrt_lean", "tensorrt_lean_bindings"), "tensorrt-lean-cu12-bindings==10.* tensorrt-lean-cu12-libs==10.*"
 LIBRARIES = (
     Library("tensorrt", "TensorRT", ("tensorrt",), "tensorrt", ".plan", ".vc.plan"),
-    Library(
-        "rtx", "TensorRT for RTX", ("tensorrt_rtx",), "tensorrt-rtx-cu12", ".rtx.plan", "", True, True, ("7.5", "8.", "12.")
-    ),
+    Library("rtx", "TensorRT for RTX", ("tensorrt_rtx",), "tensorrt-rtx-cu12", ".rtx.plan", without_gpu=True, capabilities=RTX),
     Library("tensorrt", "TensorRT lean runtime", *LEAN, ".vc.plan", builds=False),
 )
 """The real ones, in the order in which ``auto`` tries them."""

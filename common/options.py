@@ -1,4 +1,4 @@
-"""The options that every stage takes, and the one place where their meaning is checked."""
+"""The options that every stage takes, those of a plan that is built, and the one place where their meaning is checked."""
 
 from __future__ import annotations
 

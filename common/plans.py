@@ -19,11 +19,11 @@ from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
 from common.files import check_writable, read_json, sha256
+from common.program import ROOT
 
 if TYPE_CHECKING:
     from common.engine import Engine
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
 COMPATIBLE = "--version-compatible"
 LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have

@@ -63,7 +63,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         return f"bound by copies from pageable memory: page-lock it (stage 3{becomes(parts, h2d=pinned)})"
     if what == "h2d":
         cause, fewer = f"bound by the input copy at {percent:.0f} % of its limit", "compressed images, decoded on the GPU"
-        if nbytes := NBYTES.get(stage.input or "float32"):
+        if nbytes := NBYTES.get(stage.input):
             fewer = f"uint8 (stage 10{in_bytes(stage, rows, nbytes)}) or {fewer}"
         return f"{cause}: send fewer bytes, {fewer}; neither a faster engine nor another schedule helps"
     if what == "d2h":

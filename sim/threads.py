@@ -26,7 +26,8 @@ POLLS = {"done", "is_set", "is_alive"}  # hooked where the script asks; the libr
 
 
 class Hooks(Exchange):
-    """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
+    """Replaces the methods of the standard primitives; ``remove`` puts the originals back. A hook is found by its name, here or
+    in ``Exchange``: ``_future_result`` takes the place of ``Future.result``, and gets that as ``original``."""
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
         super().__init__(clock, interpret, queue_ns, wake_ns)

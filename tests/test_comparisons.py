@@ -193,7 +193,7 @@ def test_peers_are_ratios_to_the_fastest_stage():
 
 
 def test_a_loop_is_held_against_the_fastest_stage_that_is_sent_the_same():
-    stages = [("7_cuda_graph", 1.4, "float32"), ("10_uint8_input", 1.0, "uint8"), ("6_multi_threads", 1.5, None)]
+    stages = [("7_cuda_graph", 1.4, "float32"), ("10_uint8_input", 1.0, "uint8"), ("6_multi_threads", 1.5, "float32")]
     loops = [("floats", 2.8, "float32"), ("bytes", 1.5, "uint8"), ("more bytes", 1.7, "uint8")]
     both = ([Record(stage=name, per_batch_ms=ms, input=sent) for name, ms, sent in each] for each in (stages, loops))
     text = pytorch.table(*both)
