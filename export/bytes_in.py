@@ -58,7 +58,7 @@ def bytes_in(source: Path, folder: Path, kind: str, layout: str) -> Path:
 
 def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     """Let ``model`` (an ``onnx.ModelProto`` from ``source``, images N×3×H×W FP32) take bytes: N×4×H×W uint8 or N×3×H×W int8, in
-    ``layout``."""
+    ``layout``. What values are new in it are called "folded …", which no exporter calls anything."""
     onnx, graph = needs("onnx", "folding a normalisation"), model.graph
     helper, as_array, as_tensor = onnx.helper, onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
     images, weights = graph.input[0], {weight.name: weight for weight in graph.initializer}
@@ -79,13 +79,14 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     folded = own * scale[:, None, None]
     if kind == "uint8":
         folded = np.concatenate([folded, shift.sum(axis=1, keepdims=True) / 255], axis=1)
-        nodes = [helper.make_node("Cast", [images.name], ["bytes"], "bytes", to=onnx.TensorProto.FLOAT)]
+        nodes = [helper.make_node("Cast", [images.name], ["folded bytes"], "bytes", to=onnx.TensorProto.FLOAT)]
     else:
         bias = bias + shift.sum(axis=(1, 2, 3))
-        graph.initializer.extend([as_tensor(np.float32(1), "one"), as_tensor(np.int8(0), "nought")])
-        nodes = [helper.make_node("DequantizeLinear", [images.name, "one", "nought"], ["bytes"], "bytes")]
+        scale_and_zero = {"folded scale": np.float32(1), "folded zero": np.int8(0)}
+        graph.initializer.extend(as_tensor(value, name) for name, value in scale_and_zero.items())
+        nodes = [helper.make_node("DequantizeLinear", [images.name, *scale_and_zero], ["folded bytes"], "bytes")]
     if layout == "nhwc":
-        nodes.append(helper.make_node("Transpose", ["bytes"], ["planes"], "planes", perm=[0, 3, 1, 2]))
+        nodes.append(helper.make_node("Transpose", ["folded bytes"], ["folded planes"], "planes", perm=[0, 3, 1, 2]))
     for name, values in (("folded weight", folded), ("folded bias", bias)):
         graph.initializer.append(as_tensor(values.astype(np.float32), name))
     first.input[:] = [nodes[-1].output[0], "folded weight", "folded bias"]

@@ -63,7 +63,7 @@ class Comparison:
             if trace.whole_graphs:
                 self.problems.append(f"{name}: {WHOLE_GRAPHS}")
         runs = sorted(records.values(), key=lambda run: ladder_order(run.stage))
-        sizes = {run.stage: sum({**shared(run), **shared(other)} == shared(run) for other in runs) for run in runs}
+        sizes = {run.stage: sum(shared(other).items() <= shared(run).items() for other in runs) for run in runs}
         model = records.get(wanted or "") or max(runs, key=lambda run: sizes[run.stage], default=Record())
         for run in [run for run in runs if not alike(model, run)]:
             self.problems.append(f"{run.stage} is left out: {conditions(run)}; the table is of {conditions(model)}")
@@ -71,7 +71,7 @@ class Comparison:
             runs.remove(run)
         self.rows = [row(run, analyses.get(run.stage)) for run in runs]
         relate(self.rows)
-        self.run = Conditions(**{each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
+        self.run = Conditions(**{each.name: agreed([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
         windows = [window for run in runs for window in run.windows if run.backend != "simulated"]
         self.host = beside(windows, next((run.host.get("processor") for run in runs if run.host), None)) if windows else ""
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
@@ -117,7 +117,7 @@ class Comparison:
             write_text(self.directory / f"timeline_{name}.svg", svg.document(pair))
 
 
-def common(values: list[Any]) -> Any:
+def agreed(values: list[Any]) -> Any:
     """The one value that all stages share, or the list of those that occur."""
     found = [value for index, value in enumerate(values) if value is not None and value not in values[:index]]
     return found[0] if len(found) == 1 else found or None

@@ -159,6 +159,15 @@ def test_a_convolution_without_a_bias_gets_one(checkout, tmp_path):
         assert len(next(node for node in load(str(made)).graph.node if node.op_type == "Conv").input) == 3
 
 
+def test_names_in_the_model_are_in_nobody_s_way(checkout, tmp_path):
+    model = load(str(checkout.folder / "tiny.onnx"))
+    names = ("bytes", "planes", "one", "nought", "scale", "weight")
+    model.graph.initializer.extend(numpy_helper.from_array(np.ones(1, "f4"), name) for name in names)
+    save(model, str(tmp_path / "own.onnx"))
+    for each in ONCE:
+        assert bytes_in.bytes_in(tmp_path / "own.onnx", tmp_path, *each.split()).exists()
+
+
 def test_a_fixed_batch_stays(checkout, tmp_path):
     model = load(str(checkout.folder / "tiny.onnx"))
     for each in (*model.graph.input, *model.graph.output):
