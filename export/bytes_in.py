@@ -62,21 +62,20 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     onnx, graph = needs("onnx", "folding a normalisation"), model.graph
     helper, as_array, as_tensor = onnx.helper, onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
     images, weights = graph.input[0], {weight.name: weight for weight in graph.initializer}
-    first, *others = [node for node in graph.node if images.name in node.input]
-    floats, weight = end(images), weights.get(first.input[1]) if first.op_type == "Conv" else None
-    if others or weight is None or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
-        readers = ", ".join(f"{node.op_type} {node.name}".rstrip() for node in (first, *others))
+    floats, readers = end(images), [node for node in graph.node if images.name in node.input]
+    first: Any = readers[0] if [node.op_type for node in readers] == ["Conv"] else None
+    own: list[Any] = [weights.get(name) for name in first.input[1:] if name] if first else [None]  # weight, and a bias perhaps
+    if None in own or floats.dtype != "FLOAT" or not floats.shape[1] == own[0].dims[1] == 3:
+        named = ", ".join(f"{node.op_type} {node.name}".rstrip() for node in readers) or "nothing"
         raise UsageFault(
-            f"--input bytes: {source} takes {floats}, which is read by {readers}, and the normalisation can be folded where "
+            f"--input bytes: {source} takes {floats}, which is read by {named}, and the normalisation can be folded where "
             "FP32 images N×3×H×W go into one convolution and nowhere else. Leave the option out, or let the file take bytes "
             "itself: it is built as it is."
         )
-    own, bias = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
-    if len(first.input) > 2:
-        bias = as_array(weights[first.input[2]]).astype(np.float64)
+    weight, bias, *_ = *(as_array(each).astype(np.float64) for each in own), np.zeros(own[0].dims[0])
     scale, zero = 1 / (255 * DEVIATION.astype(np.float64)), {"uint8": 0, "int8": 128}[kind]
-    shift = own * (zero * scale - MEAN / DEVIATION)[:, None, None]  # of what a sent 0 stands for
-    folded = own * scale[:, None, None]
+    shift = weight * (zero * scale - MEAN / DEVIATION)[:, None, None]  # of what a sent 0 stands for
+    folded = weight * scale[:, None, None]
     if kind == "uint8":
         folded = np.concatenate([folded, shift.sum(axis=1, keepdims=True) / 255], axis=1)
         nodes = [helper.make_node("Cast", [images.name], ["folded bytes"], "bytes", to=onnx.TensorProto.FLOAT)]

@@ -57,7 +57,8 @@ def exported(model: Any, size: int) -> Any:
 
 
 def load(path: Path) -> Any:
-    """The ``onnx.ModelProto`` of a file, with its external data; raises ``EnvironmentFault`` where it is none to build from."""
+    """The ``onnx.ModelProto`` of a file, with its external data, whose only input are the images: what has an initializer is a
+    constant. Raises ``EnvironmentFault`` where it is none to build from."""
     onnx = needs("onnx", "reading a model")
     try:
         model = onnx.load(str(path))
@@ -65,7 +66,9 @@ def load(path: Path) -> Any:
     except Exception as error:  # protobuf and the checker have no common base
         raise EnvironmentFault(f"{path} is no ONNX model: {str(error).strip().splitlines()[0]}") from None
     graph, constants = model.graph, {weight.name for weight in model.graph.initializer}
-    check_ends(path, [end(value) for value in graph.input if value.name not in constants], list(map(end, graph.output)))
+    for value in [value for value in graph.input if value.name in constants]:
+        graph.input.remove(value)
+    check_ends(path, list(map(end, graph.input)), list(map(end, graph.output)))
     return model
 
 

@@ -134,19 +134,24 @@ def test_a_file_is_kept_until_its_source_changes(files, tmp_path):
     assert bytes_in.bytes_in(own, tmp_path, "uint8", "nhwc").stat().st_mtime_ns > made[0]
 
 
-@pytest.mark.parametrize("wrong", ["not a convolution", "two readers", "pixels", "bytes already"])
+@pytest.mark.parametrize(
+    "wrong", ["not a convolution", "two readers", "no reader", "pixels", "bytes already", "a computed bias"]
+)
 def test_what_cannot_be_folded_is_refused_in_a_sentence(tmp_path, wrong):
     kind = TensorProto.UINT8 if wrong == "bytes already" else TensorProto.FLOAT
     into = {
         "not a convolution": [helper.make_node("Relu", ["images"], ["x"])],
         "two readers": [helper.make_node("Identity", ["images"], ["x"]), helper.make_node("Conv", ["images", "w"], ["z"])],
+        "no reader": [helper.make_node("Constant", [], ["x"], value=numpy_helper.from_array(np.ones((1, 3, 8, 8), "f4")))],
+        "a computed bias": [helper.make_node("Constant", [], ["b"], value=numpy_helper.from_array(np.ones(4, "f4")))],
         "pixels": [helper.make_node("Transpose", ["images"], ["x"], perm=[0, 3, 1, 2])],
         "bytes already": [helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT)],
     }[wrong]
     shape = ["n", 8, 8, 3] if wrong == "pixels" else ["n", 3, 8, 8]
     ends = helper.make_tensor_value_info("images", kind, shape), helper.make_tensor_value_info("y", 1, ["n", 4, 8, 8])
     weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), "f4"), "w")
-    graph = helper.make_graph([*into, helper.make_node("Conv", ["x", "w"], ["y"])], "g", [ends[0]], [ends[1]], [weight])
+    read = ["images", "w", "b"] if wrong == "a computed bias" else ["x", "w"]
+    graph = helper.make_graph([*into, helper.make_node("Conv", read, ["y"])], "g", [ends[0]], [ends[1]], [weight])
     path = tmp_path / "mine.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     with pytest.raises(UsageFault, match=r"--input bytes: .*mine\.onnx takes images .* is read by \w+"):
@@ -166,6 +171,17 @@ def test_names_in_the_model_are_in_nobody_s_way(checkout, tmp_path):
     save(model, str(tmp_path / "own.onnx"))
     for each in ONCE:
         assert bytes_in.bytes_in(tmp_path / "own.onnx", tmp_path, *each.split()).exists()
+
+
+def test_an_input_that_is_a_constant_is_not_the_images(checkout, tmp_path):
+    """As in older files, which list their weights among the inputs, in any order."""
+    model = load(str(checkout.folder / "tiny.onnx"))
+    weights = [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in model.graph.initializer]
+    inputs = [*weights, *model.graph.input]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    save(model, str(tmp_path / "old.onnx"))
+    assert len(load(str(bytes_in.bytes_in(tmp_path / "old.onnx", tmp_path, "uint8", "nchw"))).graph.input) == 1
 
 
 def test_a_fixed_batch_stays(checkout, tmp_path):
