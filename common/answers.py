@@ -50,7 +50,8 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> None:
     elif chosen.predictions.suffix == ".npy":
         write_outputs(chosen.predictions, sessions)
     else:
-        lines = (line for session in sessions for line in session.predictions.first(images(session)))
+        counted = ((session, sum(map(len, session.names[: session.distinct]))) for session in sessions)
+        lines = (line for session, images in counted for line in session.predictions.first(images))
         write_csv(chosen.predictions, ("image", "class", "probability"), lines)
 
 
@@ -65,11 +66,6 @@ def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
         if not measured.options.no_verify:
             check(session.outputs, run_serially(session.engine, batches))
         yield session
-
-
-def images(session: Session) -> int:
-    """How many different ones it has seen."""
-    return sum(map(len, session.names[: session.distinct]))
 
 
 def printed(sessions: Iterator[Session], likeliest: int) -> Iterator[Session]:
