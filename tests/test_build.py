@@ -204,3 +204,10 @@ def test_the_builder_s_log_is_kept(simulator):
     logger.log(logger.VERBOSE, NEW_LOG)
     logger.log(logger.VERBOSE, "something else")
     assert logger.layers == NEW_LOG
+
+
+@pytest.mark.parametrize("option", ["--output", "--timing-cache"])
+def test_the_model_is_never_overwritten(checkout, tmp_path, fixed, option):
+    content = fixed.read_bytes()
+    done = build(checkout, tmp_path / "x.plan", "--onnx-file", fixed, option, fixed)
+    assert done.returncode == 2 and done.stderr.count("error:") == 1 and fixed.read_bytes() == content, done.stderr

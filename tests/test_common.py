@@ -190,6 +190,9 @@ def test_why_a_default_plan_is_built_again(checkout, tmp_path, monkeypatch):
     assert plans.unusable(plan, plan) is None
     write_json(plans.sidecar(plan), {**facts, "tensorrt": "TensorRT 8.0"})
     assert "was built by TensorRT 8.0" in plans.unusable(plan, plan)
+    for profile in ([0, 0, 0], [-1, 1, 1], [True, 1, 1], [1, 1]):
+        write_json(plans.sidecar(plan), {**facts, "profiles": [profile]})
+        assert "is not what 0_build.py writes" in plans.unusable(plan, plan)
     write_json(plans.sidecar(plan), facts)
     write_json(tmp_path / "models" / f"{facts['onnx']}.json", {"sha256": "another"})
     assert f"was built from an earlier {facts['onnx']}" in plans.unusable(plan, plan)
@@ -380,6 +383,13 @@ def test_what_cannot_be_written_is_said_before_the_run(tmp_path):
     check_writable(None, tmp_path / "fine.json")
     with pytest.raises(EnvironmentFault, match="cannot write"):
         check_writable(tmp_path / "no" / "folder.json")
+    (tmp_path / "link.json").symlink_to("fine.json")
+    (tmp_path / "sub").mkdir()
+    for other in ("link.json", "sub/../fine.json"):
+        with pytest.raises(UsageFault, match="two results cannot be one file"):
+            check_writable(tmp_path / "fine.json", tmp_path / other)
+        with pytest.raises(UsageFault, match="is what the run reads"):
+            check_writable(tmp_path / other, kept=[tmp_path / "fine.json"])
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
