@@ -62,12 +62,13 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     onnx, graph = needs("onnx", "folding a normalisation"), model.graph
     helper, as_array, as_tensor = onnx.helper, onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
     images, weights = graph.input[0], {weight.name: weight for weight in graph.initializer}
-    readers, floats = [node for node in graph.node if images.name in read(node)], end(images)
-    first, weight, bias = readers[0] if readers else None, None, None
-    if len(readers) == 1 and first.op_type == "Conv" and images.name not in [output.name for output in graph.output]:
-        weight, bias = (weights.get(name) for name in [*first.input[1:], ""][:2])
-    missing = weight is None or (bias is None and any(first.input[2:])) or floats.shape[0] == 0
-    if missing or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
+    floats, given = end(images), [output.name for output in graph.output]
+    readers: list[Any] = [node for node in graph.node if images.name in read(node)]
+    alone = len(readers) == 1 and readers[0].op_type == "Conv" and images.name not in given and floats.shape[0] != 0
+    first = readers[0] if alone else helper.make_node("Conv", [images.name, ""], [])
+    weight, bias = (weights.get(name) for name in [*first.input[1:], ""][:2])
+    computed = bias is None and any(first.input[2:])
+    if weight is None or computed or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
         raise UsageFault(
             f"--input bytes: {source} takes {floats}, and the normalisation can be folded where FP32 images N×3×H×W go into "
             "one convolution of constant weights and nowhere else. Leave the option out, or let the file take bytes itself: it "
