@@ -19,6 +19,7 @@ from common.errors import EnvironmentFault
 from harness.nsys import NsysError, find
 
 NVIDIA = "0x10de"  # on the PCI bus
+LONGEST = 1000  # characters of what a program says that are quoted
 Version = tuple[int, ...]
 
 
@@ -99,7 +100,7 @@ def gpu() -> dict[str, Any]:
         if works:  # an old driver does not know the word
             facts["capability"] = capability.partition("\n")[0].strip()
     elif not facts and said:
-        facts["driver_fault"] = f"nvidia-smi: {' '.join(said.split())}"
+        facts["driver_fault"] = f"nvidia-smi: {' '.join(said[:LONGEST].split())}"
     elif not facts and any(Path(card).read_text().strip() == NVIDIA for card in glob.glob("/sys/bus/pci/devices/*/vendor")):
         facts["driver_fault"] = "a device of NVIDIA's is in this machine, and no driver answers"
     return facts
