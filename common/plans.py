@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
 COMPATIBLE = "--version-compatible"
+LADDERS = r"resnet18(-u?int8)?(-nhwc)?-(fp32|fp16|int8)(-\d+)*"  # what the default plans are called
 LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have
 
 
@@ -90,7 +92,9 @@ def destination(options: argparse.Namespace, onnx: Path) -> tuple[Path, Path | N
     suffix = here.kind.compatible_suffix if options.version_compatible else here.kind.plan_suffix
     if not suffix:
         raise UsageFault(f"{COMPATIBLE}: {here.library} builds no such plans.")
-    plan = options.output or folder / f"{onnx.stem}{suffix}"
+    plan, own = options.output or folder / f"{onnx.stem}{suffix}", options.onnx_file
+    if own and not options.output and own.resolve().parent != ROOT / "models" and re.fullmatch(LADDERS, onnx.stem):
+        raise UsageFault(f"{plan} is the ladder's own: add --output for the plan of {own}.")
     plan.parent.mkdir(parents=True, exist_ok=True)
     read = [file for each in (onnx, options.onnx_file) if each for file in (each, sidecar(each))]
     check_writable(plan, sidecar(plan), kept=read)
