@@ -137,4 +137,6 @@ def write_description(path: Path, **facts: Any) -> None:
 def read_description(path: Path) -> dict[str, Any]:
     """What ``write_description`` wrote for this very file, or ``{}`` (a file of the user's own, or an edited one)."""
     facts = read_json(path.with_name(path.name + ".json"))
-    return facts if path.exists() and facts.get("sha256") == sha256(path) else {}
+    labels = facts.get("labels", [])
+    named = isinstance(labels, list) and all(isinstance(each, str) for each in labels)
+    return facts if named and path.exists() and facts.get("sha256") == sha256(path) else {}

@@ -22,6 +22,7 @@ from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
 from common.layers import layer_precision
+from common.postprocess import Predictions
 from common.record import Conditions, Record, Window
 from common.session import PILOT, Session, batch_sizes, describe, measured_batches
 from sim.enums import cudaError_t
@@ -428,3 +429,7 @@ def test_conditions_say_what_was_modelled():
     assert str(simulated) == "V100, simulated TensorRT, batch 128 (computed at 8); times are modelled, outputs are computed"
     real = Conditions("tensorrt", "H200", "TensorRT 8.6.0", 1, 1, date="2026-01-01", versions={"runtime": "12.9"})
     assert str(real) == "H200, TensorRT 8.6.0, batch 1, CUDA 12.9, 2026-01-01"
+
+
+def test_a_class_s_name_does_not_steer_the_terminal():
+    assert Predictions(["\x1b[31mcat"]).label(0) == r"\x1b[31mcat"
