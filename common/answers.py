@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import chain
@@ -79,6 +80,17 @@ def printed(sessions: Iterator[Session], likeliest: int) -> Iterator[Session]:
         yield session
 
 
+def names_of(outputs: Path) -> Path:
+    """The file with the images' names, beside a .npy file."""
+    return outputs.with_name(f"{outputs.name}.txt")
+
+
+def results(chosen: Namespace) -> list[Path | None]:
+    """All files that a stage is asked to write."""
+    names = names_of(chosen.predictions) if chosen.predictions and chosen.predictions.suffix == ".npy" else None
+    return [chosen.predictions, names, chosen.json, chosen.trace]
+
+
 def write_outputs(path: Path, sessions: Iterator[Session]) -> None:
     """A .npy file with a row for each image, of one output its own numbers, of several a field for each; and beside it a
     .npy.txt with the images' names, a line each."""
@@ -94,9 +106,12 @@ def write_outputs(path: Path, sessions: Iterator[Session]) -> None:
                 numbers.write(written.tobytes())
                 names += own
         row, shape = (kind, ()) if len(ends) > 1 else (ends[0].type, ends[0].shape[1:])
-        header = {"descr": np.lib.format.dtype_to_descr(row), "fortran_order": False, "shape": (len(names), *shape)}
+        # The header has their number, which is known only now, and the version that the outputs' names need.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that names beyond Latin-1 need NumPy 1.17
+            begin = np.lib.format.open_memmap(temporary, "w+", row, (len(names), *shape)).offset
         numbers.seek(0)
-        with temporary.open("wb") as file:  # its header has their number, which is known only now
-            np.lib.format.write_array_header_1_0(file, header)
+        with temporary.open("r+b") as file:
+            file.seek(begin)
             shutil.copyfileobj(numbers, file)
-    write_text(path.with_name(f"{path.name}.txt"), "".join(f"{name}\n" for name in names))
+        write_text(names_of(path), "".join(f"{name}\n" for name in names))

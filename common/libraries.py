@@ -43,7 +43,7 @@ SIMULATED = Library("simulated", "simulated TensorRT", ("sim.tensorrt",), "onnxr
 def first(*modules: str) -> Any:
     """The first of the modules that this Python has; None without any."""
     for module in modules:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # what is broken raises anything
             return importlib.import_module(module)
     return None
 
@@ -55,12 +55,14 @@ def gpu() -> tuple[Any, str, str]:
         raise EnvironmentFault("cuda-python is not installed (pip install cuda-python).")
     try:
         error, *count = cudart.cudaGetDeviceCount()
-    except RuntimeError as fault:  # cuda-python before 12.6 loads the driver here
+    except (RuntimeError, AttributeError) as fault:  # cuda-python before 12.6 loads the driver here
         raise EnvironmentFault(f"no NVIDIA GPU answers ({fault}).") from None
     if int(error) != 0 or count[0] == 0:
         raise EnvironmentFault(f"no NVIDIA GPU answers ({cudart.cudaGetErrorName(error)[1].decode()}).")
-    properties = cudart.cudaGetDeviceProperties(0)[1]
-    return cudart, properties.name.decode(), f"{properties.major}.{properties.minor}"
+    error, properties = cudart.cudaGetDeviceProperties(0)
+    if int(error) != 0:
+        raise EnvironmentFault(f"the NVIDIA GPU does not answer ({cudart.cudaGetErrorName(error)[1].decode()}).")
+    return cudart, properties.name.decode(errors="replace"), f"{properties.major}.{properties.minor}"
 
 
 def load(library: Library) -> Any:
@@ -68,9 +70,12 @@ def load(library: Library) -> Any:
     wrong = []
     for module in library.modules:
         try:
-            return importlib.import_module(module)
+            found = importlib.import_module(module)
+            if hasattr(found, "__version__"):
+                return found
+            wrong.append(f"{getattr(found, '__file__', None) or module} is something else")
         except ModuleNotFoundError as error:
             wrong += [] if error.name == module else [str(error)]
-        except (ImportError, OSError, RuntimeError) as error:  # it is there, and its libraries are not
-            wrong.append(str(error))
+        except Exception as error:  # it is there, and broken, or its libraries are not
+            wrong.append(str(error) or type(error).__name__)
     raise EnvironmentFault(f"{library.called} is not installed" + f" ({'; '.join(wrong)})" * bool(wrong) + ".")

@@ -34,7 +34,7 @@ from common.files import check_writable
 from common.host import processor
 from common.parts import Allocate, parts_ms
 from common.pictures import Images
-from common.plans import ROOT, check_memory, check_sizes, default_plan
+from common.plans import ROOT, check_memory, check_sizes, default_plan, sidecar
 from common.record import Record, Window
 from common.run import Infer, Session, used_memory
 from common.verify import Reference
@@ -62,7 +62,7 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
         chosen.precision = chosen.precision or (precision if chosen.plan is None else None)
         here, size = options.select_backend(chosen)
         err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
-        check_writable(chosen.predictions, chosen.json, chosen.trace)
+        check_writable(*answers.results(chosen), kept=[] if chosen.plan is None else [chosen.plan, sidecar(chosen.plan)])
         measure(infer, name, size, page_locked if page_lock else pageable, chosen)
         for leak in here.leaks():
             err.print(f"{name}: not given back: {leak}", style="yellow")

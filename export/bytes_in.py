@@ -22,7 +22,7 @@ import numpy as np
 from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
-from common.images import DEVIATION, MEAN, converted, noise_images, write
+from common.images import DEVIATION, MEAN, channels_first, converted, noise_images, write
 from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
 
 LAYOUTS = ("nchw", "nhwc")
@@ -58,46 +58,66 @@ def bytes_in(source: Path, folder: Path, kind: str, layout: str) -> Path:
 
 def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     """Let ``model`` (an ``onnx.ModelProto`` from ``source``, images N×3×H×W FP32) take bytes: N×4×H×W uint8 or N×3×H×W int8, in
-    ``layout``. What values are new in it are called "folded …", which no exporter calls anything."""
+    ``layout``."""
     onnx, graph = needs("onnx", "folding a normalisation"), model.graph
     helper, as_array, as_tensor = onnx.helper, onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
     images, weights = graph.input[0], {weight.name: weight for weight in graph.initializer}
-    floats, readers = end(images), [node for node in graph.node if images.name in node.input]
-    first: Any = readers[0] if [node.op_type for node in readers] == ["Conv"] else None
-    own: list[Any] = [weights.get(name) for name in first.input[1:] if name] if first else [None]  # weight, and a bias perhaps
-    if None in own or floats.dtype != "FLOAT" or not floats.shape[1] == own[0].dims[1] == 3:
-        named = ", ".join(f"{node.op_type} {node.name}".rstrip() for node in readers) or "nothing"
+    floats, given = end(images), [output.name for output in graph.output]
+    readers: list[Any] = [node for node in graph.node if images.name in read(node)]
+    alone = len(readers) == 1 and readers[0].op_type == "Conv" and images.name not in given and floats.shape[0] != 0
+    first = readers[0] if alone else helper.make_node("Conv", [images.name, ""], [])
+    weight, bias = (weights.get(name) for name in [*first.input[1:], ""][:2])
+    computed = bias is None and any(first.input[2:])
+    named = ", ".join(f"{node.op_type} {node.name}".rstrip() for node in readers) or "nothing"
+    if weight is None or computed or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
         raise UsageFault(
             f"--input bytes: {source} takes {floats}, which is read by {named}, and the normalisation can be folded where "
-            "FP32 images N×3×H×W go into one convolution and nowhere else. Leave the option out, or let the file take bytes "
-            "itself: it is built as it is."
+            "FP32 images N×3×H×W go into one convolution of constant weights and nowhere else. Leave the option out, or let "
+            "the file take bytes itself: it is built as it is."
         )
-    weight, bias, *_ = *(as_array(each).astype(np.float64) for each in own), np.zeros(own[0].dims[0])
+    own, constant = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
+    if bias is not None:
+        constant = as_array(bias).astype(np.float64)
+    taken = {name for node in graph.node for name in (*read(node), *node.output)} | {*weights}
+
+    def free(name: str) -> str:
+        return name if name not in taken else free(f"{name}_")
+
     scale, zero = 1 / (255 * DEVIATION.astype(np.float64)), {"uint8": 0, "int8": 128}[kind]
-    shift = weight * (zero * scale - MEAN / DEVIATION)[:, None, None]  # of what a sent 0 stands for
-    folded = weight * scale[:, None, None]
+    shift = own * (zero * scale - MEAN / DEVIATION)[:, None, None]  # of what a sent 0 stands for
+    folded = own * scale[:, None, None]
     if kind == "uint8":
         folded = np.concatenate([folded, shift.sum(axis=1, keepdims=True) / 255], axis=1)
-        nodes = [helper.make_node("Cast", [images.name], ["folded bytes"], "bytes", to=onnx.TensorProto.FLOAT)]
+        nodes = [helper.make_node("Cast", [images.name], [free("bytes")], "bytes", to=onnx.TensorProto.FLOAT)]
     else:
-        bias = bias + shift.sum(axis=(1, 2, 3))
-        scale_and_zero = {"folded scale": np.float32(1), "folded zero": np.int8(0)}
-        graph.initializer.extend(as_tensor(value, name) for name, value in scale_and_zero.items())
-        nodes = [helper.make_node("DequantizeLinear", [images.name, *scale_and_zero], ["folded bytes"], "bytes")]
+        constant = constant + shift.sum(axis=(1, 2, 3))
+        one, nought = free("one"), free("nought")
+        graph.initializer.extend([as_tensor(np.float32(1), one), as_tensor(np.int8(0), nought)])
+        nodes = [helper.make_node("DequantizeLinear", [images.name, one, nought], [free("bytes")], "bytes")]
     if layout == "nhwc":
-        nodes.append(helper.make_node("Transpose", ["folded bytes"], ["folded planes"], "planes", perm=[0, 3, 1, 2]))
-    for name, values in (("folded weight", folded), ("folded bias", bias)):
+        nodes.append(helper.make_node("Transpose", nodes[0].output, [free("planes")], "planes", perm=[0, 3, 1, 2]))
+    first.input[:] = [nodes[-1].output[0], free("folded weight"), free("folded bias")]
+    for name, values in zip(first.input[1:], (folded, constant)):
         graph.initializer.append(as_tensor(values.astype(np.float32), name))
-    first.input[:] = [nodes[-1].output[0], "folded weight", "folded bias"]
     for node in reversed(nodes):
         graph.node.insert(0, node)
-    read = {name for node in graph.node for name in node.input}
-    for unread in [each for each in graph.initializer if each.name not in read]:
-        graph.initializer.remove(unread)
-    plane, channels = floats.shape[2:], folded.shape[1]
-    shape = [*plane, channels] if layout == "nhwc" else [channels, *plane]
-    batch = images.type.tensor_type.shape.dim[0].dim_param or max(floats.shape[0], 1)
-    images.CopyFrom(helper.make_tensor_value_info(images.name, getattr(onnx.TensorProto, kind.upper()), [batch, *shape]))
+    needed = {name for node in graph.node for name in read(node)} | {output.name for output in graph.output}
+    kept = [weight for weight in graph.initializer if weight.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    shape = [folded.shape[1], *floats.shape[2:]]
+    shape = shape if layout == "nchw" else [*shape[1:], shape[0]]
+    if channels_first(tuple(shape)) != (folded.shape[1], *floats.shape[2:]):
+        raise UsageFault(f"--layout nhwc: N×{'×'.join(map(str, shape))} would be read as N×C×H×W; use nchw.")
+    sent = helper.make_tensor_value_info(images.name, getattr(onnx.TensorProto, kind.upper()), [None, *shape])
+    sent.type.tensor_type.shape.dim[0].CopyFrom(images.type.tensor_type.shape.dim[0])
+    images.CopyFrom(sent)
+
+
+def read(node: Any) -> set[str]:
+    """The names that a node reads, in the graphs of its branches or its body too."""
+    graphs = [graph for each in node.attribute for graph in (each.g, *each.graphs)]
+    return {*node.input, *(name for graph in graphs for inner in graph.node for name in read(inner))}
 
 
 def start_at_input(graph: Any) -> None:

@@ -103,7 +103,7 @@ class Exchange:
         return waiter.taken
 
     def _interpret_queue(self) -> None:
-        if self.queue_ns:
+        if self.queue_ns and not self.clock.thread().hurries:
             with self.clock.turn() as thread:
                 self.interpret(thread, self.queue_ns)
 

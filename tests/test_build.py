@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import hashlib
 import importlib
 import json
 import signal
@@ -229,3 +230,25 @@ def test_the_builder_s_log_is_kept(simulator):
     logger.log(logger.VERBOSE, NEW_LOG)
     logger.log(logger.VERBOSE, "something else")
     assert logger.layers == NEW_LOG
+
+
+@pytest.mark.parametrize("words", [("--fp16",), ("--input", "bytes"), ("--input", "bytes", "--layout", "nhwc", "--fp16")])
+def test_another_model_of_the_ladder_s_name_does_not_take_its_plan(checkout, fixed, words):
+    own = fixed.rename(fixed.with_name("resnet18.onnx"))
+    done = checkout.run("0_build.py", *SIMULATED, "--onnx-file", own, *words)
+    assert done.returncode == 2 and "is the ladder's own: add --output" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--output", "--timing-cache"])
+def test_the_model_is_never_overwritten(checkout, tmp_path, fixed, option):
+    content = fixed.read_bytes()
+    done = build(checkout, tmp_path / "x.plan", "--onnx-file", fixed, option, fixed)
+    assert done.returncode == 2 and done.stderr.count("error:") == 1 and fixed.read_bytes() == content, done.stderr
+
+
+@pytest.mark.parametrize("labels", [None, "cat", ["cat", 5], {"cat": 1}])
+def test_class_names_of_another_kind_are_left_out(checkout, tmp_path, fixed, labels):
+    facts = {"sha256": hashlib.sha256(fixed.read_bytes()).hexdigest(), "labels": labels}
+    fixed.with_name("fixed.onnx.json").write_text(json.dumps(facts))
+    done = build(checkout, tmp_path / "x.plan", "--onnx-file", fixed)
+    assert done.returncode == 0 and json.loads((tmp_path / "x.plan.json").read_text())["labels"] == [], done.stderr

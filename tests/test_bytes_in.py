@@ -135,23 +135,28 @@ def test_a_file_is_kept_until_its_source_changes(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["not a convolution", "two readers", "no reader", "pixels", "bytes already", "a computed bias"]
+    "wrong",
+    ["not a convolution", "two readers", "pixels", "bytes already", "nobody reads it", "a computed bias", "an output too"],
 )
 def test_what_cannot_be_folded_is_refused_in_a_sentence(tmp_path, wrong):
     kind = TensorProto.UINT8 if wrong == "bytes already" else TensorProto.FLOAT
     into = {
         "not a convolution": [helper.make_node("Relu", ["images"], ["x"])],
         "two readers": [helper.make_node("Identity", ["images"], ["x"]), helper.make_node("Conv", ["images", "w"], ["z"])],
-        "no reader": [helper.make_node("Constant", [], ["x"], value=numpy_helper.from_array(np.ones((1, 3, 8, 8), "f4")))],
-        "a computed bias": [helper.make_node("Constant", [], ["b"], value=numpy_helper.from_array(np.ones(4, "f4")))],
         "pixels": [helper.make_node("Transpose", ["images"], ["x"], perm=[0, 3, 1, 2])],
         "bytes already": [helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT)],
+        "nobody reads it": [helper.make_node("RandomNormal", [], ["x"], shape=[1, 3, 8, 8])],
+        "a computed bias": [
+            helper.make_node("RandomNormal", [], ["b"], shape=[3]),
+            helper.make_node("Conv", ["images", "w3", "b"], ["x"]),
+        ],
+        "an output too": [helper.make_node("Conv", ["images", "w3"], ["x"])],
     }[wrong]
     shape = ["n", 8, 8, 3] if wrong == "pixels" else ["n", 3, 8, 8]
     ends = helper.make_tensor_value_info("images", kind, shape), helper.make_tensor_value_info("y", 1, ["n", 4, 8, 8])
-    weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), "f4"), "w")
-    read = ["images", "w", "b"] if wrong == "a computed bias" else ["x", "w"]
-    graph = helper.make_graph([*into, helper.make_node("Conv", read, ["y"])], "g", [ends[0]], [ends[1]], [weight])
+    weights = [numpy_helper.from_array(np.ones((each, 3, 1, 1), "f4"), name) for name, each in (("w", 4), ("w3", 3))]
+    given = [ends[1], ends[0]] if wrong == "an output too" else [ends[1]]
+    graph = helper.make_graph([*into, helper.make_node("Conv", ["x", "w"], ["y"])], "g", [ends[0]], given, weights)
     path = tmp_path / "mine.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     with pytest.raises(UsageFault, match=r"--input bytes: .*mine\.onnx takes images .* is read by \w+"):
@@ -164,24 +169,41 @@ def test_a_convolution_without_a_bias_gets_one(checkout, tmp_path):
         assert len(next(node for node in load(str(made)).graph.node if node.op_type == "Conv").input) == 3
 
 
-def test_names_in_the_model_are_in_nobody_s_way(checkout, tmp_path):
+@pytest.mark.parametrize("each", ["uint8 nhwc", "int8 nhwc"])
+@pytest.mark.parametrize("name", ["bytes", "planes", "one", "nought", "folded weight", "folded bias"])
+def test_a_model_may_have_the_names_that_folding_gives(checkout, tmp_path, name, each):
     model = load(str(checkout.folder / "tiny.onnx"))
-    names = ("bytes", "planes", "one", "nought", "scale", "weight")
-    model.graph.initializer.extend(numpy_helper.from_array(np.ones(1, "f4"), name) for name in names)
-    save(model, str(tmp_path / "own.onnx"))
+    for node in model.graph.node:
+        node.input[:], node.output[:] = ([name if old == "a" else old for old in names] for names in (node.input, node.output))
+    save(model, str(tmp_path / "mine.onnx"))
+    bytes_in.bytes_in(tmp_path / "mine.onnx", tmp_path, *each.split())
+
+
+def test_weights_that_are_listed_as_inputs_are_constants(checkout, tmp_path):
+    model = load(str(checkout.folder / "tiny.onnx"))
+    model.graph.input.insert(0, helper.make_tensor_value_info("w1", TensorProto.FLOAT, [8, 3, 3, 3]))
+    save(model, str(tmp_path / "mine.onnx"))
     for each in ONCE:
-        assert bytes_in.bytes_in(tmp_path / "own.onnx", tmp_path, *each.split()).exists()
+        made = load(str(bytes_in.bytes_in(tmp_path / "mine.onnx", tmp_path, *each.split())))
+        assert [value.name for value in made.graph.input] == ["images"]
 
 
-def test_an_input_that_is_a_constant_is_not_the_images(checkout, tmp_path):
-    """As in older files, which list their weights among the inputs, in any order."""
+def test_a_dynamic_batch_without_a_name_stays_dynamic(checkout, tmp_path):
     model = load(str(checkout.folder / "tiny.onnx"))
-    weights = [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in model.graph.initializer]
-    inputs = [*weights, *model.graph.input]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    save(model, str(tmp_path / "old.onnx"))
-    assert len(load(str(bytes_in.bytes_in(tmp_path / "old.onnx", tmp_path, "uint8", "nchw"))).graph.input) == 1
+    for end in (*model.graph.input, *model.graph.output):
+        end.type.tensor_type.shape.dim[0].Clear()
+    save(model, str(tmp_path / "mine.onnx"))
+    made = load(str(bytes_in.bytes_in(tmp_path / "mine.onnx", tmp_path, "uint8", "nchw")))
+    assert models.end(made.graph.input[0]).shape == (-1, 4, 32, 32)
+
+
+def test_pixels_that_look_like_planes_are_refused(checkout, tmp_path):
+    model = load(str(checkout.folder / "tiny.onnx"))
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 3
+    save(model, str(tmp_path / "mine.onnx"))
+    with pytest.raises(UsageFault, match="--layout nhwc: N×3×3×4 would be read as N×C×H×W"):
+        bytes_in.bytes_in(tmp_path / "mine.onnx", tmp_path, "uint8", "nhwc")
 
 
 def test_a_fixed_batch_stays(checkout, tmp_path):

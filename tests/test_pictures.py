@@ -7,15 +7,18 @@ import os
 import threading
 import tracemalloc
 from itertools import cycle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common import answers
 from common.errors import UsageFault
 from common.feed import Feed
 from common.images import DISTINCT, converted
 from common.pictures import Images, fill, load_pixels
+from common.tensors import End, packed
 from tests.conftest import SIMULATED
 from tests.fuzz.place import memory_bounded
 from tests.test_inputs import SIDE, expected, made  # noqa: F401  (a fixture)
@@ -214,6 +217,28 @@ def test_outputs_of_all_pictures_as_an_array(checkout, made, many, tmp_path, out
     for name in outputs.split():
         values = found[name] if " " in outputs else found
         assert values.shape == right[name].shape and np.abs(values - right[name]).max() < 1e-4
+
+
+def test_the_names_of_the_outputs_are_a_result_too(checkout, many, tmp_path):
+    what = ("1_baseline.py", *SIMULATED, "--plan", checkout.tiny, *TINY, "--predictions", tmp_path / "x.npy")
+    done = checkout.run(*what, "--json", tmp_path / "x.npy.txt")
+    assert done.returncode == 2 and "two results cannot be one file" in done.stderr
+    (tmp_path / "x.npy.txt").mkdir()
+    done = checkout.run(*what)
+    assert done.returncode == 3 and "x.npy.txt: it is there" in done.stderr and not done.stdout
+    done = checkout.run(*what[:-1], f"{checkout.tiny}.json")
+    assert done.returncode == 2 and "is what the run reads" in done.stderr
+
+
+def test_outputs_of_any_name_are_written(tmp_path):
+    ends = [End("ü→", (-1, 2), "FLOAT"), *(End("long name " * 9 + str(index), (-1, 2), "FLOAT") for index in range(1000))]
+    shape, kind = packed(ends, 2)
+    outputs = np.zeros(shape, kind)
+    outputs["ü→"] = [[[1, 2], [3, 4]]]
+    run = SimpleNamespace(engine=SimpleNamespace(outputs=ends), names=[["a", "b"]], distinct=1, outputs=[outputs])
+    answers.write_outputs(tmp_path / "x.npy", iter([run]))
+    found = np.load(tmp_path / "x.npy", max_header_size=10**6)
+    assert found["ü→"].tolist() == [[1, 2], [3, 4]] and len(found.dtype) == 1001
 
 
 @pytest.mark.parametrize("words", [("--top", "2"), ("--predictions", "x.csv")])
