@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from itertools import chain, cycle, islice
@@ -39,18 +39,24 @@ def make(name: str, engine: Engine) -> CpuDecoder | GpuDecoder:
     return GpuDecoder(engine) if name == jpeg.ON_DEVICE else CpuDecoder(name, engine)
 
 
+def shared_out(threads: int) -> Callable[..., Iterable[Any]]:
+    """A ``map`` whose work threads share. On the simulated backend it is Python's: there a decoder's time is one figure, in
+    which the threads' own coming and going is contained."""
+    return map if backend.current().simulator is not None else ThreadPoolExecutor(threads).map
+
+
 class Source:
     """Where the batches of a stage that decodes come from: ``sources`` has each image's file, or its content, by name."""
 
     def __init__(self, sources: dict[str, Path | bytes], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
-        self._batches, self._files = ThreadPoolExecutor(2), ThreadPoolExecutor(READERS)
+        self._batches, self._map = ThreadPoolExecutor(2), shared_out(READERS)
 
     def read(self, names: Sequence[str], count: int) -> Future[Files]:
         """Begin to read the files of ``count`` rows, which have the images of ``names`` in turns."""
         rows = list(islice(cycle(names), count))
         parts = [rows[first : first + TOGETHER] for first in range(0, count, TOGETHER)]
-        return self._batches.submit(lambda: list(chain.from_iterable(self._files.map(self._contents, parts))))
+        return self._batches.submit(lambda: list(chain.from_iterable(self._map(self._contents, parts))))
 
     def _contents(self, names: Sequence[str]) -> Files:
         found = ((name, self._sources[name]) for name in names)
@@ -62,13 +68,13 @@ class CpuDecoder:
 
     def __init__(self, name: str, engine: Engine) -> None:
         self.name, self._load = name, Loader(name, *height_and_width(engine))
-        self.left_to_pillow, self._cores = self._load.left_to_pillow, ThreadPoolExecutor(os.cpu_count())
+        self.left_to_pillow, self._map = self._load.left_to_pillow, shared_out(os.cpu_count() or 1)
 
     def decode(self, files: Files, destination: np.ndarray) -> None:
         """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). Raises what Pillow raises where one
         cannot be read."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
-            list(self._cores.map(self._row, files, (destination[row : row + 1] for row in range(len(files)))))
+            list(self._map(self._row, files, (destination[row : row + 1] for row in range(len(files)))))
 
     def _row(self, file: tuple[str, bytes], row: np.ndarray) -> None:
         write(self._load(*file)[None], row)
@@ -85,7 +91,7 @@ class GpuDecoder:
     def __init__(self, engine: Engine) -> None:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
         self._simulator, self._load = backend.current().simulator, Loader("pillow", *self._size)
-        self._cores = ThreadPoolExecutor(os.cpu_count())
+        self._map = shared_out(os.cpu_count() or 1)
         if self._simulator is None:
             if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
                 raise UsageFault(
@@ -146,7 +152,7 @@ class GpuDecoder:
     def _by_pillow(self, files: Files) -> np.ndarray:
         """As the plan takes them."""
         found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._cores.map(lambda file: self._load(*file), files)):
+        for row, pixels in enumerate(self._map(lambda file: self._load(*file), files)):
             write(pixels[None], found[row : row + 1])
         return found
 

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from common import backend, decode, jpeg
-from common.buffers import DeviceBuffer, copy_to_host
-from common.cuda import Stream
-from common.engine import Engine
+from common.buffers import DeviceBuffer
+from common.cuda import cudart
 from common.errors import EnvironmentFault
-from common.images import converted
+from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
 from export.models import run_onnx
 from sim import device as devices
@@ -141,12 +140,19 @@ def answers(checkout, folder, path, *arguments) -> tuple[list[tuple[str, str]], 
     return [(row["image"], row["class"]) for row in csv.DictReader(path.open())], done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow", *OTHERS])
-@pytest.mark.parametrize("batch", ["1", "4"])
-def test_odd_and_broken_files_move_no_row(checkout, made, mixed, tmp_path, decoder, batch):  # noqa: F811
+@pytest.fixture(scope="module")
+def right(checkout, made, mixed, tmp_path_factory) -> list[tuple[str, str]]:  # noqa: F811
+    """What a stage without a decoder of its own says of them."""
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", "4")
+    return answers(checkout, mixed, tmp_path_factory.mktemp("right") / "4.csv", "4_use_fp16.py", *plan)[0]
+
+
+@pytest.mark.parametrize(
+    "decoder, batch", [("nvimagecodec", "1"), *((name, "4") for name in ("nvimagecodec", "pillow", *OTHERS))]
+)
+def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path, decoder, batch):  # noqa: F811
     """Twenty-four that can be read: at batch 1 eight are measured, and the others answered afterwards."""
     plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", batch)
-    right, _ = answers(checkout, mixed, tmp_path / "4.csv", "4_use_fp16.py", *plan)
     found, printed = answers(checkout, mixed, tmp_path / "11.csv", STAGE, *plan, "--decoder", decoder)
     assert [name for name, _ in found] == sorted(f"{name}{more}.jpg" for name in ODD for more in ("", "-before")) + [
         f"{name}-before.jpg" for name in BROKEN
@@ -182,45 +188,67 @@ def test_a_modelled_gpu_without_a_rate_is_refused(checkout):
 
 
 class Scaler:
-    """CV-CUDA's names. It scales host pictures by Pillow, into simulated device memory."""
+    """CV-CUDA's names for what scales host pictures by Pillow into simulated device memory, and arranges them there."""
 
     TensorLayout, as_stream, Interp = str, int, SimpleNamespace(LINEAR=Image.Resampling.BILINEAR)
+    Type, ColorConversion = SimpleNamespace(U8=np.uint8), SimpleNamespace(RGB2RGBA="a fourth channel")
 
-    def __init__(self, simulator) -> None:
-        self.simulator = simulator
+    def __init__(self, space) -> None:
+        self.space, self.memory = space, []
+
+    def array(self, tensor) -> np.ndarray:
+        facts = tensor.__cuda_array_interface__
+        return self.space.span(facts["data"][0], int(np.prod(facts["shape"]))).view.reshape(facts["shape"])
+
+    def as_tensor(self, buffer, layout):
+        assert layout in ("NHWC", "NCHW")
+        buffer.cuda = lambda: buffer
+        return buffer
 
     def as_tensors(self, buffers, layout):
         assert layout == "HWC"
         return buffers
 
+    def Tensor(self, shape, dtype, layout, rowalign):
+        assert rowalign == 1
+        self.memory.append(DeviceBuffer(int(np.prod(shape))))
+        return self.as_tensor(decode.DeviceArray(self.memory[-1].address, shape), layout)
+
     def hq_resize_into(self, targets, images, *, roi, antialias, interpolation, stream):
         for target, image, (top, left, bottom, right) in zip(targets, images, roi):
-            facts = target.__cuda_array_interface__
-            rows, columns, _ = facts["shape"]
+            row = self.array(target)
             picture = Image.fromarray(np.asarray(image))
-            small = picture.resize((columns, rows), interpolation, box=(left, top, right, bottom))
-            span = self.simulator.space.span(facts["data"][0], rows * columns * 3)
-            span.view[:] = np.asarray(small).reshape(-1)
+            row[:] = picture.resize(row.shape[1::-1], interpolation, box=(left, top, right, bottom))
+
+    def cvtcolor_into(self, target, source, code, stream):
+        cudart.cudaStreamSynchronize(stream)  # what is before it on the stream
+        self.array(target)[..., :3], self.array(target)[..., 3] = self.array(source), 255
+        return target
+
+    def reformat_into(self, target, source, stream):
+        cudart.cudaStreamSynchronize(stream)
+        self.array(target)[:] = np.moveaxis(self.array(source), -1, 1)
 
 
-def test_each_picture_gets_to_its_row_on_the_device(here, made, mixed):  # noqa: F811
+@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (3, SIDE, SIDE), (SIDE, SIDE, 4), (4, SIDE, SIDE)])
+def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
     codec = pytest.importorskip("nvidia.nvimgcodec")
-    decoder = decode.GpuDecoder(Engine(made(kind="u1", last=True)))
-    decoder._codec, decoder._cvcuda, decoder._simulator = codec, Scaler(here.simulator), None
+    taken = SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1"))
+    decoder, scaler = decode.GpuDecoder(taken), Scaler(here.simulator.space)
+    decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
     decoder._decoder = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
     decoder._params = codec.DecodeParams(apply_exif_orientation=False)
-    readable = [path for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
-    files = [(path.name, path.read_bytes()) for path in readable]
+    files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
     damaged = bytearray(encoded(13))
-    damaged[-200:-2] = b"\xff\xd0" * 99  # the header is right, and what follows is not
+    damaged[-900:-2] = bytes(898)  # the header is right, and what follows is not
     files.insert(5, ("damaged.jpg", bytes(damaged)))
-    found = np.empty((len(files), SIDE, SIDE, 3), np.uint8)
-    with DeviceBuffer(found.nbytes) as buffer, Stream() as stream:
-        decoder.decode(files, buffer, stream)
-        copy_to_host(found, buffer)
-    for row, (_, data) in zip(found, files):
-        assert np.abs(row.astype(int) - load_pixels(data, SIDE, SIDE).transpose(1, 2, 0)).max() <= 8
-    assert {name.split(".")[0] for name in decoder.left_to_pillow} >= {name for name, (_, why) in ODD.items() if why}
+    found, right = np.empty((len(files), *shape), np.uint8), np.empty((len(files), *shape), np.uint8)
+    decoder.to_host(files, found)
+    write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in files]), right)
+    for buffer in scaler.memory:
+        buffer.close()
+    assert np.abs(found.astype(int) - right).reshape(len(files), -1).max(axis=1).max() <= 8
+    assert {name.split(".")[0] for name in decoder.left_to_pillow} - {"damaged"} == {name for name in ODD if ODD[name][1]}
 
 
 def test_a_synthetic_file_is_like_a_photograph_s():
