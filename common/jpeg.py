@@ -10,7 +10,7 @@ import numpy as np
 Decode = Callable[[bytes], np.ndarray]
 ON_DEVICE = "nvimagecodec"
 MODULES = {
-    ON_DEVICE: (("nvidia.nvimgcodec", "cvcuda"), "pip install nvidia-nvimgcodec-cu13[nvjpeg] cvcuda-cu13 (or -cu12)"),
+    ON_DEVICE: (("nvidia.nvimgcodec", "cvcuda"), "pip install -e '.[jpeg]' (or jpeg-cu12)"),
     "torchvision": (("torch", "torchvision"), "pip install torch torchvision"),
     "opencv": (("cv2",), "pip install opencv-python-headless"),
     "pillow": (("PIL",), "pip install pillow"),

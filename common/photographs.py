@@ -56,13 +56,14 @@ def in_rgb(picture: Any, size: tuple[int, int]) -> Any:
     return reduced
 
 
-def synthetic_jpeg(index: int, seed: int) -> bytes:
-    """A synthetic picture as a JPEG file of 500×375 and some 70 kB, what photographs of that size take at this quality."""
+def synthetic_jpeg(index: int, seed: int, width: int = 500, height: int = 375) -> bytes:
+    """A synthetic picture as a JPEG file, of some 69 kB at 500×375 and 19 kB at 224×224, as photographs of that quality."""
     from PIL import Image
 
-    pixels = converted(noise_image(index, (3, 224, 224), seed), np.uint8).transpose(1, 2, 0)
+    coarse = (3, height * 3 // 5, width * 9 // 20)
+    pixels = converted(noise_image(index, coarse, seed), np.uint8).transpose(1, 2, 0)
     file = BytesIO()
-    Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 

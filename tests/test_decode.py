@@ -19,6 +19,7 @@ from common.errors import EnvironmentFault
 from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
 from export.models import run_onnx
+from harness import decoders
 from sim import device as devices
 from tests.conftest import CHEAP, SIMULATED
 from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
@@ -254,3 +255,34 @@ def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa
 def test_a_synthetic_file_is_like_a_photograph_s():
     data = synthetic_jpeg(0, 1)
     assert jpeg.oddity(data) is None and 50_000 < len(data) < 90_000 and data == synthetic_jpeg(0, 1)
+
+
+# -- the table
+
+
+def test_the_table_from_disk_to_names(checkout, mixed, tmp_path):
+    arguments = ("--images", mixed, "--decoders", "nvimagecodec", "pillow", "--out", tmp_path, "--measure", "3")
+    done = checkout.run("-m", "scripts.decoders", *SIMULATED, *CHEAP, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows, rates = json.loads((tmp_path / "decoders.json").read_text())["rows"], devices.load("h200").decode_rates
+    assert [row["decoder"] for row in rows] == ["nvimagecodec", "pillow"]
+    for row in rows:
+        rate = 1e9 * rates[row["decoder"]]
+        assert row["alone"] == pytest.approx(rate, rel=0.01) and row["images_per_s"] == pytest.approx(rate, rel=0.02)
+        assert row["limiter"] == "decode" and row["share"] > 0.98 and row["read"] > 0
+    assert (tmp_path / "decoders.md").read_text().count(f"| {mixed.name} |") == 2
+    assert "were decoded by Pillow" in done.stdout
+
+
+def test_files_are_cut_out_of_photographs(photographs, tmp_path):
+    folder = decoders.make_files(tmp_path, 6, lambda index: decoders.cut_out(photographs, index, 1, 120, 90))
+    contents = [path.read_bytes() for path in sorted(folder.iterdir())]
+    assert len(set(contents)) == 6 and not any(map(jpeg.oddity, contents))
+    assert all(Image.open(BytesIO(data)).size == (120, 90) for data in contents)
+    assert decoders.read_rate(tmp_path) > 0
+
+
+def test_a_decoder_that_is_not_there_leaves_the_others_their_rows(checkout, mixed, tmp_path):
+    done = checkout.run("-m", "scripts.decoders", "--backend", "tensorrt", "--images", mixed, "--out", tmp_path)
+    if "no NVIDIA GPU" in done.stderr or "not installed" in done.stderr:
+        assert done.returncode == 3 and "no decoder ran" in done.stderr and done.stderr.count("left out") == len(jpeg.MODULES)
