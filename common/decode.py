@@ -27,11 +27,11 @@ READERS, TOGETHER = 8, 16  # threads that read files, and how many files are one
 def choose(name: str) -> str:
     """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there. A simulated GPU has its own."""
     simulated = backend.current().simulator is not None
-    there = [each for each in jpeg.MODULES if (simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)]
-    if name != "auto" and name not in there:
-        modules, mend = jpeg.MODULES[name]
-        raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
-    return there[0] if name == "auto" else name
+    for each in jpeg.MODULES if name == "auto" else [name]:
+        if (simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each):
+            return each
+    modules, mend = jpeg.MODULES["pillow" if name == "auto" else name]
+    raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
 
 
 def make(name: str, engine: Engine) -> CpuDecoder | GpuDecoder:

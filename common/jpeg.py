@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module, util
+from importlib import import_module
 
 import numpy as np
 
@@ -23,10 +23,10 @@ BASELINE, TABLES = (0xC0, 0xC1), (0xC4, 0xC8, 0xCC)  # markers: of frames that e
 
 
 def installed(name: str) -> bool:
-    """Whether the modules of a decoder can be imported."""
+    """Whether the modules of a decoder can be imported, and those of their own that they need."""
     try:
-        return all(util.find_spec(module) is not None for module in MODULES[name][0])
-    except ModuleNotFoundError:  # not even the package that it would be in
+        return all(map(import_module, MODULES[name][0]))
+    except (ImportError, OSError):
         return False
 
 

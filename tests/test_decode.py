@@ -286,3 +286,21 @@ def test_a_decoder_that_is_not_there_leaves_the_others_their_rows(checkout, mixe
     done = checkout.run("-m", "scripts.decoders", "--backend", "tensorrt", "--images", mixed, "--out", tmp_path)
     if "no NVIDIA GPU" in done.stderr or "not installed" in done.stderr:
         assert done.returncode == 3 and "no decoder ran" in done.stderr and done.stderr.count("left out") == len(jpeg.MODULES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not jpeg.installed(jpeg.ON_DEVICE), reason="nvImageCodec and CV-CUDA are not installed")
+@pytest.mark.parametrize("shape", [(224, 224, 3), (3, 224, 224), (224, 224, 4), (4, 224, 224)])
+def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photographs):
+    monkeypatch.setattr(backend, "_current", None)
+    if backend.select().simulator is not None:
+        pytest.skip("no GPU answers")
+    decoder = decode.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    files = [(str(index), decoders.cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
+    files += [(name, data) for name, (data, why) in ODD.items() if why] + [("synthetic", synthetic_jpeg(0, 1))]
+    found, right = (np.empty((len(files), *shape), np.uint8) for _ in range(2))
+    decoder.to_host(files, found)
+    write(np.stack([load_pixels(data, 224, 224) for _, data in files]), right)
+    difference = np.abs(found.astype(int) - right).reshape(len(files), -1)
+    assert difference.mean() < 1.5 and difference.mean(axis=1).max() < 4, difference.mean(axis=1)
+    assert decoder.left_to_pillow.keys() == {name for name, (_, why) in ODD.items() if why}
