@@ -24,11 +24,15 @@ Files = Sequence["tuple[str, bytes]"]  # name and content
 READERS, TOGETHER = 8, 16  # threads that read files, and how many files are one's at a time
 
 
-def choose(name: str) -> str:
-    """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there. A simulated GPU has its own."""
+def choose(name: str, on_device: bool) -> str:
+    """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there; on the GPU only where the stage
+    takes pictures from there. A simulated GPU has its own."""
+    if name == jpeg.ON_DEVICE and not on_device:
+        raise UsageFault(f"--decoder {name} leaves the pictures on the GPU, where 11_jpeg_decode.py takes them, and no other.")
     simulated = backend.current().simulator is not None
     for each in jpeg.MODULES if name == "auto" else [name]:
-        if (simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each):
+        possible = each != jpeg.ON_DEVICE or on_device
+        if possible and ((simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)):
             return each
     modules, mend = jpeg.MODULES["pillow" if name == "auto" else name]
     raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
@@ -115,7 +119,12 @@ class GpuDecoder:
     def _on_device(self, files: Files, left: dict[int, str], destination: DeviceBuffer, stream: Stream) -> None:
         """Decode what is not ``left`` to Pillow, which gets what nvImageCodec refuses; scale; arrange as the plan wants it."""
         cvcuda, found, taken = self._cvcuda, dict[int, Any](), self._engine.input_shape(len(files))
-        streams = {row: self._codec.CodeStream(data) for row, (_, data) in enumerate(files) if row not in left}
+        streams: dict[int, Any] = {}
+        for row in (row for row in range(len(files)) if row not in left):
+            try:
+                streams[row] = self._codec.CodeStream(files[row][1])
+            except RuntimeError as error:
+                left[row] = str(error)
         images = self._decoder.decode(list(streams.values()), params=self._params, cuda_stream=stream.handle)
         for row, image in zip(streams, images):
             if image is None:

@@ -61,13 +61,16 @@ def oddity(data: bytes) -> str | None:
 
 
 def orientation(segment: bytes) -> int:
-    """Which way up a picture is, by its EXIF segment; 1 is upright."""
+    """Which way up a picture is, by its EXIF segment; 1 is upright, 0 is not to be made out."""
     from PIL import ExifTags, Image
 
     exif = Image.Exif()
-    if segment.startswith(b"Exif\0\0"):
-        exif.load(segment)
-    return int(exif.get(ExifTags.Base.Orientation, 1))
+    try:
+        if segment.startswith(b"Exif\0\0"):
+            exif.load(segment)
+        return int(exif.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged segment meets many different ends in there
+        return 0
 
 
 def decoder(name: str) -> Decode | None:

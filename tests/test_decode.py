@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from common import backend, decode, jpeg
@@ -93,6 +95,16 @@ def test_a_header_that_ends_anywhere_ends_the_search(length):
     assert jpeg.oddity(data + jpeg.END) in (None, "no frame", "a damaged header", "no three colours of 8 bits")
 
 
+@given(st.data())
+def test_a_damaged_header_is_read_without_harm(data):
+    """Bytes of a real one changed, among them those of its EXIF segment."""
+    content = bytearray(data.draw(st.sampled_from([lying(), encoded(), encoded(mode="CMYK")])))
+    for place in data.draw(st.lists(st.integers(0, 700), min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    why = jpeg.oddity(bytes(content))
+    assert why is None or why
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_decoders_give_the_same_pictures_and_the_same_classes(checkout, photographs, name):
     """Of photographs: whole, cropped, scaled, of several qualities and subsamplings."""
@@ -125,11 +137,24 @@ def test_the_part_that_the_gpu_scales_is_the_part_that_pillow_scales(size, wante
 
 def test_a_decoder_that_is_not_there_is_named_with_its_command(here, monkeypatch):  # noqa: F811
     monkeypatch.setattr(jpeg, "installed", lambda name: name == "pillow")
-    assert decode.choose("auto") == jpeg.ON_DEVICE  # the simulated GPU has its own
+    assert decode.choose("auto", True) == jpeg.ON_DEVICE  # the simulated GPU has its own
+    assert decode.choose("auto", False) == "pillow"
     with pytest.raises(EnvironmentFault, match="--decoder opencv needs cv2: pip install opencv-python-headless"):
-        decode.choose("opencv")
+        decode.choose("opencv", True)
     monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
-    assert decode.choose("auto") == "pillow"
+    assert decode.choose("auto", True) == "pillow"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_stage_reads_by_any_decoder_of_the_cpu(checkout, made, mixed, right, tmp_path, name):  # noqa: F811
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", "4", "--decoder", name)
+    found, printed = answers(checkout, mixed, tmp_path / "6.csv", "6_multi_threads.py", *plan)
+    assert found == right and "were decoded by Pillow" in printed
+
+
+def test_the_gpu_s_decoder_is_stage_11_s(checkout, mixed):
+    done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--images", mixed, "--decoder", "nvimagecodec")
+    assert done.returncode == 2 and "where 11_jpeg_decode.py takes them" in done.stderr
 
 
 # -- in the stage
@@ -237,19 +262,19 @@ def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa
     taken = SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1"))
     decoder, scaler = decode.GpuDecoder(taken), Scaler(here.simulator.space)
     decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
-    decoder._decoder = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
-    decoder._params = codec.DecodeParams(apply_exif_orientation=False)
+    whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
+    refusing = lambda streams, **how: [None, *whole.decode(streams, params=how["params"])[1:]]  # noqa: E731
+    decoder._decoder, decoder._params = SimpleNamespace(decode=refusing), codec.DecodeParams(apply_exif_orientation=False)
     files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
-    damaged = bytearray(encoded(13))
-    damaged[-900:-2] = bytes(898)  # the header is right, and what follows is not
-    files.insert(5, ("damaged.jpg", bytes(damaged)))
     found, right = np.empty((len(files), *shape), np.uint8), np.empty((len(files), *shape), np.uint8)
     decoder.to_host(files, found)
     write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in files]), right)
     for buffer in scaler.memory:
         buffer.close()
     assert np.abs(found.astype(int) - right).reshape(len(files), -1).max(axis=1).max() <= 8
-    assert {name.split(".")[0] for name in decoder.left_to_pillow} - {"damaged"} == {name for name in ODD if ODD[name][1]}
+    refused = next(name for name, data in files if jpeg.oddity(data) is None)
+    assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
+    assert {name.split(".")[0] for name in decoder.left_to_pillow} == {name for name in ODD if ODD[name][1]}
 
 
 def test_a_synthetic_file_is_like_a_photograph_s():
