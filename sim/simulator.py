@@ -77,8 +77,7 @@ class Simulator:
     def decoded(self, images: int, decoder: str, now: int) -> int:
         """When a decoder has decoded so many JPEG files that it gets ``now``."""
         if decoder not in self.device.decode_rates:
-            told = f"--device {self.device.name}: its file has no rate of the decoder {decoder}"
-            raise UsageFault(f"{told}, only of {', '.join(self.device.decode_rates) or 'none'}.")
+            raise UsageFault(f"--device {self.device.name}: its file has no rate of the decoder {decoder}.")
         return self._decoder.reserve(now, round(images * self.scale / self.device.decode_rates[decoder]))[1]
 
     def place(self, pixels: np.ndarray, address: int, stream: int) -> None:
