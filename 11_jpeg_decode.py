@@ -4,7 +4,7 @@ What changes: the batches are JPEG files. A thread decodes them two batches ahea
 there is nvImageCodec, the files' bytes go over the link, a tenth of the floats, and the GPU decodes and scales them straight
 into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the pixels are copied as before.
 
-Where the decoder runs: data centre GPUs from the A100 on have JPEG engines of their own beside the multiprocessors. On others
+Where the decoder runs: GPUs like the A100 and the H200 have JPEG engines of their own beside the multiprocessors. On others
 nvImageCodec shares the work between kernels, which then compete with inference, and the host's cores. Scaling is a kernel in
 either case. A batch is handed over whole, because the engines work on many pictures at a time, and each call costs the host.
 
