@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from common import backend, decode, jpeg
+from common import backend, cuda, decode, jpeg
 from common.buffers import DeviceBuffer
-from common.cuda import cudart
 from common.errors import EnvironmentFault
 from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
@@ -247,12 +246,12 @@ class Scaler:
             row[:] = picture.resize(row.shape[1::-1], interpolation, box=(left, top, right, bottom))
 
     def cvtcolor_into(self, target, source, code, stream):
-        cudart.cudaStreamSynchronize(stream)  # what is before it on the stream
+        cuda.cudart.cudaStreamSynchronize(stream)  # what is before it on the stream
         self.array(target)[..., :3], self.array(target)[..., 3] = self.array(source), 255
         return target
 
     def reformat_into(self, target, source, stream):
-        cudart.cudaStreamSynchronize(stream)
+        cuda.cudart.cudaStreamSynchronize(stream)
         self.array(target)[:] = np.moveaxis(self.array(source), -1, 1)
 
 
