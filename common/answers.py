@@ -60,7 +60,7 @@ def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
     """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
     for turn in feed.turns():
         batches, names = zip(*turn)
-        session = Session(measured.engine, batches, names, measured.options, measured=0)
+        session = Session(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
         infer(session)
         for race in backend.current().races() or []:
             raise WrongOutputs(f"a race, whatever the outputs are: {race}")

@@ -37,6 +37,10 @@ from harness.nsys import Nsys, NsysError, find
 from harness.profiler import PASSED_ON, WINDOWS, Profiler
 
 
+LADDER = 10
+"""The last stage that is run unless it is asked for: those beyond it start from pictures in files, and are as slow as the decoder."""
+
+
 def stages() -> list[Path]:
     """The numbered scripts that run a pipeline, in order."""
     return sorted(ROOT.glob("[1-9]*_*.py"), key=in_order)
@@ -48,7 +52,7 @@ def in_order(script: Path) -> tuple[int, str]:
 
 def parse_options() -> argparse.Namespace:
     p = program.parser(__doc__, prog="scripts/profile_all.sh")
-    p.add_argument("stages", nargs="*", metavar="STAGE", help="names or numbers of stages (default: all)")
+    p.add_argument("stages", nargs="*", metavar="STAGE", help=f"names or numbers of stages (default: 1 to {LADDER})")
     p.add_argument("--backend", choices=NAMES, default="auto")
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
     for name in PASSED_ON:
@@ -66,7 +70,8 @@ def parse_options() -> argparse.Namespace:
     for name in options.stages:
         if name not in by_name:
             p.error(f"there is no stage {name}; there are {', '.join(path.stem for path in known)}")
-    options.chosen = sorted({by_name[name] for name in options.stages}, key=in_order) or known
+    ladder = [path for path in known if in_order(path)[0] <= LADDER]
+    options.chosen = sorted({by_name[name] for name in options.stages}, key=in_order) or ladder
     return options
 
 

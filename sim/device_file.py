@@ -179,4 +179,6 @@ def derive(raw: dict[str, Any], source: str) -> str:
     text = template.format(
         raw=raw, found=found, source=source, serial=serial, streamed=streamed, driver=raw["versions"].get("driver")
     )
+    rates = (f"{name} = {each['images_per_s']} # {each['is']}\n" for name, each in raw.get("decoders", {}).items())
+    text += "".join(["\n[decode_images_per_s]\n", *rates]) * ("decoders" in raw)
     return re.sub(r"(?m)^(\w+ = \S+) # ", lambda row: row[1].ljust(36) + "# ", text)

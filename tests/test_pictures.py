@@ -15,7 +15,8 @@ from PIL import Image
 from common.errors import UsageFault
 from common.feed import Feed
 from common.images import DISTINCT, converted
-from common.pictures import Images, fill, load_pixels
+from common.photographs import load_pixels
+from common.pictures import Images, fill
 from tests.conftest import SIMULATED
 from tests.fuzz.place import memory_bounded
 from tests.test_inputs import SIDE, expected, made  # noqa: F401  (a fixture)
