@@ -10,7 +10,7 @@ one after the other, would all meet the same of it. All of them count.
 
 A stage whose results are newer than its script and its plan, and were made with the same options, is not run again.
 
-    scripts/profile_all.sh                                 all stages, on the GPU if there is one
+    scripts/profile_all.sh                                 stages 1 to 10, on the GPU if there is one
     scripts/profile_all.sh --batch 1 --out out/one         small batches
     scripts/profile_all.sh --plan plans/mine.plan 4 5 6 7  your own plan
     scripts/profile_all.sh --backend simulated --device v100-sxm2-32gb
@@ -36,9 +36,8 @@ from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
 from harness.profiler import PASSED_ON, WINDOWS, Profiler
 
-
 LADDER = 10
-"""The last stage that is run unless it is asked for: those beyond it start from pictures in files, and are as slow as the decoder."""
+"""The last stage that is run unless it is asked for: what starts from pictures in files is as slow as their decoder."""
 
 
 def stages() -> list[Path]:
