@@ -152,6 +152,7 @@ class Reader:
         facts = {name: str(value) for name, value in self.rows(f"META_DATA_CAPTURE WHERE name IN {wanted}", "name, value")}
         simulated, threads = facts if facts.get("SIMULATED") == "true" else {}, numbers(infer, 2)
         decode = [row for row in self.ranges(DECODE, PUSH_POP) if row[0] < end]
+        decode = decode[-len(infer) :]  # one a batch; before them are those that filled the batches for the serial run
         ranges = (intervals(infer), threads, intervals(postprocess), intervals(decode))
         whole_graphs = bool(self.rows("CUPTI_ACTIVITY_KIND_GRAPH_TRACE LIMIT 1", "start"))
         return Trace(self.path, device, (start, end), *ranges, kernels, h2d, d2h, self.calls(), simulated, whole_graphs)
