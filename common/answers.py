@@ -58,6 +58,7 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> None:
 
 def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
     """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
+    seen = images(measured)
     for turn in feed.turns():
         batches, names = zip(*turn)
         session = Session(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
@@ -66,7 +67,10 @@ def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
             raise WrongOutputs(f"a race, whatever the outputs are: {race}")
         if not measured.options.no_verify:
             check(session.outputs, run_serially(session.engine, batches))
+        seen += images(session)
         yield session
+    if feed.left and feed.left_to_pillow:
+        err.print(f"of all {seen} images {len(feed.left_to_pillow)} were decoded by Pillow")
 
 
 def images(session: Session) -> int:

@@ -75,13 +75,12 @@ class CpuDecoder:
         self.left_to_pillow, self._map = self._load.left_to_pillow, shared_out(os.cpu_count() or 1)
 
     def decode(self, files: Files, destination: np.ndarray) -> None:
-        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). Raises what Pillow raises where one
-        cannot be read."""
+        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). Raises as ``loaded`` does."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             list(self._map(self._row, files, (destination[row : row + 1] for row in range(len(files)))))
 
     def _row(self, file: tuple[str, bytes], row: np.ndarray) -> None:
-        write(self._load(*file)[None], row)
+        write(loaded(self._load, *file)[None], row)
 
     to_host = decode
 
@@ -96,18 +95,19 @@ class GpuDecoder:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
         self._simulator, self._load = backend.current().simulator, Loader("pillow", *self._size)
         self._map = shared_out(os.cpu_count() or 1)
+        if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
+            raise UsageFault(
+                f"--decoder {self.name} writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it with "
+                "--input bytes, or take a decoder of the host (--decoder pillow)."
+            )
         if self._simulator is None:
-            if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
-                raise UsageFault(
-                    f"--decoder {self.name} writes uint8 pictures in colour, and {engine.plan} takes {engine.input}."
-                )
             self._codec, self._cvcuda = import_module("nvidia.nvimgcodec"), import_module("cvcuda")
             self._decoder = self._codec.Decoder()
             self._params = self._codec.DecodeParams(apply_exif_orientation=False)
 
     def decode(self, files: Files, destination: DeviceBuffer, stream: Stream) -> None:
         """Write the files' pictures into device memory, as the plan takes them; work that ``stream`` gets later finds them
-        there. Raises what Pillow raises where one cannot be read."""
+        there. Raises as ``loaded`` does."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             left = {row: why for row, (_, data) in enumerate(files) if (why := jpeg.oddity(data))}
             if self._simulator is not None:
@@ -148,7 +148,7 @@ class GpuDecoder:
                 stream=on,
             )
         for row in left:
-            pixels = np.ascontiguousarray(self._load(*files[row]).transpose(1, 2, 0))
+            pixels = np.ascontiguousarray(loaded(self._load, *files[row]).transpose(1, 2, 0))
             to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
             cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
         if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
@@ -161,7 +161,7 @@ class GpuDecoder:
     def _by_pillow(self, files: Files) -> np.ndarray:
         """As the plan takes them."""
         found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._map(lambda file: self._load(*file), files)):
+        for row, pixels in enumerate(self._map(lambda file: loaded(self._load, *file), files)):
             write(pixels[None], found[row : row + 1])
         return found
 
@@ -173,12 +173,20 @@ class GpuDecoder:
             copy_to_host(destination, buffer)
 
 
-def told(left_to_pillow: dict[str, str], of: int) -> list[str]:
-    """What a result says of the files that its decoder did not take."""
-    if not left_to_pillow:
+def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
+    """The pixels of a file that could be read before. Raises ``EnvironmentFault`` with its name where it no longer can be."""
+    try:
+        return load(name, data)
+    except Exception as error:  # Pillow raises as many types as there are ways to break a file
+        raise EnvironmentFault(f"{name} can no longer be decoded: {jpeg.oddity(data) or error}.") from error
+
+
+def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:
+    """What a result says of those of its images that its decoder did not take. (A decoder may have met others: it is ahead.)"""
+    left = [f"{name} ({left_to_pillow[name]})" for name in names if name in left_to_pillow]
+    if not left:
         return []
-    named = ", ".join(f"{name} ({why})" for name, why in islice(left_to_pillow.items(), 3))
-    return [f"{len(left_to_pillow)} of {of} images were decoded by Pillow: {named}{', …' * (len(left_to_pillow) > 3)}"]
+    return [f"{len(left)} of {len(names)} images were decoded by Pillow: {', '.join(left[:3])}{', …' * (len(left) > 3)}"]
 
 
 class DeviceArray:

@@ -58,6 +58,11 @@ class Feed:
             self._source.decoder.to_host(self._source.read(names, len(batch)).result(), batch)
         return names
 
+    @property
+    def left_to_pillow(self) -> dict[str, str]:
+        """Names of images that the decoder did not take, so far, and why."""
+        return (self._source.decoder if self._source is not None else self._images.load).left_to_pillow
+
     def turns(self) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
         """Batches of the images that are left, with their names; small ones are many. A thread fills one half of them while the
         other is in use, and then again."""

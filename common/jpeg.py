@@ -26,7 +26,7 @@ def installed(name: str) -> bool:
     """Whether the modules of a decoder can be imported, and those of their own that they need."""
     try:
         return all(map(import_module, MODULES[name][0]))
-    except (ImportError, OSError):
+    except Exception:  # a torchvision that does not fit its PyTorch raises RuntimeError, others what they like
         return False
 
 
@@ -61,13 +61,15 @@ def oddity(data: bytes) -> str | None:
 
 
 def orientation(segment: bytes) -> int:
-    """Which way up a picture is, by its EXIF segment; 1 is upright, 0 is not to be made out."""
+    """Which way up a picture is, by its EXIF or XMP segment; 1 is upright, 0 is not to be made out."""
     from PIL import ExifTags, Image
 
     exif = Image.Exif()
     try:
         if segment.startswith(b"Exif\0\0"):
             exif.load(segment)
+        elif b"tiff:Orientation" in segment:  # XMP, which Pillow heeds where there is no EXIF
+            return 0
         return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged segment meets many different ends in there
         return 0
@@ -75,7 +77,7 @@ def orientation(segment: bytes) -> int:
 
 def decoder(name: str) -> Decode | None:
     """A function from a JPEG file's bytes to its pixels, H×W×3 uint8 RGB, that raises where it cannot, and that several threads
-    may call. None for Pillow, which ``common.pictures`` calls by itself."""
+    may call. None for Pillow, which ``common.photographs`` calls by itself."""
     if name == "torchvision":
         torch, io = import_module("torch"), import_module("torchvision.io")
 

@@ -14,7 +14,7 @@ import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from itertools import cycle
+from itertools import chain, cycle
 from math import ceil, lcm
 from pathlib import Path
 from statistics import median
@@ -55,7 +55,7 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
 
     ``precision`` names the default plan, ``page_lock`` says where the batches lie. A parser with ``--sizes`` makes batches of
     several sizes in turn, and the default plan has a profile for each; with ``--layout`` the default plan takes bytes.
-    ``encoded``: the stage decodes its images itself (``run.files``, ``run.decoder``).
+    ``encoded``: the stage decodes its images itself (``run.read_files``, ``run.decoder``).
     """
 
     def stage() -> None:
@@ -159,8 +159,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record = Record.of(records)
     record.races = 0 if here.simulator else None
     record.parts_ms = None if chosen.no_parts else parts_ms(session, allocate, record.notes)
-    left = source.decoder.left_to_pillow if source is not None else images.load.left_to_pillow
-    record.notes += decode.told(left, sum(map(len, feed.names)))
+    record.notes += decode.told(feed.left_to_pillow, list(chain.from_iterable(feed.names)))
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
     report.print_result(record, session, size, reference)

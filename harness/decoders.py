@@ -30,6 +30,7 @@ from common.backend import NAMES
 from common.console import err, out, printable
 from common.decode import READERS
 from common.errors import EnvironmentFault, UsageFault
+from common.feed import shown
 from common.files import grid, write_json, write_text
 from common.options import positive
 from common.parts import ALL_PARTS
@@ -57,29 +58,41 @@ def cut_out(photographs: list[Path], index: int, seed: int, width: int, height: 
     """A JPEG file of a part of one of the photographs, of the quality of ``synthetic_jpeg``."""
     from PIL import Image
 
-    draw = random.Random(f"{seed} {index}")
-    with Image.open(photographs[index % len(photographs)]) as picture:
-        scale = draw.uniform(0.5, 1) * min(picture.width / width, picture.height / height)
-        left, top = draw.uniform(0, picture.width - scale * width), draw.uniform(0, picture.height - scale * height)
-        box = (left, top, left + scale * width, top + scale * height)
-        part, file = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box), BytesIO()
+    draw, path, file = random.Random(f"{seed} {index}"), photographs[index % len(photographs)], BytesIO()
+    try:
+        with Image.open(path) as picture:
+            scale = draw.uniform(0.5, 1) * min(picture.width / width, picture.height / height)
+            left, top = draw.uniform(0, picture.width - scale * width), draw.uniform(0, picture.height - scale * height)
+            box = (left, top, left + scale * width, top + scale * height)
+            part = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box)
+    except Exception as error:  # Pillow raises as many types as there are ways to break a file
+        raise UsageFault(f"--photographs {path}: it cannot be read ({error}).") from error
     part.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
 def make_files(folder: Path, count: int, make: Callable[[int], bytes]) -> Path:
-    """``count`` files in ``folder``; those that are there are kept."""
+    """``count`` files in ``folder``, each written whole; those that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [path for index in range(count) if not (path := folder / f"{index:06d}.jpg").exists()]
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda path: path.write_bytes(make(int(path.stem))), paths):
+
+    def write(path: Path) -> None:
+        part = path.with_suffix(".part")
+        part.write_bytes(make(int(path.stem)))
+        part.replace(path)
+
+    pool = ThreadPoolExecutor()
+    try:
+        for _ in shown(pool.map(write, paths), f"making {folder.name}", len(paths)):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)
     return folder
 
 
 def read_rate(folder: Path) -> float:
     """Files a second, each read once."""
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     started = time.perf_counter()
     with ThreadPoolExecutor(READERS) as pool:
         read = sum(1 for _ in pool.map(Path.read_bytes, paths))
@@ -128,7 +141,7 @@ def main() -> None:
         if options.photographs and not photographs:
             raise UsageFault(f"--photographs {options.photographs}: it holds none.")
         make = partial(cut_out, photographs) if options.photographs else synthetic_jpeg
-        kind = "cut" if options.photographs else "synthetic"
+        kind = f"cut-{options.photographs.resolve().name}" if options.photographs else "synthetic"
         folders = []
         for width, height in SIZES:
             of_size = partial(make, seed=10088, width=width, height=height)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from common import backend, cuda, decode, jpeg
+from common import trace as traces
 from common.buffers import DeviceBuffer
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, UsageFault
 from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
 from export.models import run_onnx
@@ -43,11 +44,16 @@ def lying() -> bytes:
     return encoded(exif=exif)
 
 
+def lying_by_xmp() -> bytes:
+    return encoded(xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+
+
 ODD = {  # what is in a file, and what is found odd about it
     "a-progressive": (encoded(1, progressive=True), "progressive"),
     "b-grey": (encoded(2, "L"), "no three colours of 8 bits"),
     "c-cmyk": (encoded(3, "CMYK"), "colours of Adobe's"),
     "d-lying": (lying(), "not upright"),
+    "d-lying-by-xmp": (lying_by_xmp(), "not upright"),
     "e-png": (encoded(5, kind="PNG"), "no JPEG"),
     "f-longer": (encoded(6) + b"more", "no end"),
     "g-thin": (encoded(7, size=(8, 300)), None),
@@ -144,6 +150,33 @@ def test_a_decoder_that_is_not_there_is_named_with_its_command(here, monkeypatch
     assert decode.choose("auto", True) == "pillow"
 
 
+def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
+    def unfit(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(jpeg, "import_module", unfit)
+    assert not jpeg.installed("torchvision")
+
+
+def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(here):  # noqa: F811
+    floats = SimpleNamespace(input_shape=lambda batch: (batch, 3, 8, 8), input_type=np.dtype("f4"), plan="a.plan", input="f4")
+    with pytest.raises(UsageFault, match="--input bytes"):
+        decode.GpuDecoder(floats)
+
+
+@pytest.mark.parametrize("data", [BROKEN[name][0] for name in BROKEN])
+@pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
+def test_a_file_that_is_broken_during_the_run_ends_it_by_its_name(here, data, decoder):  # noqa: F811
+    taken = SimpleNamespace(input_shape=lambda batch: (batch, 3, SIDE, SIDE), input_type=np.dtype("u1"))
+    with pytest.raises(EnvironmentFault, match=r"b\.jpg can no longer be decoded"):
+        decode.make(decoder, taken).to_host([("a.jpg", encoded()), ("b.jpg", data)], np.empty((2, 3, SIDE, SIDE), np.uint8))
+
+
+def test_only_images_of_the_result_are_named_in_it():
+    assert decode.told({"far": "progressive"}, ["a", "b"]) == []
+    assert decode.told({"far": "x", "b": "no end"}, ["a", "b"]) == ["1 of 2 images were decoded by Pillow: b (no end)"]
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_stage_reads_by_any_decoder_of_the_cpu(checkout, made, mixed, right, tmp_path, name):  # noqa: F811
     plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", "4", "--decoder", name)
@@ -176,13 +209,15 @@ def right(checkout, made, mixed, tmp_path_factory) -> list[tuple[str, str]]:  # 
     "decoder, batch", [("nvimagecodec", "1"), *((name, "4") for name in ("nvimagecodec", "pillow", *OTHERS))]
 )
 def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path, decoder, batch):  # noqa: F811
-    """Twenty-four that can be read: at batch 1 eight are measured, and the others answered afterwards."""
+    """Twenty-six that can be read: at batch 1 eight are measured, and the others answered afterwards."""
     plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", batch)
     found, printed = answers(checkout, mixed, tmp_path / "11.csv", STAGE, *plan, "--decoder", decoder)
     assert [name for name, _ in found] == sorted(f"{name}{more}.jpg" for name in ODD for more in ("", "-before")) + [
         f"{name}-before.jpg" for name in BROKEN
     ]
     assert found == right and printed.count("skipped") == len(BROKEN)
+    if batch == "1":
+        assert f"of all {len(found)} images {sum(why is not None for _, why in ODD.values())} were decoded by Pillow" in printed
     if decoder != "pillow":
         assert "were decoded by Pillow" in printed and "a-progressive.jpg (progressive)" in printed
 
@@ -190,14 +225,18 @@ def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
 def test_a_batch_takes_what_its_decoder_takes(checkout, tmp_path, decoder):
     """Closed form: 128 files at the device file's rate; copy, compute and post-processing are hidden."""
-    path = tmp_path / "11.json"
-    done = checkout.run(STAGE, *SIMULATED, *CHEAP, "--measure", "3", "--decoder", decoder, "--json", path)
+    path, traced = tmp_path / "11.json", tmp_path / "11.sqlite"
+    results = ("--json", path, "--trace", traced)
+    done = checkout.run(STAGE, *SIMULATED, *CHEAP, "--measure", "3", "--decoder", decoder, *results)
     assert done.returncode == 0, done.stdout + done.stderr
     record, device = json.loads(path.read_text()), devices.load("h200")
     decode_ms = 128 / device.decode_rates[decoder] / 1e6
     assert record["parts_ms"]["decode"] == pytest.approx(decode_ms, rel=0.01)
     assert record["per_batch_ms"] == pytest.approx(decode_ms, rel=0.02)
     assert record["outputs_match"] is True and record["max_abs_diff"] == 0 and record["races"] == 0
+    trace = traces.read(traced)  # its batches have one number in all rows
+    assert len(trace.decode) == len(trace.infer) and (trace.decode[:, 1] <= trace.infer[:, 0]).all()
+    assert (trace.decode[1:, 1] > trace.infer[:-1, 0]).all()
     assert "decode, the longest part by itself" in done.stdout and "\n  decode " in done.stdout
 
 
@@ -303,7 +342,15 @@ def test_files_are_cut_out_of_photographs(photographs, tmp_path):
     contents = [path.read_bytes() for path in sorted(folder.iterdir())]
     assert len(set(contents)) == 6 and not any(map(jpeg.oddity, contents))
     assert all(Image.open(BytesIO(data)).size == (120, 90) for data in contents)
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
     assert decoders.read_rate(tmp_path) > 0
+
+
+def test_a_file_that_could_not_be_made_is_not_there(tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(BROKEN["j-cut"][0])
+    with pytest.raises(UsageFault, match=r"cut\.jpg: it cannot be read"):
+        decoders.make_files(tmp_path / "made", 2, lambda index: decoders.cut_out([tmp_path / "cut.jpg"], index, 1, 12, 9))
+    assert not list((tmp_path / "made").iterdir())
 
 
 def test_a_decoder_that_is_not_there_leaves_the_others_their_rows(checkout, mixed, tmp_path):
