@@ -95,12 +95,12 @@ class GpuDecoder:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
         self._simulator, self._load = backend.current().simulator, Loader("pillow", *self._size)
         self._map = shared_out(os.cpu_count() or 1)
-        if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
-            raise UsageFault(
-                f"--decoder {self.name} writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it with "
-                "--input bytes, or take a decoder of the host (--decoder pillow)."
-            )
         if self._simulator is None:
+            if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
+                raise UsageFault(
+                    f"--decoder {self.name} writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it "
+                    "with --input bytes, or take a decoder of the host (--decoder pillow)."
+                )
             self._codec, self._cvcuda = import_module("nvidia.nvimgcodec"), import_module("cvcuda")
             self._decoder = self._codec.Decoder()
             self._params = self._codec.DecodeParams(apply_exif_orientation=False)

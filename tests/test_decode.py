@@ -158,7 +158,9 @@ def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
     assert not jpeg.installed("torchvision")
 
 
-def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(here):  # noqa: F811
+def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch):
+    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
+    monkeypatch.setattr(decode, "shared_out", lambda threads: map)
     floats = SimpleNamespace(input_shape=lambda batch: (batch, 3, 8, 8), input_type=np.dtype("f4"), plan="a.plan", input="f4")
     with pytest.raises(UsageFault, match="--input bytes"):
         decode.GpuDecoder(floats)
