@@ -135,6 +135,7 @@ def main() -> None:
     for name in PASSED_ON:
         p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stage, whose --help explains it")
     options = p.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     folders = options.images
     if not folders:
         photographs = sorted(path for path in (options.photographs or Path()).glob("*") if path.suffix.lower() in SUFFIXES)

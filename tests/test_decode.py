@@ -326,16 +326,16 @@ def test_a_synthetic_file_is_like_a_photograph_s():
 
 
 def test_the_table_from_disk_to_names(checkout, mixed, tmp_path):
-    arguments = ("--images", mixed, "--decoders", "nvimagecodec", "pillow", "--out", tmp_path, "--measure", "3")
+    arguments = ("--images", mixed, "--decoders", "nvimagecodec", "pillow", "--out", tmp_path / "new", "--measure", "3")
     done = checkout.run("-m", "scripts.decoders", *SIMULATED, *CHEAP, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows, rates = json.loads((tmp_path / "decoders.json").read_text())["rows"], devices.load("h200").decode_rates
+    rows, rates = json.loads((tmp_path / "new" / "decoders.json").read_text())["rows"], devices.load("h200").decode_rates
     assert [row["decoder"] for row in rows] == ["nvimagecodec", "pillow"]
     for row in rows:
         rate = 1e9 * rates[row["decoder"]]
         assert row["alone"] == pytest.approx(rate, rel=0.01) and row["images_per_s"] == pytest.approx(rate, rel=0.02)
         assert row["limiter"] == "decode" and row["share"] > 0.98 and row["read"] > 0
-    assert (tmp_path / "decoders.md").read_text().count(f"| {mixed.name} |") == 2
+    assert (tmp_path / "new" / "decoders.md").read_text().count(f"| {mixed.name} |") == 2
     assert "were decoded by Pillow" in done.stdout
 
 
