@@ -28,6 +28,7 @@ from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
 
 OTHERS = [name for name in ("torchvision", "opencv") if jpeg.installed(name)]
 STAGE = "11_jpeg_decode.py"
+TAKEN = SimpleNamespace(input_shape=lambda batch: (batch, 3, SIDE, SIDE), input_type=np.dtype("u1"))
 
 
 def encoded(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (90, 70), kind: str = "JPEG", **how) -> bytes:
@@ -169,9 +170,8 @@ def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch):
 @pytest.mark.parametrize("data", [BROKEN[name][0] for name in BROKEN])
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
 def test_a_file_that_is_broken_during_the_run_ends_it_by_its_name(here, data, decoder):  # noqa: F811
-    taken = SimpleNamespace(input_shape=lambda batch: (batch, 3, SIDE, SIDE), input_type=np.dtype("u1"))
     with pytest.raises(EnvironmentFault, match=r"b\.jpg can no longer be decoded"):
-        decode.make(decoder, taken).to_host([("a.jpg", encoded()), ("b.jpg", data)], np.empty((2, 3, SIDE, SIDE), np.uint8))
+        decode.make(decoder, TAKEN).to_host([("a.jpg", encoded()), ("b.jpg", data)], np.empty((2, 3, SIDE, SIDE), np.uint8))
 
 
 def test_only_images_of_the_result_are_named_in_it():
@@ -189,6 +189,16 @@ def test_every_stage_reads_by_any_decoder_of_the_cpu(checkout, made, mixed, righ
 def test_the_gpu_s_decoder_is_stage_11_s(checkout, mixed):
     done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--images", mixed, "--decoder", "nvimagecodec")
     assert done.returncode == 2 and "where 11_jpeg_decode.py takes them" in done.stderr
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 40, 128])
+def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa: F811
+    """The serial run gets its pixels of the same files, and could not tell."""
+    contents: dict[str, Path | bytes] = {str(index): str(index).encode() for index in range(33)}
+    contents["7"] = tmp_path / "7.jpg"
+    contents["7"].write_bytes(b"7")
+    found = decode.Source(contents, decode.CpuDecoder("pillow", TAKEN)).read(list(contents), count).result()
+    assert found == [(str(row % 33), str(row % 33).encode()) for row in range(count)]
 
 
 # -- in the stage
