@@ -49,7 +49,7 @@ def infer(run: session.Session) -> None:
     contexts, decoder = run.engine.graph_contexts(SLOTS, run.batch_shape), run.decoder
     with ExitStack() as resources:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
-        pixels = [page_locked(run.batch_shape, run.engine.input_type) for _ in slots]
+        pixels = [page_locked(run.batch_shape, run.engine.input_type) for _ in slots if not isinstance(decoder, GpuDecoder)]
         copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
         try:
             graphs = [resources.enter_context(stage_10.capture(*each, compute)) for each in zip(contexts, slots)]
