@@ -11,8 +11,8 @@ either case. A batch is handed over whole, because the engines work on many pict
 Differs from: 10_uint8_input.py; a side branch
 
 Why it helps: pictures come in files, and the decoder is slower than all the rest: for files of 500×375, by a factor of 4 on
-an H200, and of 12 to 50 on its host. Who feeds the pipeline from Pillow has gained nothing by it. With the decoder at work
-ahead of them, copies and kernels cost no time any more.
+an H200, and of 50 with Pillow on its host. Who feeds the pipeline from Pillow has gained nothing by it. With the decoder at
+work ahead of them, copies and kernels cost no time any more.
 
 When it does not: with few pictures, which no engine is busy with. With files that are no plain JPEGs (progressive, CMYK, grey,
 lying on their side, no JPEG at all): they are left to Pillow, counted and named. And behind a decoder that takes all the time
@@ -23,8 +23,8 @@ a faster engine or graph is worth nothing: what helps is a faster decoder, or a 
 
 In the timeline: the row `decode` without a gap, and short pieces of copy and compute below it.
 
-Try (simulated H200): 5.66 ms a batch, and 1.39 in stage 10; ``--decoder torchvision`` 17.5, ``--decoder pillow`` 69.6. All
-tables of a user's own files: ``python -m scripts.decoders`` (docs/decoding.md).
+Try (simulated H200): 5.66 ms a batch, and 1.39 in stage 10; ``--decoder pillow`` 69.6. All tables of a user's own files:
+``python -m scripts.decoders`` (docs/decoding.md).
 """
 
 from __future__ import annotations

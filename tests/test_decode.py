@@ -246,6 +246,7 @@ def test_a_batch_takes_what_its_decoder_takes(checkout, tmp_path, decoder):
     assert record["parts_ms"]["decode"] == pytest.approx(decode_ms, rel=0.01)
     assert record["per_batch_ms"] == pytest.approx(decode_ms, rel=0.02)
     assert record["outputs_match"] is True and record["max_abs_diff"] == 0 and record["races"] == 0
+    assert (record["parts_ms"]["h2d"] == 0) == (decoder == "nvimagecodec")  # its files go over the link while it decodes
     trace = traces.read(traced)  # its batches have one number in all rows
     assert len(trace.decode) == len(trace.infer) and (trace.decode[:, 1] <= trace.infer[:, 0]).all()
     assert (trace.decode[1:, 1] > trace.infer[:-1, 0]).all()
