@@ -47,6 +47,8 @@ def oddity(data: bytes) -> str | None:
             height, width = (int.from_bytes(segment[at : at + 2], "big") for at in (1, 3))
             if segment[:1] != b"\x08" or segment[5:6] != b"\x03":
                 return "no three colours of 8 bits"
+            if segment[6:15:3] == b"RGB":  # so named they are no Y, Cb, Cr to libjpeg, and nobody says what they are to others
+                return "colours that are RGB"
             if not 0 < height * width <= LARGE:
                 return f"{width}×{height}"
             framed = True

@@ -20,6 +20,7 @@ from common.buffers import DeviceBuffer
 from common.errors import EnvironmentFault, UsageFault
 from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
+from common.pictures import Images
 from export.models import run_onnx
 from harness import decoders
 from sim import device as devices
@@ -49,10 +50,18 @@ def lying_by_xmp() -> bytes:
     return encoded(xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
 
 
+def rgb() -> bytes:
+    """Without Adobe's segment, so that only the components' names say it."""
+    data = encoded(keep_rgb=True)
+    start = data.index(b"\xff\xee")
+    return data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
+
+
 ODD = {  # what is in a file, and what is found odd about it
     "a-progressive": (encoded(1, progressive=True), "progressive"),
     "b-grey": (encoded(2, "L"), "no three colours of 8 bits"),
     "c-cmyk": (encoded(3, "CMYK"), "colours of Adobe's"),
+    "c-rgb": (rgb(), "colours that are RGB"),
     "d-lying": (lying(), "not upright"),
     "d-lying-by-xmp": (lying_by_xmp(), "not upright"),
     "e-png": (encoded(5, kind="PNG"), "no JPEG"),
@@ -201,6 +210,14 @@ def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa
     assert found == [(str(row % 33), str(row % 33).encode()) for row in range(count)]
 
 
+def test_two_names_that_print_alike_are_two_files(tmp_path):
+    for number, name in enumerate(["a\x07.jpg", "a\\x07.jpg"]):
+        (tmp_path / name).write_bytes(encoded(number))
+    images = Images(tmp_path, (3, SIDE, SIDE), seed=1, encoded=True)
+    sources = [images.sources[name] for name, _ in images.read(np.uint8)]
+    assert [path.read_bytes() for path in sources if isinstance(path, Path)] == [encoded(0), encoded(1)]
+
+
 # -- in the stage
 
 
@@ -221,7 +238,7 @@ def right(checkout, made, mixed, tmp_path_factory) -> list[tuple[str, str]]:  # 
     "decoder, batch", [("nvimagecodec", "1"), *((name, "4") for name in ("nvimagecodec", "pillow", *OTHERS))]
 )
 def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path, decoder, batch):  # noqa: F811
-    """Twenty-six that can be read: at batch 1 eight are measured, and the others answered afterwards."""
+    """Twenty-eight that can be read: at batch 1 eight are measured, and the others answered afterwards."""
     plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", batch)
     found, printed = answers(checkout, mixed, tmp_path / "11.csv", STAGE, *plan, "--decoder", decoder)
     assert [name for name, _ in found] == sorted(f"{name}{more}.jpg" for name in ODD for more in ("", "-before")) + [
