@@ -116,7 +116,7 @@ def main() -> None:
     if options.export_only:
         return
     here = backend.select(options.backend, build=True)
-    output, options.timing_cache = plans.destination(options, onnx.stem)
+    output, options.timing_cache = plans.destination(options, onnx)
     err.print(f"building {output.name} from {onnx.name} with {here.library}")
     begun = time.perf_counter()
     plan, profiles, timings = build(options, onnx)

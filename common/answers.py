@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import chain
@@ -31,9 +32,7 @@ def check_asked(engine: Engine, chosen: Namespace) -> None:
     if chosen.top:
         raise UsageFault(f"--top is for classifiers, and {given}.")
     if chosen.predictions and chosen.predictions.suffix != ".npy":
-        raise UsageFault(
-            f"--predictions {chosen.predictions}: classes are for classifiers, and {given}: name it .npy for these."
-        )
+        raise UsageFault(f"--predictions {chosen.predictions}: classes are for classifiers, and {given}: name it .npy.")
 
 
 def answer(measured: Session, feed: Feed, infer: Infer) -> None:
@@ -78,20 +77,26 @@ def images(session: Session) -> int:
     return sum(map(len, session.names[: session.distinct]))
 
 
-def rows(session: Session) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Of each image its name, and its row of each output."""
-    for names, outputs in zip(session.names[: session.distinct], session.outputs):
-        yield from zip(names, zip(*unpacked(outputs)))
-
-
 def printed(sessions: Iterator[Session], likeliest: int) -> Iterator[Session]:
     """Passes on what it gets, and prints each image's ``likeliest`` classes."""
     for session in sessions:
-        for name, (logits, *_) in rows(session):
+        batches = zip(session.names[: session.distinct], session.outputs)
+        for name, logits in (image for batch in batches for image in zip(*batch)):
             out.print(f"\n{name}", markup=False)
             for number, probability in top(logits, likeliest):
                 out.print(f"  {probability:7.2%}  {session.predictions.label(number)}", markup=False)
         yield session
+
+
+def names_of(outputs: Path) -> Path:
+    """The file with the images' names, beside a .npy file."""
+    return outputs.with_name(f"{outputs.name}.txt")
+
+
+def results(chosen: Namespace) -> list[Path | None]:
+    """All files that a stage is asked to write."""
+    names = names_of(chosen.predictions) if chosen.predictions and chosen.predictions.suffix == ".npy" else None
+    return [chosen.predictions, names, chosen.json, chosen.trace]
 
 
 def write_outputs(path: Path, sessions: Iterator[Session]) -> None:
@@ -109,9 +114,12 @@ def write_outputs(path: Path, sessions: Iterator[Session]) -> None:
                 numbers.write(written.tobytes())
                 names += own
         row, shape = (kind, ()) if len(ends) > 1 else (ends[0].type, ends[0].shape[1:])
-        header = {"descr": np.lib.format.dtype_to_descr(row), "fortran_order": False, "shape": (len(names), *shape)}
+        # The header has their number, which is known only now, and the version that the outputs' names need.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that names beyond Latin-1 need NumPy 1.17
+            begin = np.lib.format.open_memmap(temporary, "w+", row, (len(names), *shape)).offset
         numbers.seek(0)
-        with temporary.open("wb") as file:  # its header has their number, which is known only now
-            np.lib.format.write_array_header_1_0(file, header)
+        with temporary.open("r+b") as file:
+            file.seek(begin)
             shutil.copyfileobj(numbers, file)
-    write_text(path.with_name(f"{path.name}.txt"), "".join(f"{name}\n" for name in names))
+        write_text(names_of(path), "".join(f"{name}\n" for name in names))

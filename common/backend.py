@@ -69,6 +69,15 @@ class Backend:
         """The races found so far, a sentence each (simulated backend); None where nobody looks for them."""
         return None if self.simulator is None else self.simulator.gpu.races.found()
 
+    def stands_in(self, precision: str) -> list[str]:
+        """What a modelled time in ``precision`` does not know (simulated backend)."""
+        if self.simulator is None or precision != "int8":
+            return []
+        rates = self.simulator.device.arithmetic_rates
+        if rates["int8"] != rates["fp16"]:
+            return []
+        return [f"{self.device} has no rate for INT8, and is charged FP16's: what INT8 gains in compute is not to be seen here"]
+
     def leaks(self) -> list[str]:
         """What was not given back (simulated backend), with the line that made it."""
         if self.simulator is None:
@@ -111,14 +120,14 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0, bu
 def _real(name: str, build: bool) -> Backend:
     """The first library of the table that works here."""
     wanted = [library for library in LIBRARIES if name in ("auto", library.backend)]
+    alone = [library for library in wanted if build and library.without_gpu and library.backend == name]
     missing: list[str] = []
     try:
         cudart, device, capability = gpu()
     except EnvironmentFault:
-        wanted = [library for library in wanted if build and library.without_gpu and library.backend == name]
-        if not wanted:
+        if not alone:
             raise
-        cudart, device, capability = None, "no GPU", ""
+        cudart, device, capability, wanted = None, "no GPU", "", alone
     for library in wanted:
         runs = cudart is not None and capability.startswith(library.capabilities)
         try:
@@ -128,14 +137,12 @@ def _real(name: str, build: bool) -> Backend:
             continue
         if build and not library.builds:
             missing.append(f"the {library.called} runs plans and builds none")
-        elif not runs and not (build and library.without_gpu and library.backend == name):
+        elif not runs and library not in alone:
             missing.append(f"{library.called} does not run on a GPU of compute capability {capability} ({device})")
         else:
-            reason = "; ".join(
-                [f"a GPU and {library.called} answer" if runs else f"{library.called} builds without a GPU", *missing]
-            )
-            version = f"{library.called} {tensorrt.__version__}"
-            return Backend(library.backend, reason, device, version, library, cudart if runs else None, tensorrt, first("nvtx"))
+            how = f"a GPU and {library.called} answer" if runs else f"{library.called} builds without a GPU"
+            names = library.backend, "; ".join([how, *missing]), device, f"{library.called} {tensorrt.__version__}"
+            return Backend(*names, library, cudart if runs else None, tensorrt, first("nvtx"))
     raise EnvironmentFault("; ".join(missing) + ".")
 
 

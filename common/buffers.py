@@ -14,7 +14,7 @@ import numpy as np
 from common.cuda import CudaError, Event, Resource, Stream, cudart
 
 if TYPE_CHECKING:
-    from common.session import Session
+    from common.run import Session
 
 
 class DeviceBuffer(Resource):

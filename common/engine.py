@@ -17,7 +17,7 @@ from common.checked import TensorRTError, logger, require, started
 from common.cuda import Stream
 from common.errors import EnvironmentFault
 from common.plans import check_sidecar, rebuild
-from common.tensors import End, check_ends, packed
+from common.tensors import End, are_scores, check_ends, packed
 
 
 class Context:
@@ -102,8 +102,8 @@ class Engine:
 
     @property
     def classifies(self) -> bool:
-        """Whether the one output is scores of classes, N×C numbers with a fraction."""
-        return len(self.outputs) == 1 and len(self.outputs[0].shape) == 2 and self.outputs[0].type.kind == "f"
+        """Whether the outputs are one score for each class."""
+        return are_scores(*packed(self.outputs, 1))
 
     @property
     def profiles(self) -> list[tuple[int, int, int]]:

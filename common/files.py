@@ -48,11 +48,13 @@ def check_ordinary(path: Path) -> None:
         raise EnvironmentFault(f"cannot write {path}: it is there, and it is not an ordinary file.")
 
 
-def check_writable(*paths: Path | None) -> None:
-    """Find out before the run that a result could not be written after it."""
-    named = [path.absolute() for path in paths if path is not None]
+def check_writable(*paths: Path | None, kept: Sequence[Path] = ()) -> None:
+    """Find out before the run that a result cannot be written after it, or would be written over another or a ``kept`` one."""
+    named = [Path(os.path.realpath(path)) for path in paths if path is not None]
     if len({*named}) < len(named):
         raise UsageFault(f"two results cannot be one file: {', '.join(map(str, named))}.")
+    if lost := [path for path in kept if Path(os.path.realpath(path)) in named]:
+        raise UsageFault(f"{lost[0]} is what the run reads: write its results elsewhere.")
     for path in filter(None, paths):
         check_ordinary(path)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

@@ -22,18 +22,27 @@ def layer_precision(layer: Any) -> str | None:
     its first output where it has none. None where it does not say or only reformats."""
     if not isinstance(layer, dict) or layer.get("LayerType") in NO_WORK:
         return None
-    kernels = [each for each in layer.get("Constants", []) if sum(size > 1 for size in each["Dimensions"]) > 1]
-    weights, tactic = layer.get("Weights") or {}, str(layer.get("TacticName", ""))
+    tactic = str(layer.get("TacticName", ""))
     calls = {"Type": " ".join(name for key, name in TACTIC_NAMES.items() if key in tactic)}
-    told = [weights if weights.get("Count") else {}, *kernels, *layer.get("Outputs", [])[:1], calls]
+    told = [*weights(layer), *layer.get("Outputs", [])[:1], calls]
     texts = [" ".join(str(value) for key, value in each.items() if key != "Name") for each in told]
     found = (name for text in texts for name, pattern in PRECISION_NAMES.items() if re.search(rf"\b(?:{pattern})", text))
     return next(found, None)
 
 
+def weights(layer: Any) -> list[Any]:
+    """A layer's weights as the inspector's JSON tells them, no scales: [] where it has none, or is a mere name."""
+    if not isinstance(layer, dict):
+        return []
+    kernels = [each for each in layer.get("Constants", []) if sum(size > 1 for size in each["Dimensions"]) > 1]
+    told = layer.get("Weights") or {}
+    return [told] * bool(told.get("Count")) + kernels
+
+
 def precisions(layers: Sequence[Any]) -> Counter[str]:
-    """How many layers work in fp32, fp16, int8, …"""
-    return Counter(filter(None, map(layer_precision, layers)))
+    """How many layers work in fp32, fp16, int8, …: of those with weights, where there are any. The others take what these give
+    and want, and a small network has more of them."""
+    return Counter(filter(None, map(layer_precision, list(filter(weights, layers)) or layers)))
 
 
 def names(layers: Sequence[Any]) -> list[str]:
@@ -61,14 +70,14 @@ def tensors(text: str) -> list[dict[str, Any]]:
 
 
 def require_precision(found: Counter[str], precision: str, plan: Path) -> None:
-    """Raise where most layers do not work in ``precision``: a build may have quietly chosen another.
+    """Raise where more layers work in another precision than in ``precision``: a build may have quietly chosen another.
 
     An inspector that does not tell (a plan built without detailed profiling verbosity, or a TensorRT whose words this does
     not know) proves nothing either way, and that is said.
     """
     if not found:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
-    elif found.most_common(1)[0][0] != precision:
+    elif found[precision] < max(found.values()):
         counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
         mend = f"Build one: python 0_build.py --{precision}"
         raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

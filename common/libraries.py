@@ -29,12 +29,11 @@ class Library:
     capabilities: tuple[str, ...] = ("",)
 
 
+RTX = ("7.5", "8.", "12.")
 LEAN = ("tensorrt_lean", "tensorrt_lean_bindings"), "tensorrt-lean-cu12-bindings==10.* tensorrt-lean-cu12-libs==10.*"
 LIBRARIES = (
     Library("tensorrt", "TensorRT", ("tensorrt",), "tensorrt", ".plan", ".vc.plan"),
-    Library(
-        "rtx", "TensorRT for RTX", ("tensorrt_rtx",), "tensorrt-rtx-cu12", ".rtx.plan", "", True, True, ("7.5", "8.", "12.")
-    ),
+    Library("rtx", "TensorRT for RTX", ("tensorrt_rtx",), "tensorrt-rtx-cu12", ".rtx.plan", without_gpu=True, capabilities=RTX),
     Library("tensorrt", "TensorRT lean runtime", *LEAN, ".vc.plan", builds=False),
 )
 """The real ones, in the order in which ``auto`` tries them."""
@@ -44,7 +43,7 @@ SIMULATED = Library("simulated", "simulated TensorRT", ("sim.tensorrt",), "onnxr
 def first(*modules: str) -> Any:
     """The first of the modules that this Python has; None without any."""
     for module in modules:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # what is broken raises anything
             return importlib.import_module(module)
     return None
 
@@ -56,12 +55,14 @@ def gpu() -> tuple[Any, str, str]:
         raise EnvironmentFault("cuda-python is not installed (pip install cuda-python).")
     try:
         error, *count = cudart.cudaGetDeviceCount()
-    except RuntimeError as fault:  # cuda-python before 12.6 loads the driver here
+    except (RuntimeError, AttributeError) as fault:  # cuda-python before 12.6 loads the driver here
         raise EnvironmentFault(f"no NVIDIA GPU answers ({fault}).") from None
     if int(error) != 0 or count[0] == 0:
         raise EnvironmentFault(f"no NVIDIA GPU answers ({cudart.cudaGetErrorName(error)[1].decode()}).")
-    properties = cudart.cudaGetDeviceProperties(0)[1]
-    return cudart, properties.name.decode(), f"{properties.major}.{properties.minor}"
+    error, properties = cudart.cudaGetDeviceProperties(0)
+    if int(error) != 0:
+        raise EnvironmentFault(f"the NVIDIA GPU does not answer ({cudart.cudaGetErrorName(error)[1].decode()}).")
+    return cudart, properties.name.decode(errors="replace"), f"{properties.major}.{properties.minor}"
 
 
 def load(library: Library) -> Any:
@@ -69,9 +70,12 @@ def load(library: Library) -> Any:
     wrong = []
     for module in library.modules:
         try:
-            return importlib.import_module(module)
+            found = importlib.import_module(module)
+            if hasattr(found, "__version__"):
+                return found
+            wrong.append(f"{getattr(found, '__file__', None) or module} is something else")
         except ModuleNotFoundError as error:
             wrong += [] if error.name == module else [str(error)]
-        except (ImportError, OSError, RuntimeError) as error:  # it is there, and its libraries are not
-            wrong.append(str(error))
+        except Exception as error:  # it is there, and broken, or its libraries are not
+            wrong.append(str(error) or type(error).__name__)
     raise EnvironmentFault(f"{library.called} is not installed" + f" ({'; '.join(wrong)})" * bool(wrong) + ".")

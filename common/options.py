@@ -1,4 +1,4 @@
-"""The options that every stage takes, and the one place where their meaning is checked."""
+"""The options that every stage takes, those of a plan that is built, and the one place where their meaning is checked."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument("--measure", **number, help=measured)
     run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
     run.add_argument("--seed", type=natural, default=10088, help="seed of the synthetic images (default: %(default)s)")
-    run.add_argument(
-        "--images", type=Path, metavar="DIR", help="a photograph, or a folder of them, instead of synthetic images"
-    )
+    run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them instead of synthetic images")
     decoders = "of JPEG files; auto: the fastest that is there; the others' files are Pillow's (default: %(default)s)"
     run.add_argument("--decoder", choices=jpeg.NAMES, default="pillow", help=decoders)
     answers = "of all images: .csv: image, class, probability; .npy: the outputs themselves, and a .npy.txt with the names"

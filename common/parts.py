@@ -14,10 +14,10 @@ from common import backend
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
 from common.cuda import CaptureError, Event, Graph, Stream
 from common.decode import GpuDecoder
-from common.engine import Context, Engine
+from common.engine import Context
 
 if TYPE_CHECKING:
-    from common.session import Session
+    from common.run import Session
 
 PARTS = {"h2d": "copy in", "compute": "compute", "d2h": "copy out", "postprocess": "post-processing"}
 ALL_PARTS = {**PARTS, "decode": "decode"}  # a stage that reads files
@@ -45,7 +45,7 @@ def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str
             copy_to_device_async(other_input, batches[0], stream)
         copies_in = [partial(copy_to_device_async, device_input, batch, streams[0]) for batch in batches]
         copies_out = [partial(copy_to_host_async, host, device_output, streams[0]) for host in host_outputs]
-        inferences = inferences_of(engine, batches, buffers, streams, resources, notes)
+        inferences = inferences_of(session, buffers, streams, resources, notes)
         found = {"h2d": gpu_ms(copies_in, streams[:1]), "compute": gpu_ms(inferences, streams)}
         found["d2h"] = gpu_ms(copies_out, streams[:1])
     clock_ns, times = backend.current().clock_ns, []
@@ -78,15 +78,14 @@ def decode_ms(session: Session) -> dict[str, float]:
 
 
 def inferences_of(
-    engine: Engine,
-    batches: Sequence[np.ndarray],
+    session: Session,
     buffers: Sequence[Sequence[DeviceBuffer]],
     streams: Sequence[Stream],
     resources: ExitStack,
     notes: list[str],
 ) -> list[Work]:
     """What enqueues each batch's inference, on the streams in turn: a graph's launch, or the enqueue where it cannot be one."""
-    known: dict[tuple[int, int], Work] = {}
+    engine, batches, known = session.engine, session.batches[: session.distinct], dict[tuple[int, int], Work]()
     for index, batch in enumerate(batches):
         lane = index % len(streams)
         if (lane, len(batch)) in known:

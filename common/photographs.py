@@ -16,9 +16,9 @@ BLEED = 1 / 16  # of a picture's width, and of its height, that is not seen on e
 STRIP = 256  # rows of a picture that are converted at a time
 
 
-def load_photograph(path: Path, height: int, width: int | None = None) -> np.ndarray:
-    """One photograph, 3×height×width FP32, normalised as for ImageNet (width: as the height)."""
-    return converted(load_pixels(path, height, width or height), np.float32)
+def load_photograph(path: Path, side: int) -> np.ndarray:
+    """One photograph, 3×side×side FP32, normalised as for ImageNet."""
+    return converted(load_pixels(path, side, side), np.float32)
 
 
 def load_pixels(source: Path | bytes, height: int, width: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class Images:
             return
         import_module("PIL")  # without it no picture can be read, which is no fault of theirs
         if self.shape[0] != 3:
-            raise UsageFault(f"--images: the model takes {self.shape[0]} channels, and photographs are read as RGB.")
+            raise UsageFault(f"--images: the model takes {self.shape[0]} channel(s), and photographs are read as RGB.")
         if directory is None:
             return
         if directory.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
 from common.files import check_writable, read_json, sha256
+from common.program import ROOT
 
 if TYPE_CHECKING:
     from common.engine import Engine
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
 COMPATIBLE = "--version-compatible"
+LADDERS = r"resnet18(-u?int8)?(-nhwc)?-(fp32|fp16|int8)(-\d+)*"  # what the default plans are called
 LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have
 
 
@@ -62,7 +64,8 @@ def read_sidecar(plan: Path) -> dict[str, Any]:
     lists: list[Any] = [facts.get(name) for name in LISTS]
     fits = all(isinstance(each, list) for each in lists) and {*map(type, sum(lists[:2], texts))} == {str}
     fits = fits and record.fits("dict[str, int]", facts.get("precisions", {}))
-    if not fits or not all(isinstance(size, list) and [*map(type, size)] == [int] * 3 for size in lists[2]):
+    sizes = lists[2] if fits else []
+    if not fits or not all(isinstance(each, list) and [*map(type, each)] == [int] * 3 and min(each) > 0 for each in sizes):
         raise PlanFault(f"{sidecar(plan)} is not what 0_build.py writes beside a plan. Build it again: {rebuild(plan, {})}")
     return facts
 
@@ -83,19 +86,22 @@ def check_sidecar(plan: Path) -> dict[str, Any]:
     return facts
 
 
-def destination(options: argparse.Namespace, stem: str) -> tuple[Path, Path | None]:
-    """Where a plan made of ``stem``.onnx goes, and the timings of its kernels: None where the library takes none."""
+def destination(options: argparse.Namespace, onnx: Path) -> tuple[Path, Path | None]:
+    """Where a plan made of an ONNX file goes, and the timings of its kernels: None where the library takes none."""
     here, folder = backend.current(), ROOT / "plans"
     suffix = here.kind.compatible_suffix if options.version_compatible else here.kind.plan_suffix
     if not suffix:
         raise UsageFault(f"{COMPATIBLE}: {here.library} builds no such plans.")
-    plan = options.output or folder / f"{stem}{suffix}"
+    plan, own = options.output or folder / f"{onnx.stem}{suffix}", options.onnx_file
+    if own and not options.output and own.resolve().parent != ROOT / "models" and re.fullmatch(LADDERS, onnx.stem):
+        raise UsageFault(f"{plan} is the ladder's own: add --output for the plan of {own}.")
     plan.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(plan, sidecar(plan))
+    read = [file for each in (onnx, options.onnx_file) if each for file in (each, sidecar(each))]
+    check_writable(plan, sidecar(plan), kept=read)
     if hasattr(here.tensorrt, "IRuntimeCache"):  # TensorRT for RTX times nothing: it compiles where the plan runs
         return plan, None
     timings = options.timing_cache or folder / f"timing{here.kind.plan_suffix[:-5]}.cache"
-    if timings.resolve() in (plan.resolve(), sidecar(plan).resolve()):
+    if timings.resolve() in [each.resolve() for each in (plan, sidecar(plan), *read)]:
         raise UsageFault(f"two results cannot be one file: {timings}.")
     return plan, timings
 
@@ -129,7 +135,8 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
         err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
         code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
         if code != 0:
-            raise EnvironmentFault(f"the build ended with exit code {code}; see above.")
+            by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if precision == "int8" else ""
+            raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
     return shown
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from common.console import printable
+
 
 def top1(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class (N, int64) and softmax probability (N, FP32) of the largest of each row of N×C logits, FP32 or FP16.
@@ -37,7 +39,7 @@ class Predictions:
         self._rows.extend(zip(names, classes.tolist(), probabilities.tolist()))
 
     def label(self, number: int) -> str:
-        return self._labels[number] if number < len(self._labels) else str(number)
+        return printable(self._labels[number]) if number < len(self._labels) else str(number)
 
     def first(self, count: int) -> Iterator[dict[str, str]]:
         """The first ``count`` of them, as a line of a table."""

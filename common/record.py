@@ -106,7 +106,7 @@ class Record(Window, Conditions):
 
     stage: str = ""
     precision: str | None = None
-    input: str | None = None  # NumPy's name of what an image's values are sent as
+    input: str = "float32"  # NumPy's name of what an image's values are sent as; of records of before they said so, too
     batches: int | None = None
     parts_ms: dict[str, float] | None = None  # h2d, compute, d2h, postprocess
     outputs_match: bool | None = None

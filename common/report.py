@@ -14,7 +14,7 @@ from common.timeline import TITLES, timeline
 from common.verify import Reference
 
 if TYPE_CHECKING:
-    from common.session import Session
+    from common.run import Session
 
 FAR = 0.2  # share of the largest logit by which no rounding moves a logit
 UNEVEN = 1.1
@@ -65,9 +65,7 @@ def print_timeline() -> None:
         return
     drawn = timeline("", trace)
     cell = drawn.length_ms / width
-    out.print(
-        f"\n  the measured window, {cell * 1e3:.0f} µs a character; a digit is the last of a batch's number, ' a short piece"
-    )
+    out.print(f"\n  the measured window, {cell * 1e3:.0f} µs a character: the last digit of a batch's number, ' a short piece")
     for name, bars in drawn.rows.items():
         characters = ["·"] * width
         for bar in bars:

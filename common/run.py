@@ -148,12 +148,10 @@ class Session:
 
     def control(self, infer: Infer, engine: Engine, where: str) -> None:
         """Run the batches of a measured run on another engine too, outside the window; note both runs' times by batch size."""
-        if not self.measured:
+        if not self.measured or self._instruments is None:  # a pilot, whose times nobody asks for
             return
         if None in [engine.profile_for(len(batch)) for batch in self.batches]:
             self.notes.append(f"no run {where}: {engine.plan} takes batches of {engine.profiles}")
-            return
-        if self._instruments is None:  # a pilot, whose times nobody asks for
             return
         other = Session(engine, self.batches, self.names, self.options, self.measured)
         infer(other)

@@ -14,7 +14,7 @@ import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 from math import ceil, lcm
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,7 @@ from common.files import check_writable
 from common.host import processor
 from common.parts import Allocate, parts_ms
 from common.pictures import Images
-from common.plans import ROOT, check_memory, check_sizes, default_plan
+from common.plans import ROOT, check_memory, check_sizes, default_plan, sidecar
 from common.record import Record, Window
 from common.run import Infer, Session, used_memory
 from common.verify import Reference
@@ -63,7 +63,7 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
         chosen.precision = chosen.precision or (precision if chosen.plan is None else None)
         here, size = options.select_backend(chosen)
         err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
-        check_writable(chosen.predictions, chosen.json, chosen.trace)
+        check_writable(*answers.results(chosen), kept=[] if chosen.plan is None else [chosen.plan, sidecar(chosen.plan)])
         measure(infer, name, size, page_locked if page_lock else pageable, chosen, encoded)
         for leak in here.leaks():
             err.print(f"{name}: not given back: {leak}", style="yellow")
@@ -127,11 +127,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         if count > MOST:
             raise UsageFault(f"{count:,} batches are too many: each one's outputs are kept, so at most {MOST:,}.")
         if count <= measured:
-            raise UsageFault(
-                f"--measure {measured} leaves no batch to warm up with: --batches must be at least {measured + 1}."
-            )
-        batches = [feed.batches[index % len(feed.batches)] for index in range(count)]
-        names = [feed.names[index % len(feed.names)] for index in range(count)]
+            raise UsageFault(f"--measure {measured} leaves none to warm up with: --batches must be at least {measured + 1}.")
+        batches, names = list(islice(cycle(feed.batches), count)), list(islice(cycle(feed.names), count))
         session = Session(engine, batches, names, chosen, measured, instruments, source)
         with undisturbed() as core_us:
             infer(session)
@@ -150,10 +147,9 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
             if not chosen.no_verify:
                 reference = reference or Reference(session)
             records.append(describe(session, stage, size, reference))
-            if races and chosen.json:
-                untimed = Record(backend=here.name, device=here.device, engine=here.library, stage=stage, races=len(races))
-                untimed.write(chosen.json)
             if races:
+                if chosen.json:  # untimed
+                    Record(here.name, here.device, here.library, stage=stage, races=len(races)).write(chosen.json)
                 raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
     just_in_time.keep(engine.runtime_config, plan)
     record = Record.of(records)
@@ -183,6 +179,7 @@ def describe(session: Session, stage: str, size: options.Size, reference: Refere
     record.stage, record.plan, record.precision = stage, os.path.relpath(session.engine.plan, ROOT), session.precision
     record.batches, record.time_base, record.notes = len(session.batches), here.time_base, session.notes
     record.input = str(session.batches[0].dtype)
+    session.notes += here.stands_in(session.precision)
     if session.measured < SHORT * session.depth:
         session.notes.append(f"a short window: {session.measured} batches, with up to {session.depth} on their way at once")
     if difference is not None and reference is not None:

@@ -69,6 +69,11 @@ def packed(ends: Sequence[End], batch: int) -> tuple[tuple[int, ...], np.dtype]:
     return (1,), np.dtype({"names": names, "formats": formats, "offsets": offsets[:-1], "itemsize": offsets[-1]})
 
 
+def are_scores(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether a batch's outputs are a score for each class: one array of N×C floats."""
+    return len(shape) == 2 and dtype.kind == "f"
+
+
 def unpacked(outputs: np.ndarray) -> list[np.ndarray]:
     """The outputs in an array that is ``packed``, N×… each."""
     return [outputs[name][0] for name in outputs.dtype.names] if outputs.dtype.names else [outputs]

@@ -14,10 +14,10 @@ from common.engine import Context, Engine
 from common.errors import WrongOutputs
 from common.images import planes, write
 from common.plans import default_plan
-from common.tensors import unpacked
+from common.tensors import are_scores, unpacked
 
 if TYPE_CHECKING:
-    from common.session import Session
+    from common.run import Session
 
 TOLERANCE = 1e-2
 """Share of the largest logit. Kernels chosen for another profile round differently (TF32 and FP16 have 11 bits of
@@ -59,18 +59,12 @@ def compare(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> D
     """Largest difference and top-1 agreement of batches of outputs with as many of a reference."""
     found, same = [], None
     for pairs in zip(*(zip(unpacked(a), unpacked(b)) for a, b in zip(outputs, reference))):  # of one output, all batches
-        scale = max(
-            float(np.abs(b[np.isfinite(b)], dtype=np.float32).max(initial=0)) if b.dtype.kind == "f" else 0.0 for _, b in pairs
-        )
+        floats = [b[np.isfinite(b)] for _, b in pairs if b.dtype.kind == "f"]
+        scale = max((float(np.abs(b, dtype=np.float32).max(initial=0)) for b in floats), default=0.0)
         found.append((max(distance(a, b) for a, b in pairs), scale))
-    if is_classes(outputs[0]):
+    if are_scores(outputs[0].shape, outputs[0].dtype):
         same = float(np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(outputs, reference)]).mean())
     return Difference(*max(found, key=lambda each: each[0] / (each[1] or 1)), same)
-
-
-def is_classes(outputs: np.ndarray) -> bool:
-    """Whether a batch's outputs are a score for each class: N×C floats."""
-    return outputs.dtype.kind == "f" and outputs.ndim == 2
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -89,7 +83,7 @@ def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Dif
     found = []
     for index, (own, right) in enumerate(zip(outputs, reference)):
         if np.array_equal(own, right):
-            found.append(Difference(0.0, 0.0, 1.0 if is_classes(own) else None))
+            found.append(Difference(0.0, 0.0, 1.0 if are_scores(own.shape, own.dtype) else None))
             continue
         difference = compare([own], [right])
         if not difference.largest <= TOLERANCE * difference.scale:

@@ -1,9 +1,9 @@
-"""A network that takes a picture's bytes instead of normalised floats: a quarter of what goes over the link.
+"""A network that takes a picture's bytes instead of normalised floats: a third of what goes over the link, or a quarter.
 
 The network wants x = (byte / 255 − MEAN) / DEVIATION. Its first convolution is linear, so its weights can take the
 multiplication in, and its bias the subtraction, and nothing is left to compute. But for the border: the convolution pads with
 zeros, and a zero stands for the mean before the change, for black after it. A frame of black around every photograph moves
-ResNet-18's logits by 6 % of the largest. Two ways out:
+ResNet-18's logits by 6 to 8 % of the largest. Two ways out:
 
 uint8    a fourth plane, 255 in every pixel, whose weights carry the mean. Padding is 0 there too, so that the padded border is
          the mean again, exactly. A byte more a pixel costs the link less than the kernels notice; a subtraction in front of the
@@ -22,7 +22,7 @@ import numpy as np
 from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import sha256
-from common.images import DEVIATION, MEAN, converted, noise_images, write
+from common.images import DEVIATION, MEAN, channels_first, converted, noise_images, write
 from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
 
 LAYOUTS = ("nchw", "nhwc")
@@ -62,55 +62,74 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
     onnx, graph = needs("onnx", "folding a normalisation"), model.graph
     helper, as_array, as_tensor = onnx.helper, onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
     images, weights = graph.input[0], {weight.name: weight for weight in graph.initializer}
-    first, *others = [node for node in graph.node if images.name in node.input]
-    floats, weight = end(images), weights.get(first.input[1]) if first.op_type == "Conv" else None
-    if others or weight is None or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
+    floats, given = end(images), [output.name for output in graph.output]
+    readers: list[Any] = [node for node in graph.node if images.name in read(node)]
+    alone = len(readers) == 1 and readers[0].op_type == "Conv" and images.name not in given and floats.shape[0] != 0
+    first = readers[0] if alone else helper.make_node("Conv", [images.name, ""], [])
+    weight, bias = (weights.get(name) for name in [*first.input[1:], ""][:2])
+    computed = bias is None and any(first.input[2:])
+    named = ", ".join(f"{node.op_type} {node.name}".rstrip() for node in readers) or "nothing"
+    if weight is None or computed or floats.dtype != "FLOAT" or not floats.shape[1] == weight.dims[1] == 3:
         raise UsageFault(
-            f"--input bytes: {source} takes {floats}, and the normalisation can be folded where FP32 images N×3×H×W go into "
-            "one convolution and nowhere else. Leave the option out, or let the file take bytes itself: it is built as it is."
+            f"--input bytes: {source} takes {floats}, which is read by {named}, and the normalisation can be folded where "
+            "FP32 images N×3×H×W go into one convolution of constant weights and nowhere else. Leave the option out, or let "
+            "the file take bytes itself: it is built as it is."
         )
-    own, bias = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
-    if len(first.input) > 2:
-        bias = as_array(weights[first.input[2]]).astype(np.float64)
+    own, constant = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
+    if bias is not None:
+        constant = as_array(bias).astype(np.float64)
+    taken = {name for node in graph.node for name in (*read(node), *node.output)} | {*weights}
+
+    def free(name: str) -> str:
+        return name if name not in taken else free(f"{name}_")
+
     scale, zero = 1 / (255 * DEVIATION.astype(np.float64)), {"uint8": 0, "int8": 128}[kind]
     shift = own * (zero * scale - MEAN / DEVIATION)[:, None, None]  # of what a sent 0 stands for
     folded = own * scale[:, None, None]
     if kind == "uint8":
         folded = np.concatenate([folded, shift.sum(axis=1, keepdims=True) / 255], axis=1)
-        nodes = [helper.make_node("Cast", [images.name], ["bytes"], "bytes", to=onnx.TensorProto.FLOAT)]
+        nodes = [helper.make_node("Cast", [images.name], [free("bytes")], "bytes", to=onnx.TensorProto.FLOAT)]
     else:
-        bias = bias + shift.sum(axis=(1, 2, 3))
-        graph.initializer.extend([as_tensor(np.float32(1), "one"), as_tensor(np.int8(0), "nought")])
-        nodes = [helper.make_node("DequantizeLinear", [images.name, "one", "nought"], ["bytes"], "bytes")]
+        constant = constant + shift.sum(axis=(1, 2, 3))
+        one, nought = free("one"), free("nought")
+        graph.initializer.extend([as_tensor(np.float32(1), one), as_tensor(np.int8(0), nought)])
+        nodes = [helper.make_node("DequantizeLinear", [images.name, one, nought], [free("bytes")], "bytes")]
     if layout == "nhwc":
-        nodes.append(helper.make_node("Transpose", ["bytes"], ["planes"], "planes", perm=[0, 3, 1, 2]))
-    for name, values in (("folded weight", folded), ("folded bias", bias)):
+        nodes.append(helper.make_node("Transpose", nodes[0].output, [free("planes")], "planes", perm=[0, 3, 1, 2]))
+    first.input[:] = [nodes[-1].output[0], free("folded weight"), free("folded bias")]
+    for name, values in zip(first.input[1:], (folded, constant)):
         graph.initializer.append(as_tensor(values.astype(np.float32), name))
-    first.input[:] = [nodes[-1].output[0], "folded weight", "folded bias"]
     for node in reversed(nodes):
         graph.node.insert(0, node)
-    read = {name for node in graph.node for name in node.input}
-    kept = [weight for weight in graph.initializer if weight.name in read]
+    needed = {name for node in graph.node for name in read(node)} | {output.name for output in graph.output}
+    kept = [weight for weight in graph.initializer if weight.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(kept)
     shape = [folded.shape[1], *floats.shape[2:]]
     shape = shape if layout == "nchw" else [*shape[1:], shape[0]]
-    batch = images.type.tensor_type.shape.dim[0].dim_param or max(floats.shape[0], 1)
-    images.CopyFrom(helper.make_tensor_value_info(images.name, getattr(onnx.TensorProto, kind.upper()), [batch, *shape]))
+    if channels_first(tuple(shape)) != (folded.shape[1], *floats.shape[2:]):
+        raise UsageFault(f"--layout nhwc: N×{'×'.join(map(str, shape))} would be read as N×C×H×W; use nchw.")
+    sent = helper.make_tensor_value_info(images.name, getattr(onnx.TensorProto, kind.upper()), [None, *shape])
+    sent.type.tensor_type.shape.dim[0].CopyFrom(images.type.tensor_type.shape.dim[0])
+    images.CopyFrom(sent)
+
+
+def read(node: Any) -> set[str]:
+    """The names that a node reads, in the graphs of its branches or its body too."""
+    graphs = [graph for each in node.attribute for graph in (each.g, *each.graphs)]
+    return {*node.input, *(name for graph in graphs for inner in graph.node for name in read(inner))}
 
 
 def start_at_input(graph: Any) -> None:
-    """In a quantized ``graph`` whose images are dequantized int8: nothing is quantized again before the first convolution."""
+    """In a quantized ``graph`` whose images are dequantized int8: nothing quantizes them again."""
     made_by = {output: node for node in graph.node for output in node.output}
-    first = next(node for node in graph.node if node.op_type == "Conv")
-    dequantize = made_by[first.input[0]]
-    quantize = made_by.get(dequantize.input[0])
-    if quantize is None:
-        return
-    before = made_by.get(quantize.input[0])
-    if before is not None and before.op_type == "Transpose":
-        before = made_by.get(before.input[0])
-    if before is not None and before.op_type == "DequantizeLinear" and before.input[0] == graph.input[0].name:
-        first.input[0] = quantize.input[0]
-        graph.node.remove(quantize)
-        graph.node.remove(dequantize)
+    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        before = made_by.get(quantize.input[0])
+        if before is not None and before.op_type == "Transpose":
+            before = made_by.get(before.input[0])
+        if before is not None and before.op_type == "DequantizeLinear" and before.input[0] == graph.input[0].name:
+            for dequantize in [node for node in graph.node if quantize.output[0] in node.input]:
+                for node in graph.node:
+                    node.input[:] = [quantize.input[0] if name == dequantize.output[0] else name for name in node.input]
+                graph.node.remove(dequantize)
+            graph.node.remove(quantize)

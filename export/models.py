@@ -57,7 +57,8 @@ def exported(model: Any, size: int) -> Any:
 
 
 def load(path: Path) -> Any:
-    """The ``onnx.ModelProto`` of a file, with its external data; raises ``EnvironmentFault`` where it is none to build from."""
+    """The ``onnx.ModelProto`` of a file, with its external data, whose only input are the images: what has an initializer is a
+    constant. Raises ``EnvironmentFault`` where it is none to build from."""
     onnx = needs("onnx", "reading a model")
     try:
         model = onnx.load(str(path))
@@ -65,7 +66,9 @@ def load(path: Path) -> Any:
     except Exception as error:  # protobuf and the checker have no common base
         raise EnvironmentFault(f"{path} is no ONNX model: {str(error).strip().splitlines()[0]}") from None
     graph, constants = model.graph, {weight.name for weight in model.graph.initializer}
-    check_ends(path, [end(value) for value in graph.input if value.name not in constants], list(map(end, graph.output)))
+    for value in [value for value in graph.input if value.name in constants]:
+        graph.input.remove(value)  # it only has a default there
+    check_ends(path, list(map(end, graph.input)), list(map(end, graph.output)))
     return model
 
 
@@ -89,11 +92,18 @@ def convert_to_fp16(source: Path, destination: Path) -> None:
     float16, onnx_model = (needs(package, "converting to FP16") for package in packages)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one warning for each weight below FP16's smallest normal number
-        # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
-        converted = onnx_model.OnnxModel(float16.convert_float_to_float16(load(source), keep_io_types=True))
-    converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
-    converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
-    save(converted.model, destination)
+        model = load(source)
+        try:
+            # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
+            converted = onnx_model.OnnxModel(float16.convert_float_to_float16(model, keep_io_types=True))
+            converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
+            converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
+            save(converted.model, destination)
+        except EnvironmentFault:
+            raise
+        except Exception as error:  # what the converter makes of graphs with branches, say, is no model
+            why = str(error).strip().partition("\n")[0]
+            raise EnvironmentFault(f"onnxruntime cannot convert {source} to FP16: {why}") from None
 
 
 def in_fp16(source: Path, folder: Path) -> Path:
@@ -114,9 +124,10 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 
 def largest_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
     """Largest absolute difference as a share of the reference's largest absolute value; NaN if either is not finite."""
+    outputs, reference = outputs.astype(np.float64), reference.astype(np.float64)  # of integers and truths, too
     if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
         return float("nan")
-    return float(np.abs(outputs - reference).max() / np.abs(reference).max())
+    return float(np.abs(outputs - reference).max() / (np.abs(reference).max() or 1))
 
 
 def write_description(path: Path, **facts: Any) -> None:
@@ -127,4 +138,6 @@ def write_description(path: Path, **facts: Any) -> None:
 def read_description(path: Path) -> dict[str, Any]:
     """What ``write_description`` wrote for this very file, or ``{}`` (a file of the user's own, or an edited one)."""
     facts = read_json(path.with_name(path.name + ".json"))
-    return facts if path.exists() and facts.get("sha256") == sha256(path) else {}
+    labels = facts.get("labels", [])
+    named = isinstance(labels, list) and all(isinstance(each, str) for each in labels)
+    return facts if named and path.exists() and facts.get("sha256") == sha256(path) else {}

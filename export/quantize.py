@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from common.console import err
 from common.errors import EnvironmentFault, UsageFault
+from common.feed import shown
 from common.files import sha256
 from common.pictures import Images
 from export.bytes_in import start_at_input
@@ -100,7 +100,7 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -
         augmented, options = str(Path(folder) / "augmented.onnx"), {"symmetric": True}
         calibrator = quantization.create_calibrator(source, QUANTIZED, augmented, calibration, extra_options=options)
         chunks = np.split(images, range(CHUNK, len(images), CHUNK))
-        for chunk in track(chunks, "calibrating", console=err, transient=True, disable=not err.is_terminal):
+        for chunk in shown(chunks, "calibrating", len(chunks)):
             # A data reader's ``get_next`` is None at the end; histograms grow from one reader to the next.
             calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter([{name: chunk}]), None)))
         ranges = calibrator.compute_data()

@@ -16,16 +16,19 @@ NBYTES = {"float32": 4, "float16": 2}  # of what could be sent as bytes instead
 def remedy(stage: Row, rows: list[Row]) -> str:
     """What to try next for one stage, given the others of its run, and what that can bring."""
     what, percent, parts = stage.limiter, min(stage.percent_of_limit or 0, 100), stage.parts_ms or {}
-    pageable = (stage.h2d_gb_s or 0) < PINNED_SHARE * max(row.h2d_gb_s or 0 for row in rows)
-    pinned, half = (fastest(part, stage, rows) for part in ("h2d", "fp16"))
+    pinned, returned, half = (fastest(part, stage, rows) for part in ("h2d", "d2h", "fp16"))
+    if traced := max(row.h2d_gb_s or 0 for row in rows):
+        pageable = (stage.h2d_gb_s or 0) < PINNED_SHARE * traced
+    else:
+        pageable = PINNED_SHARE * parts.get("h2d", 0) > (pinned or 0)
     if what == "serialized":
         if stage.allocations:
             done = f"{stage.allocations:.0f} allocations and frees a batch stand between the batches"
             return f"{done}: allocate once (stage 2{at_best(stage, sum(parts.values()))})"
         if pageable:
             slow = "the input is copied from pageable memory, slowly and with the host waiting"
-            saved = parts["h2d"] - pinned if parts and pinned else 0
-            return f"{slow}: page-lock it (stage 3{at_best(stage, stage.per_batch_ms - saved)})"
+            turns = sum({**parts, "h2d": pinned, "d2h": returned}.values()) if pinned and returned else None
+            return f"{slow}: page-lock it (stage 3{at_best(stage, turns)})"
         if (stage.library_allocations or 0) >= 1:
             cause = "as it does whenever the profile or the shape changes"
             return f"TensorRT allocates inside the submission, {cause}: keep a context for each, or sort the batches by size"
@@ -40,7 +43,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         cause = "the kernels of one graph have gaps between them although nothing is left to launch"
         return f"{cause}: see in the timeline what runs beside them"
     if what == "launch":
-        graph = f"capture them into a CUDA graph (stage 7{at_best(stage, stage.limit_ms)})"
+        graph = f"capture each context's into a CUDA graph (stage 7{at_best(stage, stage.limit_ms)})"
         return f"the GPU waits for single launches: {graph}, or use larger batches"
     if what == "postprocess":
         gone = becomes(parts, postprocess=0.0)
@@ -60,7 +63,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         return f"bound by copies from pageable memory: page-lock it (stage 3{becomes(parts, h2d=pinned)})"
     if what == "h2d":
         cause, fewer = f"bound by the input copy at {percent:.0f} % of its limit", "compressed images, decoded on the GPU"
-        if nbytes := NBYTES.get(stage.input or "float32"):
+        if nbytes := NBYTES.get(stage.input):
             fewer = f"uint8 (stage 10{in_bytes(stage, rows, nbytes)}) or {fewer}"
         return f"{cause}: send fewer bytes, {fewer}; neither a faster engine nor another schedule helps"
     if what == "decode":
@@ -71,10 +74,10 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 
 
 def fastest(part: str, stage: Row, rows: list[Row]) -> float | None:
-    """The shortest input copy (``h2d``) of the rows with batches like the stage's, or the shortest compute in a precision."""
+    """The shortest of a part of the rows with batches like the stage's, or the shortest compute in a precision."""
     alike = [(row, row.parts_ms) for row in rows if row.parts_ms and row.images == stage.images]
-    if part == "h2d":
-        return min((parts["h2d"] for row, parts in alike if row.input == stage.input), default=None)
+    if part in PARTS:
+        return min((parts[part] for row, parts in alike if row.input == stage.input), default=None)
     return min((parts["compute"] for row, parts in alike if row.precision == part), default=None)
 
 
@@ -94,13 +97,18 @@ def becomes(parts: dict[str, float], **changed: float | None) -> str:
 
 
 def in_bytes(stage: Row, rows: list[Row], nbytes: int) -> str:
-    """``becomes`` of a copy of bytes instead of values of ``nbytes``; with an INT8 engine as well, where one was measured."""
+    """``becomes`` of a copy of bytes instead of values of ``nbytes``; with an INT8 engine as well, where one was measured.
+
+    Stage 10 sends three bytes a pixel to an INT8 engine, and four to others (``export/bytes_in.py``)."""
     if not stage.parts_ms:
         return ""
-    said, int8 = becomes(stage.parts_ms, h2d=stage.parts_ms["h2d"] / nbytes), fastest("int8", stage, rows)
-    if int8 is None or stage.precision == "int8":
+    three, int8 = stage.parts_ms["h2d"] / nbytes, fastest("int8", stage, rows)
+    if stage.precision == "int8":
+        return becomes(stage.parts_ms, h2d=three)
+    said = becomes(stage.parts_ms, h2d=three * 4 / 3)
+    if int8 is None:
         return said
-    ms = max({**stage.parts_ms, "h2d": stage.parts_ms["h2d"] / nbytes, "compute": int8}.values())
+    ms = max({**stage.parts_ms, "h2d": three, "compute": int8}.values())
     return f"{said}; with INT8 {ms:.3g}, {less(max(stage.parts_ms.values()), ms)}"
 
 

@@ -35,8 +35,6 @@ from harness.rows import RULES, Row, pairs, steps
 
 AHEAD = 1.2  # latency over the time of a batch from which on submission is no waiting for the batch
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
-
-
 SHARED = ("backend", "device", "engine", "batch")  # by the rows of a table
 
 
@@ -65,7 +63,7 @@ class Comparison:
             if trace.whole_graphs:
                 self.problems.append(f"{name}: {WHOLE_GRAPHS}")
         runs = sorted(records.values(), key=lambda run: ladder_order(run.stage))
-        sizes = {run.stage: sum({**told(run), **told(other)} == told(run) for other in runs) for run in runs}
+        sizes = {run.stage: sum(shared(other).items() <= shared(run).items() for other in runs) for run in runs}
         model = records.get(wanted or "") or max(runs, key=lambda run: sizes[run.stage], default=Record())
         for run in [run for run in runs if not alike(model, run)]:
             self.problems.append(f"{run.stage} is left out: {conditions(run)}; the table is of {conditions(model)}")
@@ -73,7 +71,7 @@ class Comparison:
             runs.remove(run)
         self.rows = [row(run, analyses.get(run.stage)) for run in runs]
         relate(self.rows)
-        self.run = Conditions(**{each.name: common([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
+        self.run = Conditions(**{each.name: agreed([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
         windows = [window for run in runs for window in run.windows if run.backend != "simulated"]
         self.host = beside(windows, next((run.host.get("processor") for run in runs if run.host), None)) if windows else ""
         self.run.versions = self.run.versions if isinstance(self.run.versions, dict) else {}
@@ -119,23 +117,23 @@ class Comparison:
             write_text(self.directory / f"timeline_{name}.svg", svg.document(pair))
 
 
-def common(values: list[Any]) -> Any:
+def agreed(values: list[Any]) -> Any:
     """The one value that all stages share, or the list of those that occur."""
     found = [value for index, value in enumerate(values) if value is not None and value not in values[:index]]
     return found[0] if len(found) == 1 else found or None
 
 
-def told(run: Record) -> dict[str, Any]:
+def shared(run: Record) -> dict[str, Any]:
     return {name: value for name in SHARED if (value := getattr(run, name)) is not None}
 
 
 def alike(one: Record, other: Record) -> bool:
     """Whether two runs share all conditions that are known of both; a trace alone does not tell its engine and batch."""
-    return all(told(one)[name] == told(other)[name] for name in told(one).keys() & told(other).keys())
+    return all(shared(one)[name] == shared(other)[name] for name in shared(one).keys() & shared(other).keys())
 
 
 def conditions(run: Record) -> str:
-    return ", ".join(f"batch {value}" if name == "batch" else str(value) for name, value in told(run).items())
+    return ", ".join(f"batch {value}" if name == "batch" else str(value) for name, value in shared(run).items())
 
 
 def describe(name: str, trace: Trace, analysis: Analysis) -> Record:
@@ -226,9 +224,7 @@ def main() -> None:
     for problem in found.problems:
         err.print(f"compare: {printable(problem)}", style="yellow", markup=False)
     if not found.rows:
-        raise EnvironmentFault(
-            f"no trace and no record in {found.directory} can be compared: run scripts/profile_all.sh first."
-        )
+        raise EnvironmentFault(f"no trace or record in {found.directory} can be compared: run scripts/profile_all.sh first.")
     found.report(options.figures, options.perfetto, tables.ALL if options.wide else tables.SHORT)
 
 

@@ -28,12 +28,13 @@ LAST_PYTHON, FIRST_GPU = (3, 10), (7, 5)
 OLD_NSYS, NEW_NVTX, OLD_NVTX_PYTHON = (2023, 4), (0, 2, 12), (3, 13)
 """nsys up to this one records nothing of nvtx from this one on, nor most of CUDA 13; there is older nvtx up to this Python."""
 DRIVER = "# install NVIDIA's driver, 580 or later: https://www.nvidia.com/drivers"
+TOO_OLD = "the driver is too old for it, and fits CUDA {}"
 NSYS = "apt-get install nsight-systems-cli  # from NVIDIA's package repository"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A part of the machine: what was found, why that will not do ("": it does), and the commands that mend it."""
+    """A part of the machine: what was found, why that will not do ("": it does), and the commands that would mend that."""
 
     part: str
     found: str
@@ -54,10 +55,13 @@ def pip(*packages: str) -> str:
     return " ".join(["pip install", *(f"'{each}'" if "<" in each else each for each in packages)])
 
 
+def major(here: Machine) -> int:
+    """Of the driver's CUDA."""
+    return (here.driver_cuda or (12,))[0]
+
+
 def cuda_python(here: Machine) -> str:
-    """That of the driver's CUDA."""
-    major = (here.driver_cuda or (12,))[0]
-    return f"cuda-python>={major},<{major + 1}"
+    return f"cuda-python>={major(here)},<{major(here) + 1}"
 
 
 def needs_8_6(here: Machine) -> bool:
@@ -74,7 +78,7 @@ def tensorrt(here: Machine) -> tuple[str, ...]:
         return (pip("tensorrt==8.6.0"),)
     if re.search("GeForce|RTX", here.gpu) and here.capability.startswith(rtx.capabilities):
         return (pip(rtx.package),)
-    return (pip(f"tensorrt-cu{(here.driver_cuda or (12,))[0]}"),)
+    return (pip(f"tensorrt-cu{major(here)}"),)
 
 
 def examine(here: Machine) -> Iterator[Line]:
@@ -86,59 +90,42 @@ def examine(here: Machine) -> Iterator[Line]:
     yield nsys(here)
     if here.lacking:
         yield Line("simulated GPU", f"needs {' and '.join(here.lacking)}", "not installed", (pip(*here.lacking),))
-    if here.disk_free_gb < DISK_GB:
-        yield Line("disk", f"{here.disk_free_gb:.1f} GB free", f"plans, traces and reports want {DISK_GB}")
-    else:
-        yield Line("disk", f"{here.disk_free_gb:.1f} GB free")
-    if not here.backend:
-        yield Line("--backend auto", "takes none", here.reason)
-    else:
-        unused = "but here is a GPU" if here.gpu and here.backend == "simulated" else ""
-        yield Line("--backend auto", f"takes {here.backend}, as {here.reason}", unused)
+    full = here.disk_free_gb < DISK_GB
+    yield Line("disk", f"{here.disk_free_gb:.1f} GB free", f"plans, traces and reports want {DISK_GB}" * full)
+    unused = "but here is a GPU" if here.gpu and here.backend == "simulated" else ""
+    takes = f"takes {here.backend}, as {here.reason}" if here.backend else "takes none"
+    yield Line("--backend auto", takes, unused if here.backend else here.reason)
 
 
 def system(here: Machine) -> Iterator[Line]:
     too_new = here.python > LAST_PYTHON
     found = dotted(here.python) + f", where TensorRT 8.6 ends with {dotted(LAST_PYTHON)}" * too_new
-    if needs_8_6(here) and too_new:
-        yield Line("Python", found, f"and TensorRT 10.5 begins with newer GPUs than the {here.gpu}", tensorrt(here))
-    else:
-        yield Line("Python", found)
-    found = f"{here.gpu}, compute capability {here.capability or '?'}" if here.gpu else "none"
-    if here.gpu_free_gb is None:
-        yield Line("GPU", found)
-    elif here.gpu_free_gb >= GPU_GB:
-        yield Line("GPU", f"{found}, {here.gpu_free_gb:.1f} GB free")
-    else:
-        mend = ("nvidia-smi  # shows who holds its memory", "python 5_multi_streams.py --batch 16  # takes less of it")
-        yield Line("GPU", f"{found}, {here.gpu_free_gb:.1f} GB free", f"batches of 128 want {GPU_GB}", mend)
+    why = f"and TensorRT 10.5 begins with newer GPUs than the {here.gpu}"
+    yield Line("Python", found, why * (needs_8_6(here) and too_new), tensorrt(here))
+    found, free_gb = f"{here.gpu}, compute capability {here.capability or '?'}" if here.gpu else "none", here.gpu_free_gb
+    found += "" if free_gb is None else f", {free_gb:.1f} GB free"
+    mend = ("nvidia-smi  # shows who holds its memory", "python 5_multi_streams.py --batch 16  # takes less of it")
+    yield Line("GPU", found, f"batches of 128 want {GPU_GB}" * (free_gb is not None and free_gb < GPU_GB), mend)
     found = f"{here.driver}, for CUDA up to {dotted(here.driver_cuda)}" if here.driver else "none"
-    if here.driver_fault:
-        yield Line("driver", found, here.driver_fault, (DRIVER,))
-    elif () < here.driver_cuda < (12,):
-        yield Line("driver", found, "the ladder wants CUDA 12 or later", (DRIVER,))
-    else:
-        yield Line("driver", found)
+    too_old = "the ladder wants CUDA 12 or later" * (() < here.driver_cuda < (12,))
+    yield Line("driver", found, here.driver_fault or too_old, (DRIVER,))
 
 
 def cuda(here: Machine) -> Line:
     number = here.packages.get("cuda-bindings") or here.packages.get("cuda-python")
     found, mend = f"{number}, of CUDA {dotted(here.runtime_cuda)}" if number else "not installed", (pip(cuda_python(here)),)
-    if here.gpu and not number:
-        return Line("cuda-python", found, "it is what calls CUDA", mend)
-    if here.runtime_cuda[:1] > here.driver_cuda[:1] > ():
-        return Line("cuda-python", found, f"the driver is too old for it, and fits CUDA {dotted(here.driver_cuda)}", mend)
-    return Line("cuda-python", found)
+    fault = TOO_OLD.format(dotted(here.driver_cuda)) * (here.runtime_cuda[:1] > here.driver_cuda[:1] > ())
+    return Line("cuda-python", found, "it is what calls CUDA" if here.gpu and not number else fault, mend)
 
 
 def library(here: Machine, which: Library) -> Line:
     """One TensorRT. Where none of them runs on this GPU, the first of the table has the fault."""
     name, package = which.called, which.package.partition("-cu")[0]
     built = {each: int(found[1]) for each in here.packages if (found := re.match(rf"{package}-cu(\d+)", each))}
-    newer = [each for each, major in built.items() if (major,) > here.driver_cuda[:1] > ()]
+    newer = [each for each, made_for in built.items() if (made_for,) > here.driver_cuda[:1] > ()]
     if newer:
         mend = (f"pip uninstall -y {' '.join(newer)}", *tensorrt(here))
-        return Line(name, newer[0], f"the driver is too old for it, and fits CUDA {dotted(here.driver_cuda)}", mend)
+        return Line(name, newer[0], TOO_OLD.format(dotted(here.driver_cuda)), mend)
     if why := here.broken.get(name):
         number = here.packages.get(package, "")
         if number.startswith("8.") and here.python > LAST_PYTHON:
@@ -161,17 +148,14 @@ def nvtx(here: Machine) -> Line:
     if outdated and numbers(found) >= NEW_NVTX:
         mend = NSYS if here.python > OLD_NVTX_PYTHON else pip("nvtx<0.2.12")
         return Line("nvtx", found, f"nsys {here.nsys} records none of its ranges", (mend,))
-    if here.gpu and not found:
-        return Line("nvtx", "not installed", "without its ranges no profile has batches", (pip("nvtx"),))
-    return Line("nvtx", found or "not installed")
+    missing = "without its ranges no profile has batches" * bool(here.gpu and not found)
+    return Line("nvtx", found or "not installed", missing, (pip("nvtx"),))
 
 
 def nsys(here: Machine) -> Line:
-    if here.gpu and not here.nsys:
-        return Line("nsys", "not installed", "without it the table has no breakdown", (NSYS,))
-    if () < numbers(here.nsys)[:2] <= OLD_NSYS and here.runtime_cuda >= (13,):
-        return Line("nsys", here.nsys, "it loses most of what CUDA 13 does", (NSYS,))
-    return Line("nsys", here.nsys or "not installed")
+    missing = "without it the table has no breakdown" * bool(here.gpu and not here.nsys)
+    loses = () < numbers(here.nsys)[:2] <= OLD_NSYS and here.runtime_cuda >= (13,)
+    return Line("nsys", here.nsys or "not installed", "it loses most of what CUDA 13 does" * loses or missing, (NSYS,))
 
 
 def main() -> int:
@@ -180,7 +164,7 @@ def main() -> int:
     lines = list(examine(here))
     for line in lines:
         out.print(str(line), style="red" if line.fault else None, markup=False)
-    commands = dict.fromkeys(command for line in lines for command in line.mend)
+    commands = dict.fromkeys(command for line in lines if line.fault for command in line.mend)
     where = "" if here.gpu else ", for a machine without a GPU"
     last = "see the ✗ above" if any(line.fault for line in lines) else f"everything is here{where}"
     out.print("\n".join(["", "to mend it:" if commands else last, *(f"    {command}" for command in commands)]), markup=False)

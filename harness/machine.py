@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from common import backend, libraries, program
-from common.errors import EnvironmentFault, Fault
+from common.errors import EnvironmentFault
 from harness.nsys import NsysError, find
 
 NVIDIA = "0x10de"  # on the PCI bus
+LONGEST = 1000  # characters of what a program says that are quoted
 Version = tuple[int, ...]
 
 
@@ -57,15 +58,16 @@ def look() -> Machine:
     try:
         chosen = backend.select()
         facts.update(backend=chosen.name, reason=chosen.reason)
-    except (Fault, ImportError) as error:
-        facts["reason"] = str(error)
+    except Exception as error:  # of whatever is broken
+        facts["reason"] = str(error) or type(error).__name__
     return Machine(sys.version_info[:2], **facts)
 
 
 def ask(*arguments: str) -> tuple[str, bool]:
     """What nvidia-smi says, and whether it succeeded."""
     try:
-        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60, check=False)
+        how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": False}
+        done = subprocess.run(["nvidia-smi", *arguments], **how)
     except (OSError, subprocess.SubprocessError):
         return "", False
     return (done.stdout or done.stderr).strip(), done.returncode == 0
@@ -87,17 +89,18 @@ def gpu() -> dict[str, Any]:
         known = cuda_version(cudart, "cudaDriverGetVersion")
         facts.update(gpu=name, capability=capability, driver="of unknown version", driver_cuda=known)
     said, works = ask()
-    if works:
-        rows, _ = ask("--query-gpu=name,driver_version,memory.free", "--format=csv,noheader,nounits")
-        name, driver, free = (cell.strip() for cell in rows.splitlines()[0].rsplit(",", 2))
+    rows, _ = ask("--query-gpu=name,driver_version,memory.free", "--format=csv,noheader,nounits") if works else ("", False)
+    cells = [cell.strip() for cell in rows.partition("\n")[0].rsplit(",", 2)]
+    if len(cells) == 3:
+        name, driver, free = cells
         cuda = re.search(r"CUDA (?:\w+ )?Version: ([\d.]+)", said)
         facts.update(gpu=name, driver=driver, driver_cuda=numbers(cuda[1]) if cuda else ())
-        facts["gpu_free_gb"] = int(free) * 2**20 / 1e9 if free.isdigit() else None
+        facts["gpu_free_gb"] = int(free) * 2**20 / 1e9 if free.isdecimal() else None
         capability, works = ask("--query-gpu=compute_cap", "--format=csv,noheader")
         if works:  # an old driver does not know the word
-            facts["capability"] = capability.splitlines()[0].strip()
+            facts["capability"] = capability.partition("\n")[0].strip()
     elif not facts and said:
-        facts["driver_fault"] = f"nvidia-smi: {' '.join(said.split())}"
+        facts["driver_fault"] = f"nvidia-smi: {' '.join(said[:LONGEST].split())}"
     elif not facts and any(Path(card).read_text().strip() == NVIDIA for card in glob.glob("/sys/bus/pci/devices/*/vendor")):
         facts["driver_fault"] = "a device of NVIDIA's is in this machine, and no driver answers"
     return facts
@@ -114,5 +117,8 @@ def packages() -> dict[str, Any]:
             _, there, why = str(fault).partition("(")
             facts["broken"] |= {library.called: why.removesuffix(").")} if there else {}
     facts["lacking"] = tuple(package for package in ("onnx", "onnxruntime") if libraries.first(package) is None)
-    named = ((str(each.metadata["Name"]).lower().replace("_", "-"), each.version) for each in metadata.distributions())
-    return {**facts, "packages": dict(named)}
+    named: dict[str, str] = {}
+    for each in metadata.distributions():
+        with contextlib.suppress(Exception):  # one that was installed half
+            named[str(each.metadata["Name"]).lower().replace("_", "-")] = each.version or ""
+    return {**facts, "packages": named}

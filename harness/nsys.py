@@ -13,6 +13,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import EnvironmentFault
 from common.plans import ROOT
@@ -91,8 +92,9 @@ def find() -> Nsys:
         candidates += [path for place in PLACES for path in sorted(glob.glob(os.path.expanduser(place)), reverse=True)]
     for path in filter(None, candidates):
         try:
-            text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-            manual = subprocess.run([path, "profile", "--help"], capture_output=True, text=True, check=False, timeout=60)
+            how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60}
+            text = subprocess.run([path, "--version"], check=True, **how).stdout
+            manual = subprocess.run([path, "profile", "--help"], check=False, **how)
         except (OSError, subprocess.SubprocessError):
             continue
         version = re.search(r"\d{4}\.\d+(\.\d+)*", text)

@@ -22,7 +22,7 @@ class Row:
 
     stage: str = column("stage")
     precision: str | None = None
-    input: str | None = None  # NumPy's name of what an image's values are sent as; float32 in records without it
+    input: str = "float32"  # NumPy's name of what an image's values are sent as
     per_batch_ms: float = column("ms a batch", "{:.3f}", default=0.0)
     images_per_s: float | None = column("images/s", "{:,.0f}")
     speedup_vs_previous: float | None = column("× before", "{:.2f}")

@@ -7,7 +7,6 @@ and to its own device (transfers out of the time). Packages are imported by the 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -25,9 +24,10 @@ from common.engine import Engine
 from common.errors import EnvironmentFault, Fault
 from common.files import sha256
 from common.images import write
+from common.libraries import first
 from common.plans import unusable
 from common.record import Record
-from common.session import used_memory
+from common.run import used_memory
 from export import models
 from export.networks import create_model
 from peers.processes import ROOT, run_quietly
@@ -98,16 +98,10 @@ class Contender:
     prepare: Callable[[Task, str], AbstractContextManager[Ready]]
 
 
-def installed(package: str) -> Any:
-    """The package, or None where this Python does not have it."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(package)
-
-
 @contextlib.contextmanager
 def pytorch(task: Task, precision: str, mode: str | None = None) -> Iterator[Ready]:
     """Eager, or compiled in ``mode``. FP16 means weights and activations in half, channels last."""
-    torch, half = installed("torch"), precision == "fp16"
+    torch, half = first("torch"), precision == "fp16"
     if not torch:
         raise Missing("pip install torch torchvision")
     gpu = torch.cuda.is_available()
@@ -151,7 +145,7 @@ def pytorch(task: Task, precision: str, mode: str | None = None) -> Iterator[Rea
 @contextlib.contextmanager
 def onnx_runtime(task: Task, precision: str, provider: str) -> Iterator[Ready]:
     """One of ONNX Runtime's execution providers."""
-    ort, full_name, file, device = installed("onnxruntime"), f"{provider}ExecutionProvider", task.onnx(precision), "CPU"
+    ort, full_name, file, device = first("onnxruntime"), f"{provider}ExecutionProvider", task.onnx(precision), "CPU"
     if not ort:
         raise Missing("pip install onnxruntime")
     if full_name not in ort.get_available_providers():
@@ -161,7 +155,7 @@ def onnx_runtime(task: Task, precision: str, provider: str) -> Iterator[Ready]:
     torch, place = None, "cpu" if task.transfers or provider == "CPU" else "cuda"
     if provider != "CPU":
         ort.preload_dlls()  # CUDA's and cuDNN's libraries from their Python packages, where those are installed
-        torch = installed("torch")
+        torch = first("torch")
         torch = torch if torch and torch.cuda.is_available() else None
         device = torch.cuda.get_device_name() if torch else "GPU 0"
     options = ort.SessionOptions()

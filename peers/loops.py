@@ -22,7 +22,7 @@ from common import program
 from common.clock import undisturbed
 from common.errors import Fault, WrongOutputs
 from common.host import processor
-from common.images import DEVIATION, DISTINCT, MEAN, noise_images
+from common.images import DEVIATION, DISTINCT, MEAN, converted, noise_images
 from common.options import positive
 from common.postprocess import Predictions
 from common.record import Record, Window
@@ -133,11 +133,6 @@ LOOPS = {
 }
 
 
-def as_pixels(images: np.ndarray) -> np.ndarray:
-    """Normalised images as the uint8 pixels (N×3×S×S) that they might have been."""
-    return np.clip(np.rint((images * DEVIATION[:, None, None] + MEAN[:, None, None]) * 255), 0, 255).astype(np.uint8)
-
-
 def whole_model(loop: Loop, device: str) -> Module:
     """From a batch on the device, as it was sent, to FP32 logits."""
     import torch
@@ -162,8 +157,7 @@ def run(name: str, images: list[np.ndarray], options: argparse.Namespace) -> Rec
         raise Fault("PyTorch sees no NVIDIA GPU.")
     if loop.precision == "fp16" and not cuda:
         raise Fault("it needs an NVIDIA GPU.")
-    sent = [as_pixels(batch) for batch in images] if loop.sends == "uint8" else images
-    tensors = [torch.from_numpy(batch) for batch in sent]
+    tensors = [torch.from_numpy(converted(batch, loop.sends)) for batch in images]
     tensors = [tensor.pin_memory() for tensor in tensors] if loop.precision == "fp16" and cuda else tensors
     model, names = whole_model(loop, options.device), [f"synthetic-{row:06d}" for row in range(len(images[0]))]
     reference_model = whole_model(replace(loop, precision="fp32", mode=None), options.device)

@@ -42,25 +42,18 @@ class Ratio:
 
 def table(stages: list[Record], peers: list[Record]) -> str:
     """Every loop beside the fastest stage that is sent the same, in Markdown, and how much longer the best loops take."""
-    best = {sent(stage): stage for stage in sorted(stages, key=lambda stage: -stage.per_batch_ms)}
+    best = {stage.input: stage for stage in sorted(stages, key=lambda stage: -stage.per_batch_ms)}
     fastest, several = min(stages, key=lambda stage: stage.per_batch_ms), len(best) > 1
-    lines = [
-        line(f"`{stage.stage}`, the fastest stage" + f" sent {kind}" * several, stage, stage) for kind, stage in best.items()
-    ]
-    lines += [line(peer.stage, peer, best.get(sent(peer), fastest)) for peer in peers]
+    lines = [line(f"`{one.stage}`, the fastest stage" + f" sent {kind}" * several, one, one) for kind, one in best.items()]
+    lines += [line(peer.stage, peer, best.get(peer.input, fastest)) for peer in peers]
     said = []
     for kind, stage in best.items():
-        alike = [peer for peer in peers if best.get(sent(peer), fastest) is stage]
+        alike = [peer for peer in peers if best.get(peer.input, fastest) is stage]
         for first in sorted(alike, key=lambda peer: peer.per_batch_ms)[:1]:
             ratio = f"takes {first.per_batch_ms / stage.per_batch_ms:.2f} times as long."
             said += [f"The best loop{f' sent {kind}' * several}, {first.stage}, {ratio}", ""]
     title = f"{fastest}; {', '.join(dict.fromkeys(str(peer.engine) for peer in peers))}:"
     return "\n".join([title, "", *grid(list(map(vars, lines)), columns(Ratio)), "", *said])
-
-
-def sent(record: Record) -> str:
-    """What a batch's values are; records of before they said so are of floats."""
-    return record.input or "float32"
 
 
 def line(name: str, record: Record, best: Record) -> Ratio:

@@ -38,7 +38,7 @@ from common.engine import Context, Engine
 from common.files import write_json, write_text
 from common.images import DISTINCT, noise_images
 from common.plans import ROOT, default_plan
-from common.session import Session
+from common.run import Session
 from sim import device_file
 from sim.device_file import CLASSES, IMAGE, PAIRS
 

@@ -25,6 +25,7 @@ class HostThread(Line):
     def __init__(self, index: int, now: int) -> None:
         super().__init__("the main thread" if index == 1 else f"thread {index}")
         self.index, self.now = index, now
+        self.hurries = False  # waits for no turn: it holds a lock of Python's library that an earlier thread may wait for
         self.running = True  # False while it waits for another thread, has ended, or was given up on
         self.capture_mode: int = 0  # how much the thread wants to be kept from disturbing captures
         self.last_error: int = 0
@@ -69,7 +70,7 @@ class Clock:
         thread = self.thread()
         with self.lock:
             self.resume(thread)  # its clock may have moved since its last call: others may be earlier now
-            while self._earlier(thread):
+            while not thread.hurries and self._earlier(thread):
                 if not self.lock.wait(STALL_S):
                     for other in self._earlier(thread):
                         other.running = False

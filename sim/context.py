@@ -135,9 +135,8 @@ class IExecutionContext(Ours):
 
     def _launch(self, stream: Stream) -> None:
         sim = simulator()
-        sources, targets = (
-            {name: self._span(name) for name in self.engine._names(mode)} for mode in (TensorIOMode.INPUT, TensorIOMode.OUTPUT)
-        )
+        modes = TensorIOMode.INPUT, TensorIOMode.OUTPUT
+        sources, targets = ({name: self._span(name) for name in self.engine._names(mode)} for mode in modes)
         inputs, outputs = ({name: span.view for name, span in spans.items()} for spans in (sources, targets))
         read, written = (tuple(each for span in spans.values() for each in span.ranges) for spans in (sources, targets))
         memory, what = (Range(self._cells, 0, 1),), ("the inference", site())

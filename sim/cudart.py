@@ -85,7 +85,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
 MISSING = """
     cudaCtxResetPersistingL2Cache cudaDeviceReset cudaDeviceSetLimit cudaFuncGetAttributes cudaGraphDebugDotPrint
     cudaMallocManaged cudaMemPrefetchAsync cudaMemcpyPeerAsync cudaStreamAddCallback cudaStreamGetCaptureInfo
-"""
+"""  # there, as a script may ask (an H200's answers in tests/fuzz), but not to be called
 globals().update(FLAGS | HANDLES)
 __getattr__ = partial(lack, what="simulated CUDA runtime")
 globals().update({name: partial(lack, name) for name in MISSING.split()})

@@ -15,6 +15,7 @@ from typing import Any
 from sim.clock import Clock, HostThread
 from sim.order import Order, join
 
+Attempt = Callable[[HostThread], bool]
 POLL_S = 0.1  # how often a waiting thread looks by itself, should something have been given behind the hooks' back
 OPEN = "open"  # what an event that is set, and a future that is done, give: to everybody, again and again
 
@@ -22,7 +23,7 @@ OPEN = "open"  # what an event that is set, and a future that is done, give: to 
 class Waiter:
     """A thread that waits to take one thing; whoever gives it makes the ``attempt`` for it."""
 
-    def __init__(self, thread: HostThread, attempt: Callable[[HostThread], bool]) -> None:
+    def __init__(self, thread: HostThread, attempt: Attempt) -> None:
         self.thread, self.attempt, self.taken = thread, attempt, False
 
 
@@ -72,9 +73,7 @@ class Exchange:
             thread.now, thread.order = asked, before
         return waiter.taken
 
-    def take(
-        self, primitive: Any, side: str, attempt: Callable[[HostThread], bool], block: bool, timeout: float | None
-    ) -> bool:
+    def take(self, primitive: Any, side: str, attempt: Attempt, block: bool, timeout: float | None) -> bool:
         """``attempt`` takes one thing or returns False: in the thread's turn, and if there is nothing whenever something is
         given, first come, first served. False where time runs out.
 
@@ -104,7 +103,7 @@ class Exchange:
         return waiter.taken
 
     def _interpret_queue(self) -> None:
-        if self.queue_ns:
+        if self.queue_ns and not self.clock.thread().hurries:
             with self.clock.turn() as thread:
                 self.interpret(thread, self.queue_ns)
 

@@ -22,8 +22,8 @@ def install(hooks: Hooks) -> None:
 
         def factory(*args: Any, original: Any = original, make: Any = make, **kwargs: Any) -> Any:
             caller = sys._getframe(1).f_code
-            own = caller is BARRIER or not caller.co_filename.startswith(NOT_THE_SCRIPT)
-            return (make if own else original)(*args, **kwargs)
+            scripts = caller is BARRIER or not caller.co_filename.startswith(NOT_THE_SCRIPT)
+            return (make if scripts else original)(*args, **kwargs)
 
         hooks.put(threading, name, factory)
 

@@ -74,9 +74,8 @@ class Cells:
                     for line in known:
                         del cell.reads[line]
                 cell.reads[access.line] = access
-            found = found or next(
-                (other for other in others if order.get(other.line, 0) < other.number and not other.line.over), None
-            )
+            unordered = (other for other in others if order.get(other.line, 0) < other.number and not other.line.over)
+            found = found or next(unordered, None)
         if access.write and last > first:
             self._starts[first:last], self._cells[first:last] = [start], [Cell(access)]
         return found

@@ -134,8 +134,10 @@ class EngineInspector(Ours):
     def get_engine_information(self, format: LayerInformationFormat) -> str:
         layers = []
         for layer in self._engine._layers:
-            outputs = [{"Name": layer.name, "Format/Datatype": f"{layer.precision.upper()} (simulated)"}]
-            layers.append({"Name": " + ".join([layer.name, *layer.fused]), "LayerType": layer.kind, "Outputs": outputs})
+            told: dict[str, Any] = {"Name": " + ".join([layer.name, *layer.fused]), "LayerType": layer.kind}
+            told["Outputs"] = [{"Name": layer.name, "Format/Datatype": f"{layer.precision.upper()} (simulated)"}]
+            told["Weights"] = {"Type": layer.precision.upper(), "Count": layer.weight_bytes * (layer.product is not None)}
+            layers.append(told)
         if format == LayerInformationFormat.JSON:
             return json.dumps({"Layers": layers})
         return "\n".join(f"{layer['LayerType']}: {layer['Name']}" for layer in layers)

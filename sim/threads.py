@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent import futures
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +26,8 @@ POLLS = {"done", "is_set", "is_alive"}  # hooked where the script asks; the libr
 
 
 class Hooks(Exchange):
-    """Replaces the methods of the standard primitives; ``remove`` puts the originals back."""
+    """Replaces the methods of the standard primitives; ``remove`` puts the originals back. A hook is found by its name, here or
+    in ``Exchange``: ``_future_result`` takes the place of ``Future.result``, and gets that as ``original``."""
 
     def __init__(self, clock: Clock, interpret: Callable[[HostThread, int], None], queue_ns: int, wake_ns: int) -> None:
         super().__init__(clock, interpret, queue_ns, wake_ns)
@@ -34,7 +35,8 @@ class Hooks(Exchange):
         self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        for owner in (threading.Thread, queue.Queue, Future, threading.Event, threading.Semaphore, threading.BoundedSemaphore):
+        semaphores = threading.Semaphore, threading.BoundedSemaphore
+        for owner in (threading.Thread, queue.Queue, Future, ThreadPoolExecutor, threading.Event, *semaphores):
             prefix = f"_{owner.__name__.lower()}_"
             for hook in [name for name in dir(self) if name.startswith(prefix)]:
                 self._replace(owner, hook[len(prefix) :], getattr(self, hook))
@@ -56,7 +58,7 @@ class Hooks(Exchange):
         original = getattr(owner, name)
         self.undo.callback(setattr, owner, name, original)
 
-        def replacement(primitive: Any, *args: Any, **kwargs: Any) -> Any:
+        def replacement(primitive: Any, /, *args: Any, **kwargs: Any) -> Any:
             # Not our business: threads older than the script, Thread.start's own Event, progress bars, which sleep on one.
             ident = threading.get_ident()
             outside = ident in self._outsiders or (owner is threading.Event and ident not in self.clock.threads)
@@ -104,6 +106,17 @@ class Hooks(Exchange):
             me.now = max(me.now, ended.now) if ended else me.now + self.wake_ns
             me.learn(ended.order if ended else {})
             return not ended and original(thread)
+
+    def _threadpoolexecutor_submit(self, original: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Future:
+        """In its turn, and then at once: there is one lock for all executors, which it holds meanwhile."""
+        self._interpret_queue()
+        with self.clock.turn() as thread:
+            pass
+        thread.hurries = True
+        try:
+            return original(pool, *args, **kwargs)
+        finally:
+            thread.hurries = False
 
     # -- queues: an item is given by put and taken by get; in a bounded queue so is a free place, the other way round
 

@@ -217,6 +217,7 @@ POLLS = """
                 "is_set": event.is_set,
                 "acquire": lambda: lock.acquire(blocking=False),
                 "semaphore": lambda: permits.acquire(blocking=False),
+                "timeout": lambda: permits.acquire(timeout=0),
             }
             while way in asks and not asks[way]():
                 pass
@@ -251,7 +252,7 @@ def test_locks_conditions_and_barriers_order_threads(checkout, tmp_path):
 
 
 def test_who_asks_and_hears_yes_comes_after_what_was_done_before(checkout, tmp_path):
-    ways = "done,wait,as_completed,is_alive,get_nowait,SimpleQueue,is_set,acquire,semaphore,condition"
+    ways = "done,wait,as_completed,is_alive,get_nowait,SimpleQueue,is_set,acquire,semaphore,timeout,condition"
     done = run_text(checkout, tmp_path, POLLS, checkout.tiny, ROOT / "tests" / "published_mistakes", ways)
     assert done.returncode == 0 and "race" not in done.stderr, done.stderr
 

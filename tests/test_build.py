@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import _thread
+import hashlib
 import importlib
 import json
 import signal
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
@@ -15,6 +18,7 @@ import pytest
 
 from common import layers
 from common.building import Building, take_timings
+from common.errors import EnvironmentFault
 from tests.conftest import SIMULATED
 
 TINY = ("--onnx-file", "tiny.onnx", "--profile", "1,8,16")
@@ -177,6 +181,12 @@ def test_a_layer_works_in_the_precision_of_its_weights(layer, precision):
     assert layers.layer_precision(layer) == precision
 
 
+def test_an_engine_is_of_the_precision_of_most_layers():
+    layers.require_precision(Counter(fp16=21, fp32=2), "fp16", Path("x.plan"))
+    with pytest.raises(EnvironmentFault, match="its layers work in 21 fp32, 2 fp16"):
+        layers.require_precision(Counter(fp16=2, fp32=21), "fp16", Path("x.plan"))
+
+
 NEW_LOG = """Layers:
 Name: __mye1061_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata:
 Name: conv_myl0_1, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [-1,3,32,32], Datatype: Int8, Format: (a) b }], \
@@ -197,6 +207,22 @@ def test_a_builder_s_log_tells_the_layers():
     assert layers.names(old)[1:] == ["/conv1/Conv + /relu/Relu", "/fc/Gemm"] and layers.precisions(old) == {"fp16": 2}
 
 
+def test_a_network_works_in_the_precision_of_its_weights():
+    """RTX's builder makes such layers of a quantized model of two convolutions whose pictures are turned and scaled before."""
+    moved = [{"LayerType": "kgen", "Constants": [SCALES], "Outputs": FLOAT}] * 3
+    product = {"LayerType": "gemm", "Constants": [{"Dimensions": [8, 10], "Datatype": "Float"}]}
+    convolutions = [{"LayerType": "correlation", "Constants": [WEIGHTS, SCALES], "Outputs": FLOAT}] * 2
+    assert layers.precisions([*moved, product, *convolutions]) == {"fp32": 1, "int8": 2}
+    assert layers.precisions([*moved, "a name"]) == {"fp32": 3}
+
+
+def test_the_order_of_layers_decides_no_precision():
+    for found in (["int8", "fp32", "fp32", "int8"], ["fp32", "int8", "int8", "fp32"]):
+        layers.require_precision(Counter(found), "int8", Path("x.plan"))
+        with pytest.raises(EnvironmentFault, match="is not a fp16 engine"):
+            layers.require_precision(Counter(found), "fp16", Path("x.plan"))
+
+
 def test_the_builder_s_log_is_kept(simulator):
     checked, backend = importlib.import_module("common.checked"), importlib.import_module("common.backend")
     backend.select("simulated")
@@ -204,3 +230,25 @@ def test_the_builder_s_log_is_kept(simulator):
     logger.log(logger.VERBOSE, NEW_LOG)
     logger.log(logger.VERBOSE, "something else")
     assert logger.layers == NEW_LOG
+
+
+@pytest.mark.parametrize("words", [("--fp16",), ("--input", "bytes"), ("--input", "bytes", "--layout", "nhwc", "--fp16")])
+def test_another_model_of_the_ladder_s_name_does_not_take_its_plan(checkout, fixed, words):
+    own = fixed.rename(fixed.with_name("resnet18.onnx"))
+    done = checkout.run("0_build.py", *SIMULATED, "--onnx-file", own, *words)
+    assert done.returncode == 2 and "is the ladder's own: add --output" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--output", "--timing-cache"])
+def test_the_model_is_never_overwritten(checkout, tmp_path, fixed, option):
+    content = fixed.read_bytes()
+    done = build(checkout, tmp_path / "x.plan", "--onnx-file", fixed, option, fixed)
+    assert done.returncode == 2 and done.stderr.count("error:") == 1 and fixed.read_bytes() == content, done.stderr
+
+
+@pytest.mark.parametrize("labels", [None, "cat", ["cat", 5], {"cat": 1}])
+def test_class_names_of_another_kind_are_left_out(checkout, tmp_path, fixed, labels):
+    facts = {"sha256": hashlib.sha256(fixed.read_bytes()).hexdigest(), "labels": labels}
+    fixed.with_name("fixed.onnx.json").write_text(json.dumps(facts))
+    done = build(checkout, tmp_path / "x.plan", "--onnx-file", fixed)
+    assert done.returncode == 0 and json.loads((tmp_path / "x.plan.json").read_text())["labels"] == [], done.stderr

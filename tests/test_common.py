@@ -22,6 +22,7 @@ from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
 from common.layers import layer_precision
+from common.postprocess import Predictions
 from common.record import Conditions, Record, Window
 from common.session import PILOT, Session, batch_sizes, describe, measured_batches
 from sim.enums import cudaError_t
@@ -190,6 +191,9 @@ def test_why_a_default_plan_is_built_again(checkout, tmp_path, monkeypatch):
     assert plans.unusable(plan, plan) is None
     write_json(plans.sidecar(plan), {**facts, "tensorrt": "TensorRT 8.0"})
     assert "was built by TensorRT 8.0" in plans.unusable(plan, plan)
+    for profile in ([0, 0, 0], [-1, 1, 1], [True, 1, 1], [1, 1]):
+        write_json(plans.sidecar(plan), {**facts, "profiles": [profile]})
+        assert "is not what 0_build.py writes" in plans.unusable(plan, plan)
     write_json(plans.sidecar(plan), facts)
     write_json(tmp_path / "models" / f"{facts['onnx']}.json", {"sha256": "another"})
     assert f"was built from an earlier {facts['onnx']}" in plans.unusable(plan, plan)
@@ -333,6 +337,9 @@ def test_differences_are_of_the_whole_and_name_the_batch():
     with pytest.raises(WrongOutputs, match=r"batch 1 differs .* by 0\.5 .*top-1 the same on 100%"):
         verify.check([one, one], [one, other])
     assert verify.compare([np.full((1, 4), np.nan)], [one[:1]]).largest == float("inf")
+    near = np.array([[1.0, 1.001]], np.float32), np.array([[1.001, 1.0]], np.float32)
+    found = verify.check([one[:3], near[0]], [one[:3], near[1]])
+    assert found.same_top1 == 0.75 and found.largest == pytest.approx(0.001, rel=1e-3)
 
 
 # -- options
@@ -380,6 +387,13 @@ def test_what_cannot_be_written_is_said_before_the_run(tmp_path):
     check_writable(None, tmp_path / "fine.json")
     with pytest.raises(EnvironmentFault, match="cannot write"):
         check_writable(tmp_path / "no" / "folder.json")
+    (tmp_path / "link.json").symlink_to("fine.json")
+    (tmp_path / "sub").mkdir()
+    for other in ("link.json", "sub/../fine.json"):
+        with pytest.raises(UsageFault, match="two results cannot be one file"):
+            check_writable(tmp_path / "fine.json", tmp_path / other)
+        with pytest.raises(UsageFault, match="is what the run reads"):
+            check_writable(tmp_path / other, kept=[tmp_path / "fine.json"])
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
@@ -418,3 +432,7 @@ def test_conditions_say_what_was_modelled():
     assert str(simulated) == "V100, simulated TensorRT, batch 128 (computed at 8); times are modelled, outputs are computed"
     real = Conditions("tensorrt", "H200", "TensorRT 8.6.0", 1, 1, date="2026-01-01", versions={"runtime": "12.9"})
     assert str(real) == "H200, TensorRT 8.6.0, batch 1, CUDA 12.9, 2026-01-01"
+
+
+def test_a_class_s_name_does_not_steer_the_terminal():
+    assert Predictions(["\x1b[31mcat"]).label(0) == r"\x1b[31mcat"

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import backend
-from common.images import DEVIATION, MEAN
 from common.record import Record, Window
 from export import models
-from peers import compare_engines, contenders, loops, pytorch, rows
+from peers import compare_engines, contenders, pytorch, rows
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -194,7 +193,7 @@ def test_peers_are_ratios_to_the_fastest_stage():
 
 
 def test_a_loop_is_held_against_the_fastest_stage_that_is_sent_the_same():
-    stages = [("7_cuda_graph", 1.4, "float32"), ("10_uint8_input", 1.0, "uint8"), ("6_multi_threads", 1.5, None)]
+    stages = [("7_cuda_graph", 1.4, "float32"), ("10_uint8_input", 1.0, "uint8"), ("6_multi_threads", 1.5, "float32")]
     loops = [("floats", 2.8, "float32"), ("bytes", 1.5, "uint8"), ("more bytes", 1.7, "uint8")]
     both = ([Record(stage=name, per_batch_ms=ms, input=sent) for name, ms, sent in each] for each in (stages, loops))
     text = pytorch.table(*both)
@@ -242,12 +241,6 @@ def test_a_loop_s_windows_come_from_five_processes(monkeypatch, tmp_path):
     assert said[:3] == [(name, 1) for name in names] and said[3:] == [(name, 2) for name in names[::2]] * 4
     assert len(Record.read(tmp_path / "peers" / "graphs-3-slots.json").windows) == 9
     assert [path.stem for path in (tmp_path / "peers").iterdir()].count("eager-fp32") == 0
-
-
-def test_pixels_are_the_images_rounded():
-    pictures = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
-    normalised = (pictures / np.float32(255) - MEAN[:, None, None]) / DEVIATION[:, None, None]
-    assert (loops.as_pixels(normalised) == pictures).all()
 
 
 @pytest.mark.slow

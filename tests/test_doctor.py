@@ -257,6 +257,30 @@ def test_a_broken_tensorrt_and_one_that_works(bare, monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorrt_rtx")
 
 
+@pytest.mark.parametrize("broken", ["raise ValueError('bad')", "def f(:", "x = 1", "raise AttributeError('a(b)c')"])
+def test_modules_that_are_broken_in_any_way(bare, monkeypatch, broken):
+    names = "tensorrt", "tensorrt_rtx", "tensorrt_lean", "onnx", "onnxruntime"
+    for name in names:
+        (bare / f"{name}.py").write_text(broken)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (bare / "half-1.0.dist-info").mkdir()
+    (bare / "half-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\n")
+    monkeypatch.syspath_prepend(str(bare))
+    here = machine.look()
+    assert here.tensorrt == {} and all(here.broken.values()) and len(here.broken) == len(libraries.LIBRARIES)
+    assert here.backend == "" and here.reason
+    assert all(map(str, doctor.examine(here)))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.parametrize("said", ["", "echo garbage", "printf '\\377\\n'", "echo 'T4, 550.1, ²'", "echo No devices were found"])
+def test_programs_that_say_something_else(bare, said):
+    for name in ("nvidia-smi", "nsys"):
+        program(bare, name, f"#!/bin/sh\n{said}\n")
+    assert all(map(str, doctor.examine(machine.look())))
+
+
 def test_an_old_nsys(bare):
     program(bare, "nsys", "#!/bin/sh\necho 'NVIDIA Nsight Systems version 2023.4.4.54-234433681190v0'\n")
     assert machine.look().nsys == "2023.4.4.54"

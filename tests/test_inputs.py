@@ -156,6 +156,7 @@ def test_what_is_no_number_or_another_integer_is_wrong():
         with pytest.raises(WrongOutputs):
             verify.check([outputs], [reference])
     assert verify.check([infinite, infinite], [infinite.copy(), infinite]).largest == 0
+    assert verify.compare([infinite], [infinite.copy()]).largest == 0
     dtype = packed([End("a", (1, 2), "FLOAT"), End("b", (1, 2), "FLOAT")], 1)[1]
     one, other = np.zeros((1,), dtype), np.zeros((1,), dtype)
     one["a"], other["b"] = 0.001, np.nan

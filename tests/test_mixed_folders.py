@@ -130,7 +130,7 @@ def test_a_record_keeps_what_has_its_form(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({**content, "windows": [{"per_batch_ms": 1.0, "gpu": 3}, {}, "w"]}))
     record = Record.read(tmp_path / "x.json")
     assert record.batch is None and record.energy_j is None and record.precision == "fp16" and len(record.notes) == 2
-    assert record.windows == [Window(per_batch_ms=1.0)]
+    assert record.windows == [Window(per_batch_ms=1.0)] and record.input == "float32"  # what was sent before records said so
 
 
 def test_figures_of_another_form_cost_a_record_what_follows_from_them(tmp_path, real_traces):

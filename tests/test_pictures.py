@@ -7,16 +7,19 @@ import os
 import threading
 import tracemalloc
 from itertools import cycle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common import answers
 from common.errors import UsageFault
 from common.feed import Feed
 from common.images import DISTINCT, converted
 from common.photographs import load_pixels
 from common.pictures import Images, fill
+from common.tensors import End, packed
 from tests.conftest import SIMULATED
 from tests.fuzz.place import memory_bounded
 from tests.test_inputs import SIDE, expected, made  # noqa: F401  (a fixture)
@@ -173,11 +176,13 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
 # -- answers
 
 
-@pytest.mark.parametrize("stage", ["1_baseline", "6_multi_threads", "7_cuda_graph", "9_multi_profiles"])
-def test_a_stage_answers_for_all_pictures(checkout, made, many, tmp_path, stage):  # noqa: F811
-    """Thirty-six in batches of two (and of one): sixteen or less are measured."""
+@pytest.mark.parametrize(
+    "stage, batch", [("1_baseline", 2), ("6_multi_threads", 2), ("7_cuda_graph", 5), ("9_multi_profiles", 2)]
+)
+def test_a_stage_answers_for_all_pictures(checkout, made, many, tmp_path, stage, batch):  # noqa: F811
+    """Thirty-six in batches of two (and of one): sixteen or less are measured. In batches of five one is not filled."""
     path, plan = tmp_path / "predictions.csv", made(kind="u1", last=True)
-    done = checkout.run(f"{stage}.py", *SIMULATED, "--plan", plan, "--batch", "2", "--images", many, "--predictions", path)
+    done = checkout.run(f"{stage}.py", *SIMULATED, "--plan", plan, "--batch", batch, "--images", many, "--predictions", path)
     assert done.returncode == 0 and done.stderr.count("skipped") == 4, done.stdout + done.stderr
     rows = list(csv.DictReader(path.open()))
     assert [row["image"] for row in rows] == READABLE
@@ -199,10 +204,11 @@ def test_the_likeliest_classes_of_all_pictures(checkout, many):
     assert [line for line in done.stdout.splitlines() if line.endswith(".png")] == READABLE
 
 
-@pytest.mark.parametrize("outputs", ["map", "logits", "logits map best"])
-def test_outputs_of_all_pictures_as_an_array(checkout, made, many, tmp_path, outputs):  # noqa: F811
+@pytest.mark.parametrize("outputs, batch", [("map", 2), ("logits", 5), ("logits map best", 7)])
+def test_outputs_of_all_pictures_as_an_array(checkout, made, many, tmp_path, outputs, batch):  # noqa: F811
+    """Where they do not fill the last batch, what it repeats is left out."""
     path, plan = tmp_path / "outputs.npy", made(kind="u1", outputs=outputs)
-    what = (*SIMULATED, "--plan", plan, "--batch", "2", "--images", many)
+    what = (*SIMULATED, "--plan", plan, "--batch", batch, "--images", many)
     done = checkout.run("6_multi_threads.py", *what, "--predictions", path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "outputs.npy.txt").read_text().split() == READABLE
@@ -212,6 +218,28 @@ def test_outputs_of_all_pictures_as_an_array(checkout, made, many, tmp_path, out
     for name in outputs.split():
         values = found[name] if " " in outputs else found
         assert values.shape == right[name].shape and np.abs(values - right[name]).max() < 1e-4
+
+
+def test_the_names_of_the_outputs_are_a_result_too(checkout, many, tmp_path):
+    what = ("1_baseline.py", *SIMULATED, "--plan", checkout.tiny, *TINY, "--predictions", tmp_path / "x.npy")
+    done = checkout.run(*what, "--json", tmp_path / "x.npy.txt")
+    assert done.returncode == 2 and "two results cannot be one file" in done.stderr
+    (tmp_path / "x.npy.txt").mkdir()
+    done = checkout.run(*what)
+    assert done.returncode == 3 and "x.npy.txt: it is there" in done.stderr and not done.stdout
+    done = checkout.run(*what[:-1], f"{checkout.tiny}.json")
+    assert done.returncode == 2 and "is what the run reads" in done.stderr
+
+
+def test_outputs_of_any_name_are_written(tmp_path):
+    ends = [End("ü→", (-1, 2), "FLOAT"), *(End("long name " * 9 + str(index), (-1, 2), "FLOAT") for index in range(1000))]
+    shape, kind = packed(ends, 2)
+    outputs = np.zeros(shape, kind)
+    outputs["ü→"] = [[[1, 2], [3, 4]]]
+    run = SimpleNamespace(engine=SimpleNamespace(outputs=ends), names=[["a", "b"]], distinct=1, outputs=[outputs])
+    answers.write_outputs(tmp_path / "x.npy", iter([run]))
+    found = np.load(tmp_path / "x.npy", max_header_size=10**6)
+    assert found["ü→"].tolist() == [[1, 2], [3, 4]] and len(found.dtype) == 1001
 
 
 @pytest.mark.parametrize("words", [("--top", "2"), ("--predictions", "x.csv")])

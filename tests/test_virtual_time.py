@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue  # before any simulator starts, as test_names_… wants it
 from threading import Lock
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim import cudart, simulator
+from sim import clock, cudart, simulator
 from sim.clock import Timetable
 from sim.work import Piece, Work
 
@@ -282,6 +283,15 @@ def test_events_and_semaphores_carry_time(kind):
     assert seen == [4 * MS]
 
 
+def test_that_an_executor_asks_for_an_idle_thread_takes_no_time():
+    sim = start()
+    sim.hooks.wake_ns = 1000
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            pool.submit(int)
+            assert sim.clock.thread().now == 0
+
+
 def test_who_asks_until_a_future_is_done_is_as_late_as_it():
     sim = start()
     sim.hooks.wake_ns = 1000
@@ -464,3 +474,22 @@ def test_a_thread_pool_gives_the_same_times_in_every_run():
             futures = [pool.submit(work, item) for item in range(20)]
             found.add((tuple(future.result() for future in futures), sim.clock.thread().now))
     assert len(found) == 1
+
+
+def test_two_executors_do_not_wait_for_each_others_turn_and_lock(monkeypatch):
+    monkeypatch.setattr(clock, "STALL_S", 20)  # which one thread would be given up on
+    sim = simulator.start("h200")
+    begun = time.monotonic()
+
+    def work() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(cudart.cudaGetDevice) for _ in range(40)]:
+                done.result()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - begun < 10
+    sim.close()
