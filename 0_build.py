@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def parse(trt: Any, builder: Any, onnx: Path) -> tuple[Any, Any]:
     flag = flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH
     network = require(builder.create_network(1 << int(flag)), "create_network")
     parser = require(trt.OnnxParser(network, logger()), "OnnxParser")
-    if not parser.parse_from_file(str(onnx)):
+    with ThreadPoolExecutor(1) as pool:  # or TensorRT swallows a Ctrl-C that comes while it talks to our logger
+        parsed = pool.submit(parser.parse_from_file, str(onnx)).result()
+    if not parsed:
         errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise EnvironmentFault(f"TensorRT cannot parse {onnx}: {errors or logger().last or 'it gave no reason'}.")
     inputs = [network.get_input(index) for index in range(network.num_inputs)]

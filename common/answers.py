@@ -51,22 +51,30 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> None:
     elif chosen.predictions.suffix == ".npy":
         write_outputs(chosen.predictions, sessions)
     else:
-        counted = ((session, sum(map(len, session.names[: session.distinct]))) for session in sessions)
-        lines = (line for session, images in counted for line in session.predictions.first(images))
+        lines = (line for session in sessions for line in session.predictions.first(images(session)))
         write_csv(chosen.predictions, ("image", "class", "probability"), lines)
 
 
 def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
     """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
+    seen = images(measured)
     for turn in feed.turns():
         batches, names = zip(*turn)
-        session = Session(measured.engine, batches, names, measured.options, measured=0)
+        session = Session(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
         infer(session)
         for race in backend.current().races() or []:
             raise WrongOutputs(f"a race, whatever the outputs are: {race}")
         if not measured.options.no_verify:
             check(session.outputs, run_serially(session.engine, batches))
+        seen += images(session)
         yield session
+    if feed.left and feed.left_to_pillow:
+        err.print(f"of all {seen} images {len(feed.left_to_pillow)} were decoded by Pillow")
+
+
+def images(session: Session) -> int:
+    """How many different ones it has seen."""
+    return sum(map(len, session.names[: session.distinct]))
 
 
 def printed(sessions: Iterator[Session], likeliest: int) -> Iterator[Session]:

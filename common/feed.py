@@ -15,6 +15,7 @@ import numpy as np
 from rich.progress import track
 
 from common.console import err
+from common.decode import Source
 from common.images import DISTINCT
 from common.pictures import Images, fill
 
@@ -28,14 +29,21 @@ class Feed:
     """The images of a run in batches: ``batches``, the first ones, are measured; ``turns`` has the others. ``names`` are those
     of each batch's images, in order; rows beyond them are repeated images."""
 
-    def __init__(self, images: Images, allocated: Iterator[np.ndarray], sizes: Sequence[int], most: int | None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        allocated: Iterator[np.ndarray],
+        sizes: Sequence[int],
+        most: int | None,
+        source: Source | None = None,
+    ) -> None:
         """As many batches, of ``sizes`` in turn, as the photographs fill, ``DISTINCT`` at most and ``most`` at most.
-        ``allocated`` gives the arrays."""
+        ``allocated`` gives the arrays. ``source``: of which the pixels are, if not the images' own."""
         distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
         distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
-        batches, self._images, self._allocated = list(islice(allocated, distinct)), images, allocated
+        batches, self._images, self._allocated, self._source = list(islice(allocated, distinct)), images, allocated, source
         with contextlib.closing(images.read(batches[0].dtype)) as read:
-            names = [fill(batch, read) for batch in shown(batches, "preparing batches", distinct)]
+            names = [self._fill(batch, read) for batch in shown(batches, "preparing batches", distinct)]
         filled = -(-sum(map(bool, names)) // len(sizes)) * len(sizes)  # fewer where files could not be read
         self.batches, self.names = batches[:filled], names[:filled]
         for batch, own in zip(self.batches, self.names):
@@ -43,6 +51,17 @@ class Feed:
                 batch[:] = np.resize(self.batches[0], batch.shape)
         self.left = max(0, len(images) - len(images.unreadable) - sum(map(len, names)))
         """How many files are still to be read."""
+
+    def _fill(self, batch: np.ndarray, images: Iterable[tuple[str, np.ndarray]]) -> list[str]:
+        names = fill(batch, images)
+        if names and self._source is not None:
+            self._source.decoder.to_host(self._source.read(names, len(batch)).result(), batch)
+        return names
+
+    @property
+    def left_to_pillow(self) -> dict[str, str]:
+        """Names of images that the decoder did not take, so far, and why."""
+        return (self._source.decoder if self._source is not None else self._images.load).left_to_pillow
 
     def turns(self) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
         """Batches of the images that are left, with their names; small ones are many. A thread fills one half of them while the
@@ -60,7 +79,7 @@ class Feed:
         going_on = takewhile(lambda _: not stopped.is_set(), read)
 
         def fill_all(half: list[np.ndarray]) -> list[tuple[np.ndarray, list[str]]]:
-            return [(batch, names) for batch in half if (names := fill(batch, going_on))]
+            return [(batch, names) for batch in half if (names := self._fill(batch, going_on))]
 
         with contextlib.closing(read), ThreadPoolExecutor(1) as reader:
             try:

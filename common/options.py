@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import backend, program
+from common import backend, jpeg, program
 from common.errors import UsageFault
 from common.plans import read_sidecar
 
@@ -30,6 +30,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
     run.add_argument("--seed", type=natural, default=10088, help="seed of the synthetic images (default: %(default)s)")
     run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them instead of synthetic images")
+    decoders = "of JPEG files; auto: the fastest that is there; the others' files are Pillow's (default: %(default)s)"
+    run.add_argument("--decoder", choices=jpeg.NAMES, default="pillow", help=decoders)
     answers = "of all images: .csv: image, class, probability; .npy: the outputs themselves, and a .npy.txt with the names"
     write.add_argument("--predictions", type=Path, metavar="PATH", help=answers)
     write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")

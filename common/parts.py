@@ -13,12 +13,14 @@ import numpy as np
 from common import backend
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
 from common.cuda import CaptureError, Event, Graph, Stream
+from common.decode import GpuDecoder
 from common.engine import Context
 
 if TYPE_CHECKING:
     from common.run import Session
 
 PARTS = {"h2d": "copy in", "compute": "compute", "d2h": "copy out", "postprocess": "post-processing"}
+ALL_PARTS = {**PARTS, "decode": "decode"}  # a stage that reads files
 ROUNDS = 5
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 Work = Callable[[], None]
@@ -52,7 +54,27 @@ def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str
         for index in range(len(batches)):
             session.postprocess(index, session.outputs[index])
         times.append((clock_ns() - started) / 1e6 / len(batches))
-    return {**found, "postprocess": median(times)}
+    return {**found, "postprocess": median(times), **decode_ms(session)}
+
+
+def decode_ms(session: Session) -> dict[str, float]:
+    """Of a stage that reads files, the time in which its decoder by itself does a batch. The GPU's takes the files over the
+    link in that time, and leaves no copy of pixels."""
+    if session.source is None:
+        return {}
+    clock_ns, times, decoder = backend.current().clock_ns, [], session.decoder
+    files = [session.read_files(index).result() for index in range(session.distinct)]
+    with DeviceBuffer(session.batches[0].nbytes) as device_input, Stream() as stream:
+        for _ in range(1 if backend.current().simulator else ROUNDS):
+            started = clock_ns()
+            for batch, own in zip(session.batches, files):
+                if isinstance(decoder, GpuDecoder):
+                    decoder.decode(own, device_input, stream)
+                    stream.synchronize()
+                else:
+                    decoder.decode(own, batch)
+            times.append((clock_ns() - started) / 1e6 / len(files))
+    return {"decode": median(times), **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}
 
 
 def inferences_of(

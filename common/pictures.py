@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from itertools import count, islice
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +20,41 @@ import numpy as np
 from common.console import err, printable
 from common.errors import UsageFault
 from common.images import channels_first, converted, noise_image, write
+from common.photographs import Loader, synthetic_jpeg
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-STRIP = 256  # rows of a picture that are converted at a time
-
-
-def load_photograph(path: Path, side: int) -> np.ndarray:
-    """One photograph, 3×side×side FP32, normalised as for ImageNet."""
-    return converted(load_pixels(path, side, side), np.float32)
-
-
-def load_pixels(path: Path, height: int, width: int) -> np.ndarray:
-    """One photograph's bytes, 3×height×width uint8: scaled until its centre, 7/8 of it, fills that. Beside the picture as its
-    file has it there is never a second one of its size, however large, long or thin it is."""
-    from PIL import ExifTags, Image, ImageOps
-
-    if not path.is_file():
-        raise ValueError("no ordinary file")
-    size = (width, height)
-    with Image.open(path) as file:
-        file.draft(None, (2 * max(size),) * 2)  # a JPEG is decoded at a half, a quarter or an eighth, if that is enough
-        file.load()
-        if file.mode[0] in "IF":
-            raise ValueError(f"pixels of type {file.mode} instead of 8 bits a channel")
-        if file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # lies on its side, and is turned when it is small
-            size = size[::-1]
-        picture = file if file.mode in ("RGB", "L") else in_rgb(file, size)  # the others cannot be scaled as they are
-        small = ImageOps.fit(picture, size, Image.Resampling.BILINEAR, bleed=1 / 16)  # on each side
-        turned = ImageOps.exif_transpose(small)
-    return np.asarray(turned.convert("RGB")).transpose(2, 0, 1)
-
-
-def in_rgb(picture: Any, size: tuple[int, int]) -> Any:
-    """The part of a picture that is seen in the shape of ``size``, reduced by a whole number to no less than twice that."""
-    from PIL import Image
-
-    seen = [min(own, ceil(other * a / b)) for own, other, a, b in zip(picture.size, picture.size[::-1], size, size[::-1])]
-    left, top = ((own - part) // 2 for own, part in zip(picture.size, seen))
-    by = max(1, min(part // side for part, side in zip(seen, size)) // 2)
-    reduced, step = Image.new("RGB", (-(-seen[0] // by), -(-seen[1] // by))), -(-STRIP // by) * by
-    for row in range(0, seen[1], step):
-        strip = picture.crop((left, top + row, left + seen[0], top + min(row + step, seen[1])))
-        reduced.paste(strip.convert("RGB").reduce(by), (0, row // by))
-    reduced.info = picture.info  # which way up it is
-    return reduced
 
 
 class Images:
     """A sequence of images, of which those are read that somebody asks for; ``unreadable`` names the files that were skipped,
     with the reason."""
 
-    def __init__(self, directory: Path | None, shape: tuple[int, ...], seed: int, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        shape: tuple[int, ...],
+        seed: int,
+        limit: int | None = None,
+        decoder: str = "pillow",
+        encoded: bool = False,
+    ) -> None:
         """``directory``: a folder of photographs, or one of them; None: synthetic images. ``shape``: of an image, C×H×W or
-        H×W×C; of four channels three are read. ``limit``: at most so many of the folder's photographs, drawn by ``seed``."""
+        H×W×C; of four channels three are read. ``limit``: at most so many of the folder's photographs, drawn by ``seed``.
+        ``encoded``: synthetic images are JPEG files in memory, and ``sources`` keeps what each image was read from."""
         first = channels_first(shape)
         assert first is not None, f"images of {shape}"
-        self.shape, self.seed, self.directory = (min(first[0], 3), *first[1:]), seed, directory
+        self.shape, self.seed, self.directory, self.encoded = (min(first[0], 3), *first[1:]), seed, directory, encoded
         self.unreadable: list[str] = []
+        self.sources: dict[str, Path | bytes] = {}
+        self.load = Loader(decoder, *first[1:])
         self._files: list[Path] = []
-        if directory is None:
+        if directory is None and not encoded:
             return
         import_module("PIL")  # without it no picture can be read, which is no fault of theirs
         if self.shape[0] != 3:
             raise UsageFault(f"--images: the model takes {self.shape[0]} channel(s), and photographs are read as RGB.")
+        if directory is None:
+            return
         if directory.is_file():
             self.directory, self._files = directory.parent, [directory]
         elif directory.is_dir():
@@ -104,10 +75,19 @@ class Images:
         """Each image's name, and what makes it."""
         if self.directory is None:
             for index in count():
-                yield f"synthetic-{index:06d}", partial(noise_image, index, self.shape, self.seed)
+                made = partial(self._made, index) if self.encoded else partial(noise_image, index, self.shape, self.seed)
+                yield f"synthetic-{index:06d}", made
         for path in self._files:
             name = printable(path.relative_to(self.directory or path).as_posix())
-            yield name, partial(load_pixels, path, *self.shape[1:])
+            if self.encoded:
+                name += f" ({len(self.sources)})" * (self.sources.get(name, path) != path)  # two names may print alike
+                self.sources[name] = path
+            yield name, partial(self.load, name, path)
+
+    def _made(self, index: int) -> np.ndarray:
+        name = f"synthetic-{index:06d}"
+        self.sources[name] = synthetic_jpeg(index, self.seed)
+        return self.load(name, self.sources[name])
 
     def read(self, dtype: Any, first: int = 0) -> Generator[tuple[str, np.ndarray], None, None]:
         """Name and pixels of each from the ``first`` on, C×H×W of a type that ``converted`` knows. A thread a core reads ahead,

@@ -19,7 +19,7 @@ from common.console import err, printable
 from common.errors import ENVIRONMENT, INTERRUPTED, OURS, VERIFIED, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKING = {"threading", "queue", "weakref", "_base", "thread", "threads", "exchange", "clock"}
+LOCKING = {"threading", "queue", "weakref", "_base", "thread", "threads", "exchange", "clock", "<frozen importlib"}
 """The library's and the simulator's code in which an exception out of nowhere leaves a lock held, or is swallowed."""
 SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 
@@ -60,6 +60,14 @@ class Interruption:
         if error.exc_type is not KeyboardInterrupt or not self.again():
             sys.__unraisablehook__(error)
 
+    def end_hearing(self) -> None:
+        """There is nothing left to be interrupted, nor to be come back to."""
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for name in ("SIGINT", "SIGTERM"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
     def end(self) -> None:
         time.sleep(END_S)
         os.write(2, b"interrupted, and it did not end by itself\n")
@@ -73,6 +81,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     interruption = Interruption()
     try:
         code = main() or VERIFIED
+        interruption.end_hearing()
     except (Exception, KeyboardInterrupt) as error:
         if "--traceback" in sys.argv:
             traceback.print_exc()
@@ -80,7 +89,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         notes: list[str] = getattr(error, "__notes__", [])
         said += f" And then: {notes[0]}" + f", and {len(notes) - 1} more." * (len(notes) > 1) if notes else ""
         err.print(printable(f"{Path(sys.argv[0]).stem}: {' '.join(said.split())}"), style="red", markup=False)
-    interruption.listen(signal.SIG_DFL)  # there is nothing left to be interrupted
+    interruption.end_hearing()
     sys.exit(code)
 
 

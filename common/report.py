@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from common import backend
 from common.console import out, wrapped
 from common.options import Size
-from common.parts import PARTS
+from common.parts import ALL_PARTS
 from common.record import FAULT, Record
 from common.timeline import TITLES, timeline
 from common.verify import Reference
@@ -42,8 +42,8 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
     if parts:
         part = max(parts, key=lambda name: parts[name])
         reached = "" if record.faulty else f"; {100 * parts[part] / record.per_batch_ms:.0f} % reached"
-        line("limit", f"{parts[part]:9.3f} ms   {PARTS[part]}, the longest part by itself{reached}")
-        line("parts", ", ".join(f"{PARTS[name]} {ms:.3f}" for name, ms in parts.items()) + " ms")
+        line("limit", f"{parts[part]:9.3f} ms   {ALL_PARTS[part]}, the longest part by itself{reached}")
+        line("parts", ", ".join(f"{ALL_PARTS[name]} {ms:.3f}" for name, ms in parts.items()) + " ms")
     line("memory", f"{record.peak_device_memory_mb:9.1f} MB   on the device: engine, contexts, buffers")
     if reference is None:
         line("outputs", "[yellow]not verified[/] (--no-verify)")

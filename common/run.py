@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,7 @@ from common import backend, ranges
 from common.buffers import pageable
 from common.clock import Instruments
 from common.cuda import cudart
+from common.decode import CpuDecoder, Files, GpuDecoder, Source
 from common.engine import Engine
 from common.postprocess import Predictions
 from common.tensors import first_rows
@@ -38,7 +40,9 @@ class Session:
         options: Namespace,
         measured: int,
         instruments: Instruments | None = None,
+        source: Source | None = None,
     ) -> None:
+        self.source = source
         self.engine, self.batches, self.names, self.options = engine, batches, names, options
         self.measured, self._instruments, self._range = measured, instruments, None
         self.predictions = Predictions(engine.facts.get("labels", []))
@@ -51,6 +55,17 @@ class Session:
         self.notes = list(engine.notes)
         self.read: dict[str, Any] = {}  # by the instruments
         self.used_memory = 0  # on the whole GPU, the largest seen
+
+    @property
+    def decoder(self) -> CpuDecoder | GpuDecoder:
+        """Of a stage that reads its batches from files."""
+        assert self.source is not None
+        return self.source.decoder
+
+    def read_files(self, index: int) -> Future[Files]:
+        """Begin to read the files of batch ``index``, one a row."""
+        assert self.source is not None
+        return self.source.read(self.names[index] or self.names[0], len(self.batches[index]))
 
     @property
     def distinct(self) -> int:

@@ -14,7 +14,7 @@ import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from math import ceil, lcm
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from common import answers, backend, just_in_time, options, program, report
+from common import answers, backend, decode, just_in_time, options, program, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
 from common.console import err
@@ -50,11 +50,12 @@ SHORT = 10
 """A window shorter than so many times what the pipeline holds at once says as much of its ends as of its rate."""
 
 
-def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool) -> NoReturn:
+def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: bool, encoded: bool = False) -> NoReturn:
     """Run a stage as a script; its exit code is the process's.
 
     ``precision`` names the default plan, ``page_lock`` says where the batches lie. A parser with ``--sizes`` makes batches of
     several sizes in turn, and the default plan has a profile for each; with ``--layout`` the default plan takes bytes.
+    ``encoded``: the stage decodes its images itself (``run.read_files``, ``run.decoder``).
     """
 
     def stage() -> None:
@@ -63,7 +64,7 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
         here, size = options.select_backend(chosen)
         err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
         check_writable(*answers.results(chosen), kept=[] if chosen.plan is None else [chosen.plan, sidecar(chosen.plan)])
-        measure(infer, name, size, page_locked if page_lock else pageable, chosen)
+        measure(infer, name, size, page_locked if page_lock else pageable, chosen, encoded)
         for leak in here.leaks():
             err.print(f"{name}: not given back: {leak}", style="yellow")
         if chosen.trace:
@@ -104,7 +105,7 @@ def measured_batches(chosen: Namespace, pilot: Callable[[int], Session], turn: i
     return -(-max(LEAST, int(WINDOW_MS / (run.window_ms / run.measured))) // turn) * turn
 
 
-def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, chosen: Namespace) -> None:
+def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, chosen: Namespace, encoded: bool = False) -> None:
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     here, sizes = backend.current(), batch_sizes(chosen, size)
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
@@ -116,9 +117,11 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     answers.check_asked(engine, chosen)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
-    images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed)
+    decoder = decode.choose(chosen.decoder, encoded) if chosen.images or encoded else "pillow"
+    images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed, decoder=decoder, encoded=encoded)
     allocated = (allocate(engine.input_shape(batch), engine.input_type) for batch in cycle(sizes))
-    feed = Feed(images, allocated, sizes, chosen.batches)
+    source = decode.Source(images.sources, decode.make(decoder, engine)) if encoded else None
+    feed = Feed(images, allocated, sizes, chosen.batches, source)
 
     def run(count: int, measured: int, instruments: Instruments | None = None) -> Session:
         if count > MOST:
@@ -126,7 +129,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
         if count <= measured:
             raise UsageFault(f"--measure {measured} leaves none to warm up with: --batches must be at least {measured + 1}.")
         batches, names = list(islice(cycle(feed.batches), count)), list(islice(cycle(feed.names), count))
-        session = Session(engine, batches, names, chosen, measured, instruments)
+        session = Session(engine, batches, names, chosen, measured, instruments, source)
         with undisturbed() as core_us:
             infer(session)
         session.read["core_us"] = None if here.simulator else core_us
@@ -152,6 +155,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record = Record.of(records)
     record.races = 0 if here.simulator else None
     record.parts_ms = None if chosen.no_parts else parts_ms(session, allocate, record.notes)
+    record.notes += decode.told(feed.left_to_pillow, list(chain.from_iterable(feed.names)))
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
     report.print_result(record, session, size, reference)

@@ -8,7 +8,14 @@ import numpy as np
 
 from common.trace import Trace
 
-TITLES = {"h2d": "H2D copy", "compute": "compute", "d2h": "D2H copy", "postprocess": "post-process", "infer": "infer (submit)"}
+TITLES = {
+    "decode": "decode",
+    "h2d": "H2D copy",
+    "compute": "compute",
+    "d2h": "D2H copy",
+    "postprocess": "post-process",
+    "infer": "infer (submit)",
+}
 SHOWN = 8
 
 
@@ -41,7 +48,7 @@ def timeline(stage: str, trace: Trace, limit_ms: float | None = None) -> Timelin
     if len(trace.measured) > SHOWN:
         start = int(trace.postprocess[trace.measured[-SHOWN - 1], 1])
     resolution = (end - start) / 2000
-    rows = {}
+    rows = {"decode": bars(trace.decode, np.arange(len(trace.decode)), start, end, 0)} if len(trace.decode) else {}
     for name, operations in (("h2d", trace.h2d), ("compute", trace.kernels), ("d2h", trace.d2h)):
         batches = trace.batches_of(operations)
         if name == "h2d":  # a pipeline submits the next batch's copy together with this batch's work

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-MEASURED, INFER, POSTPROCESS = "measured batches", "infer", "postprocess"  # the ranges (see ``common/ranges.py``)
+MEASURED, INFER, POSTPROCESS, DECODE = "measured batches", "infer", "postprocess", "decode"  # ranges (``common/ranges.py``)
 LAST = 2**60  # ns that a trace can be of
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2  # CUPTI_ACTIVITY_KIND_MEMCPY.copyKind
@@ -59,6 +59,7 @@ class Trace:
     infer: np.ndarray
     infer_threads: np.ndarray
     postprocess: np.ndarray
+    decode: np.ndarray
     kernels: Operations
     h2d: Operations
     d2h: Operations
@@ -150,7 +151,9 @@ class Reader:
         wanted = "('SIMULATED', 'ENGINE', 'STAGE', 'COMPUTED_BATCH', 'CHARGED_BATCH')"
         facts = {name: str(value) for name, value in self.rows(f"META_DATA_CAPTURE WHERE name IN {wanted}", "name, value")}
         simulated, threads = facts if facts.get("SIMULATED") == "true" else {}, numbers(infer, 2)
-        ranges = (intervals(infer), threads, intervals(postprocess))
+        decode = [row for row in self.ranges(DECODE, PUSH_POP) if row[0] < end]
+        decode = decode[-len(infer) :]  # one a batch; before them are those that filled the batches for the serial run
+        ranges = (intervals(infer), threads, intervals(postprocess), intervals(decode))
         whole_graphs = bool(self.rows("CUPTI_ACTIVITY_KIND_GRAPH_TRACE LIMIT 1", "start"))
         return Trace(self.path, device, (start, end), *ranges, kernels, h2d, d2h, self.calls(), simulated, whole_graphs)
 

@@ -21,7 +21,8 @@ from rich.progress import Progress
 from common.console import err
 from common.errors import EnvironmentFault
 from common.files import atomic_path
-from common.pictures import SUFFIXES, load_photograph
+from common.photographs import load_photograph
+from common.pictures import SUFFIXES
 from export.models import needs
 
 SIDE = 64  # of the PNG files, pixels

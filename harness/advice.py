@@ -66,6 +66,8 @@ def remedy(stage: Row, rows: list[Row]) -> str:
         if nbytes := NBYTES.get(stage.input):
             fewer = f"uint8 (stage 10{in_bytes(stage, rows, nbytes)}) or {fewer}"
         return f"{cause}: send fewer bytes, {fewer}; neither a faster engine nor another schedule helps"
+    if what == "decode":
+        return f"bound by the decoder at {percent:.0f} % of its limit: a faster one (--decoder), or more machines"
     if what == "d2h":
         return f"bound by the output copy: send back less (top-1 instead of all logits, FP16{becomes(parts, d2h=0.0)})"
     return "no timeline: profile it to see what limits it"

@@ -37,7 +37,8 @@ MODELLED = "<p><strong>Times are modelled</strong>: the simulated GPU computes r
 def page(run: Conditions, rows: list[Row], timelines: dict[str, Timeline], parents: dict[str, str]) -> str:
     """The whole page. ``parents`` says which stage each is to be held against."""
     ms_wide = max((one.length_ms for one in timelines.values()), default=1.0) * 1.02
-    legend = "".join(f'<span><i style="background:{svg.COLOURS[name]}"></i>{TITLES[name]}</span>' for name in TITLES)
+    shown = [name for name in TITLES if name != "decode" or any(name in one.rows for one in timelines.values())]
+    legend = "".join(f'<span><i style="background:{svg.COLOURS[name]}"></i>{TITLES[name]}</span>' for name in shown)
     links = " · ".join(f'<a href="#{escape(row.stage)}">{escape(row.stage)}</a>' for row in rows)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

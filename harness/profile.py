@@ -10,7 +10,7 @@ one after the other, would all meet the same of it. All of them count.
 
 A stage whose results are newer than its script and its plan, and were made with the same options, is not run again.
 
-    scripts/profile_all.sh                                 all stages, on the GPU if there is one
+    scripts/profile_all.sh                                 stages 1 to 10, on the GPU if there is one
     scripts/profile_all.sh --batch 1 --out out/one         small batches
     scripts/profile_all.sh --plan plans/mine.plan 4 5 6 7  your own plan
     scripts/profile_all.sh --backend simulated --device v100-sxm2-32gb
@@ -36,6 +36,9 @@ from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
 from harness.profiler import PASSED_ON, WINDOWS, Profiler
 
+LADDER = 10
+"""The last stage that is run unless it is asked for: what starts from pictures in files is as slow as their decoder."""
+
 
 def stages() -> list[Path]:
     """The numbered scripts that run a pipeline, in order."""
@@ -48,7 +51,7 @@ def in_order(script: Path) -> tuple[int, str]:
 
 def parse_options() -> argparse.Namespace:
     p = program.parser(__doc__, prog="scripts/profile_all.sh")
-    p.add_argument("stages", nargs="*", metavar="STAGE", help="names or numbers of stages (default: all)")
+    p.add_argument("stages", nargs="*", metavar="STAGE", help=f"names or numbers of stages (default: 1 to {LADDER})")
     p.add_argument("--backend", choices=NAMES, default="auto")
     p.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="where results go (default: out/)")
     for name in PASSED_ON:
@@ -66,7 +69,8 @@ def parse_options() -> argparse.Namespace:
     for name in options.stages:
         if name not in by_name:
             p.error(f"there is no stage {name}; there are {', '.join(path.stem for path in known)}")
-    options.chosen = sorted({by_name[name] for name in options.stages}, key=in_order) or known
+    ladder = [path for path in known if in_order(path)[0] <= LADDER]
+    options.chosen = sorted({by_name[name] for name in options.stages}, key=in_order) or ladder
     return options
 
 

@@ -8,7 +8,14 @@ from math import floor, log10
 from common.timeline import TITLES, Bar, Timeline
 
 # Okabe and Ito's palette: distinguishable with any colour vision, on light and on dark.
-COLOURS = {"h2d": "#0072B2", "compute": "#E69F00", "d2h": "#009E73", "postprocess": "#CC79A7", "infer": "#56B4E9"}
+COLOURS = {
+    "h2d": "#0072B2",
+    "compute": "#E69F00",
+    "d2h": "#009E73",
+    "postprocess": "#CC79A7",
+    "infer": "#56B4E9",
+    "decode": "#999999",
+}
 ROW, BAR, LABELS, WIDTH = 26, 18, 120, 900  # SVG units: a row and its bar, the labels, the whole width
 STYLE = """
 .timeline { font: 12px system-ui, sans-serif } .label { fill: var(--soft) } .batch { fill: #000; font-size: 11px }

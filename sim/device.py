@@ -38,6 +38,7 @@ class Device:
     range: int  # opening or closing an NVTX range
     postprocess: int
     postprocess_per_image: int
+    decode_rates: dict[str, float]  # JPEG files per ns, by decoder
 
     def call_cost(self, name: str) -> int:
         return self.calls.get(name, self.call)
@@ -75,5 +76,6 @@ def load(key: str) -> Device:
         calls={name: round(cost * 1000) for name, cost in calls.items()},
         allocate_per_byte=host["allocate_us_per_mb"] / 1000,
         postprocess_per_image=round(host["postprocess_us_per_image"] * 1000),
+        decode_rates={name: images_per_s / 1e9 for name, images_per_s in table.get("decode_images_per_s", {}).items()},
         **ns,  # all others are times under their own names
     )

@@ -178,4 +178,6 @@ def derive(raw: dict[str, Any], source: str) -> str:
     template = resources.files("sim").joinpath("device_file.toml.in").read_text(encoding="utf-8")
     driver = raw["versions"].get("driver")
     text = template.format(raw=raw, found=found, source=source, serial=serial, streamed=streamed, driver=driver)
+    rates = (f"{name} = {each['images_per_s']} # {each['is']}\n" for name, each in raw.get("decoders", {}).items())
+    text += "".join(["\n[decode_images_per_s]\n", *rates]) * ("decoders" in raw)
     return re.sub(r"(?m)^(\w+ = \S+) # ", lambda row: row[1].ljust(36) + "# ", text)

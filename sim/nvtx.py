@@ -1,7 +1,8 @@
 """A drop-in for the part of ``nvtx`` that marks ranges, in virtual time.
 
-What a host does between two CUDA calls is invisible to a simulator. The one piece of it that the ladder has is marked
-by the range ``postprocess``, whose payload is its number of images; its modelled time is charged when the range ends.
+What a host does between two CUDA calls is invisible to a simulator. The two pieces of it that the ladder has are marked
+by ranges whose payload is their number of images, ``postprocess`` and ``decode``, and their modelled time is charged when the
+range ends. Post-processing is Python; decoding is done by what the range's category names, one batch at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def push_range(message: Any = None, color: Any = "blue", domain: Any = None, cat
     sim = simulator()
     with sim.clock.turn() as thread:
         sim.interpret(thread, sim.device.range)
-    _open.setdefault((thread.index, domain), []).append(_begin(PUSH_POP, message, domain, payload))
+    item = _begin(PUSH_POP, message, domain, payload)
+    item.category = category
+    _open.setdefault((thread.index, domain), []).append(item)
 
 
 def pop_range(domain: str | None = None) -> None:
@@ -36,6 +39,8 @@ def pop_range(domain: str | None = None) -> None:
         if item.text == "postprocess" and item.payload:
             images_ns = item.payload * sim.scale * sim.device.postprocess_per_image
             sim.interpret(thread, sim.device.postprocess + round(images_ns))
+        if item.text == "decode" and item.payload:
+            thread.now = sim.decoded(item.payload, item.category or "", thread.now)
         item.end = thread.now
         sim.interpret(thread, sim.device.range)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.backend import DEFAULT_DEVICE
+from common.errors import UsageFault
 from common.files import atomic_path
 from sim import device as devices
 from sim import enums, locks, views
@@ -19,7 +23,7 @@ from sim.races import HOST
 from sim.sites import site
 from sim.threads import Hooks
 from sim.trace import Trace
-from sim.work import Event, Graph, Stream
+from sim.work import Event, Graph, Stream, Work
 
 
 class Simulator:
@@ -40,7 +44,7 @@ class Simulator:
         self.hooks.before_waiting = self.gpu.serve_the_host
         locks.install(self.hooks)
         views.install(self.hooks.put, self.space.is_page_locked, self._host_touches)
-        self._interpreter = Timetable()
+        self._interpreter, self._decoder = Timetable(), Timetable()
         self.handles: dict[int, Stream | Event | Graph] = {}
         self.remarks: list[str] = []
         self.waited: dict[Event, str] = {}  # events waited for before they were recorded, and where
@@ -69,6 +73,19 @@ class Simulator:
                 thread = self.clock.thread()
                 thread.advance()
                 self.gpu.races.note(ranges, thread, write, HOST, site())
+
+    def decoded(self, images: int, decoder: str, now: int) -> int:
+        """When a decoder has decoded so many JPEG files that it gets ``now``."""
+        if decoder not in self.device.decode_rates:
+            raise UsageFault(f"--device {self.device.name}: its file has no rate of the decoder {decoder}.")
+        return self._decoder.reserve(now, round(images * self.scale / self.device.decode_rates[decoder]))[1]
+
+    def place(self, pixels: np.ndarray, address: int, stream: int) -> None:
+        """What the GPU's decoder writes: ``pixels`` to device memory, in the stream's order. (Its time is ``decoded``'s.)"""
+        with self.clock.turn():
+            target, data = self.space.span(address, pixels.nbytes), pixels.reshape(-1).view(np.uint8)
+            run = partial(np.copyto, target.view, data)
+            self.gpu.enqueue(self.stream(stream), Work("", (), run, what="the decoder", site=site(), writes=target.ranges))
 
     def fail_at(self, n: int, error: cudaError_t = cudaError_t.cudaErrorUnknown) -> None:
         """Make the n-th CUDA call from now fail with ``error``."""

@@ -41,6 +41,7 @@ class NvtxRange:
     payload: int | None
     end_thread: int
     end: int | None = None
+    category: str | None = None
 
 
 class Trace:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -26,6 +29,7 @@ from common.postprocess import Predictions
 from common.record import Conditions, Record, Window
 from common.session import PILOT, Session, batch_sizes, describe, measured_batches
 from sim.enums import cudaError_t
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -436,3 +440,23 @@ def test_conditions_say_what_was_modelled():
 
 def test_a_class_s_name_does_not_steer_the_terminal():
     assert Predictions(["\x1b[31mcat"]).label(0) == r"\x1b[31mcat"
+
+
+@pytest.mark.parametrize("moment", ["an import that swallows it", "its second call, after the end"])
+def test_an_interruption_is_neither_lost_nor_too_late(tmp_path, moment):
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    )
+    main = {
+        "an import that swallows it": "import swallows; time.sleep(5)",
+        "its second call, after the end": "signal.setitimer(signal.ITIMER_REAL, 0.2); atexit.register(time.sleep, 0.5)",
+    }[moment]
+    (tmp_path / "script.py").write_text(
+        f"import atexit, signal, time\nfrom common import program\ndef main():\n    {main}\nprogram.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], env=environment, capture_output=True, text=True, check=False
+    )
+    expected = (130, "script: interrupted\n") if moment.startswith("an import") else (0, "")
+    assert (done.returncode, done.stderr) == expected

@@ -32,7 +32,14 @@ TINY = (
     "2",
 )
 WAITS = re.compile(r"\.(wait|record|synchronize|result)\(")
-STAGES = ["5_multi_streams.py", "6_multi_threads.py", "7_cuda_graph.py", "8_multi_context.py", "10_uint8_input.py"]
+STAGES = [
+    "5_multi_streams.py",
+    "6_multi_threads.py",
+    "7_cuda_graph.py",
+    "8_multi_context.py",
+    "10_uint8_input.py",
+    "11_jpeg_decode.py",
+]
 
 
 class Stage:
@@ -79,7 +86,8 @@ def waits(name: str) -> list[int]:
     start = text.index('"""', 3)
     numbers = [number for number, line in enumerate(text.splitlines()) if WAITS.search(line)]
     first = text[:start].count("\n")
-    return [number for number in numbers if number > first and "raises what the worker raised" not in text.splitlines()[number]]
+    others = ("raises what the worker raised", "decoder.decode(")  # the second does more than to wait for its files
+    return [number for number in numbers if number > first and not any(each in text.splitlines()[number] for each in others)]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -99,13 +107,22 @@ def test_a_stage_as_it_is_is_right(stage, name):
 def test_no_wait_can_be_left_out(stage, name, number):
     code, said = stage(name, without(name, number))
     assert code == 1 and "race: nothing orders the" in said, said
-    assert said.split("race: nothing orders")[1].count(f"({name}:") >= 2, said  # both places are the stage's own
-    if "stream.synchronize()" not in text_of(name).splitlines()[number]:  # what races there is read for nothing
+    first = said.split("race: nothing orders")[1]
+    assert len(re.findall(r"\(\d+_\w+\.py:", first)) >= 2, said  # both places are the stage's own, or its parent's
+    harmless = ("stream.synchronize()", "finished[ahead - SLOTS]")  # read for nothing; the decoder happens to leave the time
+    if not any(each in text_of(name).splitlines()[number] for each in harmless):
         assert "wrong outputs" in said, said
 
 
 def test_all_waits_are_tried():
-    assert [len(waits(name)) for name in STAGES] == [6, 7, 6, 3, 6]
+    assert [len(waits(name)) for name in STAGES] == [6, 7, 6, 3, 6, 6]
+
+
+def test_pixels_on_the_host_are_a_slot_s_own(stage):
+    text = text_of("11_jpeg_decode.py")
+    assert "pixels[index % SLOTS]" in text
+    code, said = stage("11_jpeg_decode.py", text.replace("pixels[index % SLOTS]", "pixels[0]"), "--decoder", "pillow")
+    assert code == 1 and "race: nothing orders the write of pixels" in said, said
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -166,7 +183,7 @@ def test_a_failing_call_ends_a_stage_by_its_name_or_costs_it_the_graph(stage, mo
         if not call.startswith(("cudaFree", "cudaStreamDestroy", "cudaEventDestroy", "cudaGraph")):
             assert not backend.current().leaks(), (number, call, backend.current().leaks())
     assert calls > 30
-    assert captured == 3 * len(IN_A_CAPTURE) * (name in ("7_cuda_graph.py", "10_uint8_input.py"))
+    assert captured == len(IN_A_CAPTURE) * {"7": 3, "10": 3, "11": 4}.get(name.split("_")[0], 0)
 
 
 @pytest.mark.parametrize(

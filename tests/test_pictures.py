@@ -17,7 +17,8 @@ from common import answers
 from common.errors import UsageFault
 from common.feed import Feed
 from common.images import DISTINCT, converted
-from common.pictures import Images, fill, load_pixels
+from common.photographs import load_pixels
+from common.pictures import Images, fill
 from common.tensors import End, packed
 from tests.conftest import SIMULATED
 from tests.fuzz.place import memory_bounded

@@ -199,7 +199,7 @@ def onnx_outputs(checkout, images: np.ndarray, precision: str) -> np.ndarray:
 
 
 def test_photographs_are_classified(checkout, photographs, tmp_path):
-    from common.pictures import load_photograph
+    from common.photographs import load_photograph
     from common.postprocess import top1
 
     path = tmp_path / "predictions.csv"

@@ -1,0 +1,100 @@
+"""11 · JPEG decode: from files to names, with the decoder at work beside the link and the kernels.
+
+What changes: the batches are JPEG files. A thread decodes them two batches ahead, into the slots of stage 10's pipeline. Where
+there is nvImageCodec, the files' bytes go over the link, half of stage 10's, and the GPU decodes and scales them straight
+into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the pixels are copied as before.
+
+Where the decoder runs: GPUs like the A100 and the H200 have JPEG engines of their own beside the multiprocessors. On others
+nvImageCodec shares the work between kernels, which then compete with inference, and the host's cores. Scaling is a kernel in
+either case. A batch is handed over whole, because the engines work on many pictures at a time, and each call costs the host.
+
+Differs from: 10_uint8_input.py; a side branch
+
+Why it helps: pictures come in files, and the decoder is slower than all the rest: for files of 500×375, by a factor of 4 on
+an H200, and of 50 with Pillow on its host. Who feeds the pipeline from Pillow has gained nothing by it. With the decoder at
+work ahead of them, copies and kernels cost no time any more.
+
+When it does not: with few pictures, which no engine is busy with. With files that are no plain JPEGs (progressive, CMYK, grey,
+lying on their side, no JPEG at all): they are left to Pillow, counted and named. And behind a decoder that takes all the time
+a faster engine or graph is worth nothing: what helps is a faster decoder, or a second machine.
+
+    python 11_jpeg_decode.py
+    python 11_jpeg_decode.py --images photos/ --decoder pillow
+
+In the timeline: the row `decode` without a gap, and short pieces of copy and compute below it.
+
+Try (simulated H200): 5.66 ms a batch, and 1.39 in stage 10; ``--decoder pillow`` 69.6. All tables of a user's own files:
+``python -m scripts.decoders`` (docs/decoding.md).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib import import_module
+
+from common import options, session
+from common.buffers import Slot, copy_to_device_async, page_locked
+from common.cuda import CaptureError, Stream
+from common.decode import Files, GpuDecoder
+
+SLOTS, AHEAD = 4, 2  # two batches are decoded or on their way in, one computes, one is post-processed
+
+
+stage_10 = import_module("10_uint8_input")  # its inference, captured into a graph
+
+
+def infer(run: session.Session) -> None:
+    """Decode the batches ahead on one thread, launch a graph for each, finish them in the same order on another thread."""
+    contexts, decoder = run.engine.graph_contexts(SLOTS, run.batch_shape), run.decoder
+    with ExitStack() as resources:
+        slots = [Slot(run, resources) for _ in range(SLOTS)]
+        pixels = [page_locked(run.batch_shape, run.engine.input_type) for _ in slots if not isinstance(decoder, GpuDecoder)]
+        copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
+        try:
+            graphs = [resources.enter_context(stage_10.capture(*each, compute)) for each in zip(contexts, slots)]
+        except CaptureError as error:
+            run.notes.append(f"not captured, so launched one by one: {error}")
+            graphs = []
+        reader, worker = (resources.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        decoded: list[Future[None]] = []
+        finished: list[Future[None]] = []
+
+        def decode(index: int, slot: Slot, files: Future[Files]) -> None:
+            if isinstance(decoder, GpuDecoder):
+                decoder.decode(files.result(), slot.device_input, copy_in)
+            else:
+                decoder.decode(files.result(), pixels[index % SLOTS])
+                copy_to_device_async(slot.device_input, pixels[index % SLOTS], copy_in)
+            slot.copied.record(copy_in)
+
+        def finish(index: int, slot: Slot) -> None:
+            slot.returned.synchronize()
+            run.finish(index, slot.host_output)
+
+        for ahead in range(len(run.batches) + AHEAD):
+            if ahead >= SLOTS:
+                finished[ahead - SLOTS].result()  # the slot's last batch; only now may this one overwrite it
+            if ahead < len(run.batches):
+                run.begin(ahead)
+                decoded.append(reader.submit(decode, ahead, slots[ahead % SLOTS], run.read_files(ahead)))
+            index, slot = ahead - AHEAD, slots[(ahead - AHEAD) % SLOTS]
+            if index < 0:
+                continue
+            decoded[index].result()  # raises what the decoder raised
+            with run.submit(index):
+                compute.wait(slot.copied)
+                if graphs:
+                    graphs[index % SLOTS].launch(compute)
+                else:
+                    stage_10.enqueue(contexts[index % SLOTS], slot, compute)
+                slot.returned.record(compute)
+            finished.append(worker.submit(finish, index, slot))
+        for batch in finished[-SLOTS:]:
+            batch.result()  # raises what the worker raised
+
+
+if __name__ == "__main__":
+    parser = options.parser(__doc__)
+    parser.set_defaults(decoder="auto", layout="nchw")
+    session.main(parser, infer, precision="fp16", page_lock=True, encoded=True)

@@ -1,0 +1,171 @@
+"""From disk to names: what each decoder of JPEG files does by itself, and with the pipeline behind it, and what limits that.
+
+    python -m scripts.decoders                                 all decoders that are there, synthetic files of two sizes
+    python -m scripts.decoders --images photos/                your files
+    python -m scripts.decoders --photographs photos/           files of two sizes, cut out of your photographs
+    python -m scripts.decoders --backend simulated --files 64  what is modelled
+
+Runs stage 11 once for each folder and decoder. `alone` is the decoder's rate with nothing else at work; `disk to names` that of
+the measured window, in which files are read, decoded, copied, inferred and post-processed; `of the slowest` is how much of the
+slowest part's own rate that is. A window reads the files of eight batches again and again, so they come from the page cache;
+`read` is the rate at which the whole folder is read once by as many threads. A simulated decoder has the device file's rate,
+that of files of 500×375, whatever their size; `read` is this machine's even then.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from common import jpeg, program
+from common.backend import NAMES
+from common.console import err, out, printable
+from common.decode import READERS
+from common.errors import EnvironmentFault, UsageFault
+from common.feed import shown
+from common.files import grid, write_json, write_text
+from common.options import positive
+from common.parts import ALL_PARTS
+from common.photographs import synthetic_jpeg
+from common.pictures import SUFFIXES
+from common.plans import ROOT
+from common.record import Record
+
+STAGE = "11_jpeg_decode"
+SIZES = ((500, 375), (224, 224))
+PASSED_ON = ("batch", "charge_batch", "batches", "measure", "windows", "device", "plan", "precision")
+COLUMNS = [
+    ("pictures", "pictures", "{}"),
+    ("decoder", "decoder", "{}"),
+    ("read, images/s", "read", "{:,.0f}"),
+    ("alone, images/s", "alone", "{:,.0f}"),
+    ("disk to names, images/s", "images_per_s", "{:,.0f}"),
+    ("limited by", "limiter", "{}"),
+    ("of the slowest", "share", "{:.0%}"),
+    ("kernels at work", "busy", "{:.0%}"),
+]
+
+
+def cut_out(photographs: list[Path], index: int, seed: int, width: int, height: int) -> bytes:
+    """A JPEG file of a part of one of the photographs, of the quality of ``synthetic_jpeg``."""
+    from PIL import Image
+
+    draw, path, file = random.Random(f"{seed} {index}"), photographs[index % len(photographs)], BytesIO()
+    try:
+        with Image.open(path) as picture:
+            scale = draw.uniform(0.5, 1) * min(picture.width / width, picture.height / height)
+            left, top = draw.uniform(0, picture.width - scale * width), draw.uniform(0, picture.height - scale * height)
+            box = (left, top, left + scale * width, top + scale * height)
+            part = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box)
+    except Exception as error:  # Pillow raises as many types as there are ways to break a file
+        raise UsageFault(f"--photographs {path}: it cannot be read ({error}).") from error
+    part.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def make_files(folder: Path, count: int, make: Callable[[int], bytes]) -> Path:
+    """``count`` files in ``folder``, each written whole; those that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [path for index in range(count) if not (path := folder / f"{index:06d}.jpg").exists()]
+
+    def write(path: Path) -> None:
+        part = path.with_suffix(".part")
+        part.write_bytes(make(int(path.stem)))
+        part.replace(path)
+
+    pool = ThreadPoolExecutor()
+    try:
+        for _ in shown(pool.map(write, paths), f"making {folder.name}", len(paths)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return folder
+
+
+def read_rate(folder: Path) -> float:
+    """Files a second, each read once."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(READERS) as pool:
+        read = sum(1 for _ in pool.map(Path.read_bytes, paths))
+    return read / (time.perf_counter() - started)
+
+
+def run(folder: Path, decoder: str, options: Namespace) -> Record:
+    """Stage 11's record on the files of ``folder``. Raises ``EnvironmentFault`` where it ended without one."""
+    path = options.out / f"{folder.name}-{decoder}.json"
+    path.unlink(missing_ok=True)
+    passed = [
+        part for name in PASSED_ON if (value := getattr(options, name)) for part in (f"--{name.replace('_', '-')}", value)
+    ]
+    command = [sys.executable, ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder]
+    done = subprocess.run([*map(str, [*command, *passed]), "--json", str(path)], check=False, capture_output=True, text=True)
+    record = Record.read(path) if path.exists() else None
+    if record is None or done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise EnvironmentFault(f"{folder.name} with {decoder} ended with exit code {done.returncode}: {said}")
+    return record
+
+
+def row(folder: Path, decoder: str, read: float, record: Record) -> dict[str, object]:
+    parts, rate = record.parts_ms or {}, record.images_per_s or 0.0
+    images = rate * record.per_batch_ms  # a batch's, in thousandths
+    longest = max(parts, key=lambda name: parts[name])
+    found = {"pictures": folder.name, "decoder": decoder, "read": read, "alone": images / parts["decode"], "images_per_s": rate}
+    shares = {"share": parts[longest] / record.per_batch_ms, "busy": parts["compute"] / record.per_batch_ms}
+    return {**found, "limiter": ALL_PARTS[longest], **shares, "notes": record.notes}
+
+
+def main() -> None:
+    p = program.parser(__doc__, prog="python -m scripts.decoders")
+    p.add_argument("--images", type=Path, action="append", metavar="DIR", help="a folder of files as they are; repeatable")
+    p.add_argument("--photographs", type=Path, metavar="DIR", help="make the files from these instead of synthetic pictures")
+    p.add_argument("--files", type=positive, default=5120, metavar="N", help="to make, of each size (default: %(default)s)")
+    p.add_argument("--decoders", nargs="+", choices=tuple(jpeg.MODULES), metavar="NAME", help="default: all that are there")
+    p.add_argument("--out", type=Path, default=ROOT / "out" / "decoders", metavar="DIR", help="default: out/decoders/")
+    p.add_argument("--backend", choices=NAMES, default="auto")
+    for name in PASSED_ON:
+        p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stage, whose --help explains it")
+    options = p.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    folders = options.images
+    if not folders:
+        photographs = sorted(path for path in (options.photographs or Path()).glob("*") if path.suffix.lower() in SUFFIXES)
+        if options.photographs and not photographs:
+            raise UsageFault(f"--photographs {options.photographs}: it holds none.")
+        make = partial(cut_out, photographs) if options.photographs else synthetic_jpeg
+        kind = f"cut-{options.photographs.resolve().name}" if options.photographs else "synthetic"
+        folders = []
+        for width, height in SIZES:
+            of_size = partial(make, seed=10088, width=width, height=height)
+            folders.append(make_files(options.out / f"{kind}-{width}x{height}", options.files, of_size))
+    rows, record = [], None
+    for folder in folders:
+        read = read_rate(folder)
+        for decoder in options.decoders or jpeg.MODULES:
+            try:
+                record = run(folder, decoder, options)
+            except EnvironmentFault as fault:
+                err.print(f"left out: {fault}", style="yellow", markup=False)
+                continue
+            rows.append(row(folder, decoder, read, record))
+            err.print(f"{folder.name} with {decoder}: {record.per_batch_ms:.3f} ms a batch", markup=False)
+    if record is None:
+        raise EnvironmentFault("no decoder ran; see above.")
+    notes = [f"{each['pictures']} with {each['decoder']}: {note}" for each in rows for note in each["notes"]]  # type: ignore[attr-defined]
+    text = "\n".join([f"{record}:\n", *grid(rows, COLUMNS, 2), ""]) + "".join(f"\n{printable(note)}\n" for note in notes)
+    out.print(text, markup=False)
+    write_text(options.out / "decoders.md", text)
+    write_json(options.out / "decoders.json", {"conditions": str(record), "rows": rows})
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,407 @@
+"""JPEG files to pixels: every decoder gives the same pictures, each in its row, and what a decoder cannot read is Pillow's."""
+
+from __future__ import annotations
+
+import csv
+import json
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from common import backend, cuda, decode, jpeg
+from common import trace as traces
+from common.buffers import DeviceBuffer
+from common.errors import EnvironmentFault, UsageFault
+from common.images import converted, write
+from common.photographs import Loader, load_pixels, synthetic_jpeg
+from common.pictures import Images
+from export.models import run_onnx
+from harness import decoders
+from sim import device as devices
+from tests.conftest import CHEAP, SIMULATED
+from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
+
+OTHERS = [name for name in ("torchvision", "opencv") if jpeg.installed(name)]
+STAGE = "11_jpeg_decode.py"
+TAKEN = SimpleNamespace(input_shape=lambda batch: (batch, 3, SIDE, SIDE), input_type=np.dtype("u1"))
+
+
+def encoded(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (90, 70), kind: str = "JPEG", **how) -> bytes:
+    """A smooth picture with a coarse pattern, as a file."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(file, kind, **{"quality": 90, **how})
+    return file.getvalue()
+
+
+def lying() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(exif=exif)
+
+
+def lying_by_xmp() -> bytes:
+    return encoded(xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+
+
+def rgb() -> bytes:
+    """Without Adobe's segment, so that only the components' names say it."""
+    data = encoded(keep_rgb=True)
+    start = data.index(b"\xff\xee")
+    return data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
+
+
+ODD = {  # what is in a file, and what is found odd about it
+    "a-progressive": (encoded(1, progressive=True), "progressive"),
+    "b-grey": (encoded(2, "L"), "no three colours of 8 bits"),
+    "c-cmyk": (encoded(3, "CMYK"), "colours of Adobe's"),
+    "c-rgb": (rgb(), "colours that are RGB"),
+    "d-lying": (lying(), "not upright"),
+    "d-lying-by-xmp": (lying_by_xmp(), "not upright"),
+    "e-png": (encoded(5, kind="PNG"), "no JPEG"),
+    "f-longer": (encoded(6) + b"more", "no end"),
+    "g-thin": (encoded(7, size=(8, 300)), None),
+    "h-upright": (encoded(8, exif=Image.Exif()), None),
+    "i-444": (encoded(9, subsampling=0), None),
+}
+BROKEN = {
+    "j-cut": (encoded(10)[:500], "no end"),
+    "k-empty": (b"", "empty"),
+    "l-text": (b"no picture" * 9, "no JPEG"),
+    "m-header": (b"\xff\xd8\x00" + encoded(11), "a damaged header"),
+    "n-no-frame": (b"\xff\xd8\xff\xda\x00\x02\xff\xd9", "no frame"),
+    "o-huge": (encoded(12).replace(b"\x00\x46\x00\x5a", b"\xff\xff\xff\xff", 1), "65535×65535"),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Path]:
+    datasets = pytest.importorskip("sklearn.datasets")
+    return sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """Plain files, and odd and broken ones between them."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for name, (data, _) in {**ODD, **BROKEN}.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+        (folder / f"{name}-before.jpg").write_bytes(encoded(sum(name.encode())))
+    return folder
+
+
+@pytest.mark.parametrize("name", [*ODD, *BROKEN])
+def test_what_only_pillow_decodes_is_told_by_its_header(name):
+    data, why = {**ODD, **BROKEN}[name]
+    assert jpeg.oddity(data) == why
+    if name in ODD:
+        assert load_pixels(data, 8, 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("length", range(2, 700, 7))
+def test_a_header_that_ends_anywhere_ends_the_search(length):
+    data = encoded()[:length]
+    assert jpeg.oddity(data + jpeg.END) in (None, "no frame", "a damaged header", "no three colours of 8 bits")
+
+
+@given(st.data())
+def test_a_damaged_header_is_read_without_harm(data):
+    """Bytes of a real one changed, among them those of its EXIF segment."""
+    content = bytearray(data.draw(st.sampled_from([lying(), encoded(), encoded(mode="CMYK")])))
+    for place in data.draw(st.lists(st.integers(0, 700), min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    why = jpeg.oddity(bytes(content))
+    assert why is None or why
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_decoders_give_the_same_pictures_and_the_same_classes(checkout, photographs, name):
+    """Of photographs: whole, cropped, scaled, of several qualities and subsamplings."""
+    files = [path.read_bytes() for path in photographs]
+    for number, path in enumerate(photographs * 6):
+        with Image.open(path) as picture:
+            part = picture.crop((20 * number, 10 * number, 300 + 25 * number, 250 + 10 * number)).resize((500, 375))
+            file = BytesIO()
+            part.save(file, "JPEG", quality=60 + 6 * (number % 6), subsampling=number % 3)
+            files.append(file.getvalue())
+    load, by_pillow = Loader(name, 224, 224), Loader("pillow", 224, 224)
+    found, same = (np.stack([each(str(index), data) for index, data in enumerate(files)]) for each in (load, by_pillow))
+    assert not load.left_to_pillow
+    difference = np.abs(found.astype(int) - same)
+    assert difference.max() <= 8 and difference.mean() < 0.5
+    model = checkout.models / "resnet18-fp32.onnx"
+    classes = [run_onnx(model, converted(pixels, np.float32)).argmax(axis=1) for pixels in (found, same)]
+    assert (classes[0] == classes[1]).all()
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1000, 40), (13, 700), (640, 427)])
+@pytest.mark.parametrize("wanted", [(224, 224), (96, 160)])
+def test_the_part_that_the_gpu_scales_is_the_part_that_pillow_scales(size, wanted):
+    with Image.open(BytesIO(encoded(4, size=size))) as picture:
+        top, left, bottom, right = decode.seen(size[1], size[0], *wanted)
+        own = picture.resize(wanted[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        fit = ImageOps.fit(picture, wanted[::-1], Image.Resampling.BILINEAR, bleed=1 / 16)
+        assert np.abs(np.asarray(own).astype(int) - np.asarray(fit)).max() <= 1
+
+
+def test_a_decoder_that_is_not_there_is_named_with_its_command(here, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(jpeg, "installed", lambda name: name == "pillow")
+    assert decode.choose("auto", True) == jpeg.ON_DEVICE  # the simulated GPU has its own
+    assert decode.choose("auto", False) == "pillow"
+    with pytest.raises(EnvironmentFault, match="--decoder opencv needs cv2: pip install opencv-python-headless"):
+        decode.choose("opencv", True)
+    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
+    assert decode.choose("auto", True) == "pillow"
+
+
+def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
+    def unfit(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(jpeg, "import_module", unfit)
+    assert not jpeg.installed("torchvision")
+
+
+def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch):
+    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
+    monkeypatch.setattr(decode, "shared_out", lambda threads: map)
+    floats = SimpleNamespace(input_shape=lambda batch: (batch, 3, 8, 8), input_type=np.dtype("f4"), plan="a.plan", input="f4")
+    with pytest.raises(UsageFault, match="--input bytes"):
+        decode.GpuDecoder(floats)
+
+
+@pytest.mark.parametrize("data", [BROKEN[name][0] for name in BROKEN])
+@pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
+def test_a_file_that_is_broken_during_the_run_ends_it_by_its_name(here, data, decoder):  # noqa: F811
+    with pytest.raises(EnvironmentFault, match=r"b\.jpg can no longer be decoded"):
+        decode.make(decoder, TAKEN).to_host([("a.jpg", encoded()), ("b.jpg", data)], np.empty((2, 3, SIDE, SIDE), np.uint8))
+
+
+def test_only_images_of_the_result_are_named_in_it():
+    assert decode.told({"far": "progressive"}, ["a", "b"]) == []
+    assert decode.told({"far": "x", "b": "no end"}, ["a", "b"]) == ["1 of 2 images were decoded by Pillow: b (no end)"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_stage_reads_by_any_decoder_of_the_cpu(checkout, made, mixed, right, tmp_path, name):  # noqa: F811
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", "4", "--decoder", name)
+    found, printed = answers(checkout, mixed, tmp_path / "6.csv", "6_multi_threads.py", *plan)
+    assert found == right and "were decoded by Pillow" in printed
+
+
+def test_the_gpu_s_decoder_is_stage_11_s(checkout, mixed):
+    done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--images", mixed, "--decoder", "nvimagecodec")
+    assert done.returncode == 2 and "where 11_jpeg_decode.py takes them" in done.stderr
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 40, 128])
+def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa: F811
+    """The serial run gets its pixels of the same files, and could not tell."""
+    contents: dict[str, Path | bytes] = {str(index): str(index).encode() for index in range(33)}
+    contents["7"] = tmp_path / "7.jpg"
+    contents["7"].write_bytes(b"7")
+    found = decode.Source(contents, decode.CpuDecoder("pillow", TAKEN)).read(list(contents), count).result()
+    assert found == [(str(row % 33), str(row % 33).encode()) for row in range(count)]
+
+
+def test_two_names_that_print_alike_are_two_files(tmp_path):
+    for number, name in enumerate(["a\x07.jpg", "a\\x07.jpg"]):
+        (tmp_path / name).write_bytes(encoded(number))
+    images = Images(tmp_path, (3, SIDE, SIDE), seed=1, encoded=True)
+    sources = [images.sources[name] for name, _ in images.read(np.uint8)]
+    assert [path.read_bytes() for path in sources if isinstance(path, Path)] == [encoded(0), encoded(1)]
+
+
+# -- in the stage
+
+
+def answers(checkout, folder, path, *arguments) -> tuple[list[tuple[str, str]], str]:
+    done = checkout.run(*arguments, "--images", folder, "--predictions", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [(row["image"], row["class"]) for row in csv.DictReader(path.open())], done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def right(checkout, made, mixed, tmp_path_factory) -> list[tuple[str, str]]:  # noqa: F811
+    """What a stage without a decoder of its own says of them."""
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", "4")
+    return answers(checkout, mixed, tmp_path_factory.mktemp("right") / "4.csv", "4_use_fp16.py", *plan)[0]
+
+
+@pytest.mark.parametrize(
+    "decoder, batch", [("nvimagecodec", "1"), *((name, "4") for name in ("nvimagecodec", "pillow", *OTHERS))]
+)
+def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path, decoder, batch):  # noqa: F811
+    """Twenty-eight that can be read: at batch 1 eight are measured, and the others answered afterwards."""
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", batch)
+    found, printed = answers(checkout, mixed, tmp_path / "11.csv", STAGE, *plan, "--decoder", decoder)
+    assert [name for name, _ in found] == sorted(f"{name}{more}.jpg" for name in ODD for more in ("", "-before")) + [
+        f"{name}-before.jpg" for name in BROKEN
+    ]
+    assert found == right and printed.count("skipped") == len(BROKEN)
+    if batch == "1":
+        assert f"of all {len(found)} images {sum(why is not None for _, why in ODD.values())} were decoded by Pillow" in printed
+    if decoder != "pillow":
+        assert "were decoded by Pillow" in printed and "a-progressive.jpg (progressive)" in printed
+
+
+@pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
+def test_a_batch_takes_what_its_decoder_takes(checkout, tmp_path, decoder):
+    """Closed form: 128 files at the device file's rate; copy, compute and post-processing are hidden."""
+    path, traced = tmp_path / "11.json", tmp_path / "11.sqlite"
+    results = ("--json", path, "--trace", traced)
+    done = checkout.run(STAGE, *SIMULATED, *CHEAP, "--measure", "3", "--decoder", decoder, *results)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record, device = json.loads(path.read_text()), devices.load("h200")
+    decode_ms = 128 / device.decode_rates[decoder] / 1e6
+    assert record["parts_ms"]["decode"] == pytest.approx(decode_ms, rel=0.01)
+    assert record["per_batch_ms"] == pytest.approx(decode_ms, rel=0.02)
+    assert record["outputs_match"] is True and record["max_abs_diff"] == 0 and record["races"] == 0
+    assert (record["parts_ms"]["h2d"] == 0) == (decoder == "nvimagecodec")  # its files go over the link while it decodes
+    trace = traces.read(traced)  # its batches have one number in all rows
+    assert len(trace.decode) == len(trace.infer) and (trace.decode[:, 1] <= trace.infer[:, 0]).all()
+    assert (trace.decode[1:, 1] > trace.infer[:-1, 0]).all()
+    assert "decode, the longest part by itself" in done.stdout and "\n  decode " in done.stdout
+
+
+def test_a_modelled_gpu_without_a_rate_is_refused(checkout):
+    done = checkout.run("-c", "import sys, runpy\nfrom sim import device\nload = device.load\n"
+                        "import dataclasses\ndevice.load = lambda key: dataclasses.replace(load(key), decode_rates={})\n"
+                        f"sys.argv = ['{STAGE}', '--backend', 'simulated', '--batch', '2']\n"
+                        f"runpy.run_path('{STAGE}', run_name='__main__')")  # fmt: skip
+    assert done.returncode == 2 and "no rate of the decoder nvimagecodec" in done.stderr, done.stderr
+
+
+# -- the GPU's decoder, with nvImageCodec's decoder for the CPU, and a scaler that is not CV-CUDA
+
+
+class Scaler:
+    """CV-CUDA's names for what scales host pictures by Pillow into simulated device memory, and arranges them there."""
+
+    TensorLayout, as_stream, Interp = str, int, SimpleNamespace(LINEAR=Image.Resampling.BILINEAR)
+    Type, ColorConversion = SimpleNamespace(U8=np.uint8), SimpleNamespace(RGB2RGBA="a fourth channel")
+
+    def __init__(self, space) -> None:
+        self.space, self.memory = space, []
+
+    def array(self, tensor) -> np.ndarray:
+        facts = tensor.__cuda_array_interface__
+        return self.space.span(facts["data"][0], int(np.prod(facts["shape"]))).view.reshape(facts["shape"])
+
+    def as_tensor(self, buffer, layout):
+        assert layout in ("NHWC", "NCHW")
+        buffer.cuda = lambda: buffer
+        return buffer
+
+    def as_tensors(self, buffers, layout):
+        assert layout == "HWC"
+        return buffers
+
+    def Tensor(self, shape, dtype, layout, rowalign):
+        assert rowalign == 1
+        self.memory.append(DeviceBuffer(int(np.prod(shape))))
+        return self.as_tensor(decode.DeviceArray(self.memory[-1].address, shape), layout)
+
+    def hq_resize_into(self, targets, images, *, roi, antialias, interpolation, stream):
+        for target, image, (top, left, bottom, right) in zip(targets, images, roi):
+            row = self.array(target)
+            picture = Image.fromarray(np.asarray(image))
+            row[:] = picture.resize(row.shape[1::-1], interpolation, box=(left, top, right, bottom))
+
+    def cvtcolor_into(self, target, source, code, stream):
+        cuda.cudart.cudaStreamSynchronize(stream)  # what is before it on the stream
+        self.array(target)[..., :3], self.array(target)[..., 3] = self.array(source), 255
+        return target
+
+    def reformat_into(self, target, source, stream):
+        cuda.cudart.cudaStreamSynchronize(stream)
+        self.array(target)[:] = np.moveaxis(self.array(source), -1, 1)
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (3, SIDE, SIDE), (SIDE, SIDE, 4), (4, SIDE, SIDE)])
+def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
+    codec = pytest.importorskip("nvidia.nvimgcodec")
+    taken = SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1"))
+    decoder, scaler = decode.GpuDecoder(taken), Scaler(here.simulator.space)
+    decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
+    whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
+    refusing = lambda streams, **how: [None, *whole.decode(streams, params=how["params"])[1:]]  # noqa: E731
+    decoder._decoder, decoder._params = SimpleNamespace(decode=refusing), codec.DecodeParams(apply_exif_orientation=False)
+    files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
+    found, right = np.empty((len(files), *shape), np.uint8), np.empty((len(files), *shape), np.uint8)
+    decoder.to_host(files, found)
+    write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in files]), right)
+    for buffer in scaler.memory:
+        buffer.close()
+    assert np.abs(found.astype(int) - right).reshape(len(files), -1).max(axis=1).max() <= 8
+    refused = next(name for name, data in files if jpeg.oddity(data) is None)
+    assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
+    assert {name.split(".")[0] for name in decoder.left_to_pillow} == {name for name in ODD if ODD[name][1]}
+
+
+def test_a_synthetic_file_is_like_a_photograph_s():
+    data = synthetic_jpeg(0, 1)
+    assert jpeg.oddity(data) is None and 50_000 < len(data) < 90_000 and data == synthetic_jpeg(0, 1)
+
+
+# -- the table
+
+
+def test_the_table_from_disk_to_names(checkout, mixed, tmp_path):
+    arguments = ("--images", mixed, "--decoders", "nvimagecodec", "pillow", "--out", tmp_path / "new", "--measure", "3")
+    done = checkout.run("-m", "scripts.decoders", *SIMULATED, *CHEAP, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows, rates = json.loads((tmp_path / "new" / "decoders.json").read_text())["rows"], devices.load("h200").decode_rates
+    assert [row["decoder"] for row in rows] == ["nvimagecodec", "pillow"]
+    for row in rows:
+        rate = 1e9 * rates[row["decoder"]]
+        assert row["alone"] == pytest.approx(rate, rel=0.01) and row["images_per_s"] == pytest.approx(rate, rel=0.02)
+        assert row["limiter"] == "decode" and row["share"] > 0.98 and row["read"] > 0
+    assert (tmp_path / "new" / "decoders.md").read_text().count(f"| {mixed.name} |") == 2
+    assert "were decoded by Pillow" in done.stdout
+
+
+def test_files_are_cut_out_of_photographs(photographs, tmp_path):
+    folder = decoders.make_files(tmp_path, 6, lambda index: decoders.cut_out(photographs, index, 1, 120, 90))
+    contents = [path.read_bytes() for path in sorted(folder.iterdir())]
+    assert len(set(contents)) == 6 and not any(map(jpeg.oddity, contents))
+    assert all(Image.open(BytesIO(data)).size == (120, 90) for data in contents)
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    assert decoders.read_rate(tmp_path) > 0
+
+
+def test_a_file_that_could_not_be_made_is_not_there(tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(BROKEN["j-cut"][0])
+    with pytest.raises(UsageFault, match=r"cut\.jpg: it cannot be read"):
+        decoders.make_files(tmp_path / "made", 2, lambda index: decoders.cut_out([tmp_path / "cut.jpg"], index, 1, 12, 9))
+    assert not list((tmp_path / "made").iterdir())
+
+
+def test_a_decoder_that_is_not_there_leaves_the_others_their_rows(checkout, mixed, tmp_path):
+    done = checkout.run("-m", "scripts.decoders", "--backend", "tensorrt", "--images", mixed, "--out", tmp_path)
+    if "no NVIDIA GPU" in done.stderr or "not installed" in done.stderr:
+        assert done.returncode == 3 and "no decoder ran" in done.stderr and done.stderr.count("left out") == len(jpeg.MODULES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not jpeg.installed(jpeg.ON_DEVICE), reason="nvImageCodec and CV-CUDA are not installed")
+@pytest.mark.parametrize("shape", [(224, 224, 3), (3, 224, 224), (224, 224, 4), (4, 224, 224)])
+def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photographs):
+    monkeypatch.setattr(backend, "_current", None)
+    if backend.select().simulator is not None:
+        pytest.skip("no GPU answers")
+    decoder = decode.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    files = [(str(index), decoders.cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
+    files += [(name, data) for name, (data, why) in ODD.items() if why] + [("synthetic", synthetic_jpeg(0, 1))]
+    found, right = (np.empty((len(files), *shape), np.uint8) for _ in range(2))
+    decoder.to_host(files, found)
+    write(np.stack([load_pixels(data, 224, 224) for _, data in files]), right)
+    difference = np.abs(found.astype(int) - right).reshape(len(files), -1)
+    assert difference.mean() < 1.5 and difference.mean(axis=1).max() < 4, difference.mean(axis=1)
+    assert decoder.left_to_pillow.keys() == {name for name, (_, why) in ODD.items() if why}
