@@ -87,7 +87,7 @@ def test_a_result_that_cannot_be_written(checkout, option):
 
 
 def test_no_batch_to_warm_up_with(checkout):
-    fails(checkout.run(*STAGE, "--batches", "3", "--measure", "3"), 2, "no batch to warm up with")
+    fails(checkout.run(*STAGE, "--batches", "3", "--measure", "3"), 2, "leaves none to warm up with")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
