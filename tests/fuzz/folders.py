@@ -4,6 +4,7 @@ that does not, exit code 0; or one sentence. Records are the committed reports',
 from __future__ import annotations
 
 import contextlib
+import copy
 import gzip
 import json
 import os
@@ -86,7 +87,7 @@ def write_record(path: Path, content: dict[str, Any], draw: Draw) -> None:
     content = json.loads(json.dumps(content))
     for _ in range(draw.choice((0, 0, 1, 3))):
         inside = draw.choice([content, *(value for value in content.values() if value and isinstance(value, dict))])
-        inside[draw.choice([*inside])] = draw.choice(NUMBERS)
+        inside[draw.choice([*inside])] = copy.deepcopy(draw.choice(NUMBERS))  # or a later one is put into this very value
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
