@@ -17,7 +17,7 @@ from common.buffers import DeviceBuffer, copy_to_host
 from common.cuda import Stream, cudart
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
-from common.images import channels_first, planes, write
+from common.images import channels_first, write
 from common.photographs import BLEED, Loader
 
 Files = Sequence["tuple[str, bytes]"]  # name and content
@@ -206,5 +206,6 @@ def seen(height: int, width: int, rows: int, columns: int) -> tuple[float, float
 
 def height_and_width(engine: Engine) -> tuple[int, int]:
     """Of the images that a plan takes."""
-    height, width = planes(np.empty(engine.input_shape(1), np.uint8)).shape[2:]
-    return height, width
+    shape = channels_first(engine.input_shape(1)[1:])
+    assert shape is not None, f"images of {engine.input}"
+    return shape[1:]
