@@ -175,6 +175,10 @@ class Record(Window, Conditions):
         return [window.per_batch_ms for window in self.windows]
 
 
+LADDER = 10
+"""The last stage that is run unless it is asked for: what starts from pictures in files is as slow as their decoder."""
+
+
 def ladder_order(name: str) -> tuple[int, str]:
     """Stages by their number; anything else after them, by name."""
     number = name.split("_")[0]

@@ -3,6 +3,9 @@ batch, each measured by itself, allow that to bring."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from common.parts import PARTS
 from common.record import FAULT
 from harness.rows import Row, steps
@@ -14,7 +17,24 @@ NBYTES = {"float32": 4, "float16": 2}  # of what could be sent as bytes instead
 
 
 def remedy(stage: Row, rows: list[Row]) -> str:
-    """What to try next for one stage, given the others of its run, and what that can bring."""
+    """What to try next for one stage, given the others of its run, and what that can bring: by the measured parts, and by the
+    simulator where that was asked."""
+    said = proposal(stage, rows)
+    return said if stage.modelled_next_ms is None else f"{said} (the simulator says {stage.modelled_next_ms:.3g} ms)"
+
+
+def named(stage: Row, rows: list[Row], known: Iterable[str | None]) -> str | None:
+    """Which of the runs that are ``known``, as prediction.json calls them, the remedy names first."""
+    found = re.search(r"stage (\d+)|INT8", proposal(stage, rows))
+    if not found:
+        return None
+    wanted = f"{found[1]}_" if found[1] else f"{stage.stage} --precision int8"
+    return next(
+        (each for each in known if each and each.startswith(wanted) and ("int8" in wanted) == each.endswith(" int8")), None
+    )
+
+
+def proposal(stage: Row, rows: list[Row]) -> str:
     what, percent, parts = stage.limiter, min(stage.percent_of_limit or 0, 100), stage.parts_ms or {}
     pinned, returned, half = (fastest(part, stage, rows) for part in ("h2d", "d2h", "fp16"))
     if traced := max(row.h2d_gb_s or 0 for row in rows):

@@ -22,14 +22,14 @@ import numpy as np
 from common import program
 from common.console import err, out, printable, wrapped
 from common.errors import EnvironmentFault, UsageFault
-from common.files import write_csv, write_json, write_text
+from common.files import read_json, write_csv, write_json, write_text
 from common.host import beside
 from common.parts import PARTS
-from common.record import FAULT, Conditions, Record, from_json, ladder_order
+from common.record import FAULT, Conditions, Record, fits, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
-from harness.advice import advice
+from harness.advice import advice, named
 from harness.analysis import Analysis, analyse, limiter
 from harness.rows import RULES, Row, pairs, steps
 
@@ -71,6 +71,9 @@ class Comparison:
             runs.remove(run)
         self.rows = [row(run, analyses.get(run.stage)) for run in runs]
         relate(self.rows)
+        modelled: dict[str | None, float] = read_json(directory / "prediction.json").get("modelled_ms", {})
+        for each in self.rows if fits("dict[str, float]", modelled) else []:
+            each.modelled_next_ms = modelled.get(named(each, self.rows, modelled))
         self.run = Conditions(**{each.name: agreed([getattr(run, each.name) for run in runs]) for each in fields(Conditions)})
         windows = [window for run in runs for window in run.windows if run.backend != "simulated"]
         self.host = beside(windows, next((run.host.get("processor") for run in runs if run.host), None)) if windows else ""

@@ -30,14 +30,11 @@ from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
 from common.plans import ROOT, default_plan
-from common.record import ladder_order
+from common.record import LADDER, ladder_order
 from harness import tables
 from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
 from harness.profiler import PASSED_ON, WINDOWS, Profiler
-
-LADDER = 10
-"""The last stage that is run unless it is asked for: what starts from pictures in files is as slow as their decoder."""
 
 
 def stages() -> list[Path]:

@@ -62,6 +62,7 @@ class Row:
     peak_device_memory_mb: float | None = column("memory MB", "{:,.0f}")
     repeats_ms: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    modelled_next_ms: float | None = None  # what its remedy would take, by the simulator (sim/predict.py)
     capped_mhz: float | None = None  # the SM clock, where the power cap held it down in most windows
 
     @property

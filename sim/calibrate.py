@@ -1,6 +1,7 @@
 """Measure a GPU for the simulator: copies, CUDA calls, allocation, launches, compute by precision.
 
     python -m scripts.calibrate my-gpu                    measure, and write sim/devices/my-gpu.toml
+    python -m scripts.calibrate my-gpu --add int8         measure INT8's compute only, and add it to what was measured before
     python -m scripts.calibrate my-gpu --derive-only      write it again from what was measured before
 
 Measuring needs TensorRT and the ladder's plans (built when missing); making the device file needs the onnx package. Where no
@@ -320,6 +321,19 @@ def measure() -> dict[str, Any]:
     return {**raw, "unit": "microseconds, medians", **medians(rounds)}
 
 
+def add(raw: dict[str, Any], precision: str) -> dict[str, Any]:
+    """``raw`` with one more precision's plan, and with when and by what that was measured."""
+    rounds, plan, here = [], default_plan(precision), backend.current()
+    with ExitStack() as resources:
+        bench = Bench(resources)
+        for _ in range(ROUNDS):
+            with undisturbed():
+                rounds.append(bench.plan(plan))
+    when = {"engine": here.library, "versions": {**here.versions(), **versions()}, "date": datetime.date.today().isoformat()}
+    plans = {**raw["plans"], precision: {**medians(rounds), "measured": when}}
+    return {**raw, "plans": plans}
+
+
 def medians(found: list[Any]) -> Any:
     """The median of each number in several results of the same form."""
     if isinstance(found[0], dict):
@@ -332,12 +346,13 @@ def main() -> None:
     p.add_argument("name", help="the device file's name, and what --device will call it")
     p.add_argument("--raw", type=Path, metavar="FILE", help="the raw medians (default: out/NAME.calibration.json)")
     p.add_argument("--derive-only", action="store_true", help="measure nothing: only make the device file from FILE")
+    p.add_argument("--add", choices=("fp32", "fp16", "int8"), metavar="PRECISION", help="measure this one's compute only")
     options = p.parse_args()
     raw = (options.raw or ROOT / "out" / f"{options.name}.calibration.json").resolve()
     output = ROOT / "sim" / "devices" / f"{options.name}.toml"
     if not options.derive_only:
         backend.select("tensorrt")
-        write_json(raw, measure())
+        write_json(raw, add(json.loads(raw.read_text(encoding="utf-8")), options.add) if options.add else measure())
         err.print(f"written: {raw}")
     write_text(output, device_file.derive(json.loads(raw.read_text(encoding="utf-8")), os.path.relpath(raw, ROOT)))
     err.print(f"written: {output}")

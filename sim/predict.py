@@ -3,9 +3,10 @@
     python -m scripts.predict h200 reports/h200-trt8.6-batch128 reports/h200-trt8.6-batch1
 
 Runs the stages on the simulated device with the batch and the number of batches of each report and writes prediction.json
-and prediction.md into it. The device file knows no stage's time (see scripts/calibrate.py): what is compared is how the
-scripts put the parts together. Measured is the median of the report's runs. What else goes on on a host only adds time, and
-the model knows of nothing else, so the fastest run stands beside it.
+and prediction.md into it; the stages that the report lacks, too, so that the table's advice (made anew by scripts/compare.py)
+has the model's word on what to try next. The device file knows no stage's time (see scripts/calibrate.py): what is compared is
+how the scripts put the parts together. Measured is the median of the report's runs. What else goes on on a host only adds
+time, and the model knows of nothing else, so the fastest run stands beside it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from common import backend, program
 from common.console import out
 from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, write_json, write_text
+from common.libraries import SIMULATED
 from common.plans import ROOT
-from common.record import Record
+from common.record import LADDER, Record, ladder_order
 from sim import device as devices
 
 COLUMNS = [
@@ -35,6 +37,19 @@ COLUMNS = [
 FOLLOWS = """\
 On the host of the calibration, stages 3, 4, 6 and 7 at batch 128 follow from what was timed: a copy, compute, their sum or the
 longer of the two. Everything else tests the model: the other stages, other batches, another host, another GPU."""
+
+
+def ladder(batch: int | None) -> list[Record]:
+    """What there is to run of the ladder; stage 10 in INT8, too, where its plan is there."""
+    stages = [path.stem for path in sorted(ROOT.glob("[1-9]*_*.py")) if ladder_order(path.stem)[0] <= LADDER]
+    found = [Record(stage=name, batch=batch) for name in stages]
+    if (ROOT / "plans" / f"resnet18-int8-int8{SIMULATED.plan_suffix}").exists():
+        found += [Record(stage=name, batch=batch, precision="int8") for name in stages if name.endswith("uint8_input")]
+    return found
+
+
+def called(run: Record) -> str:
+    return f"{run.stage}{' --precision int8' * (run.precision == 'int8')}"
 
 
 def predict(device: str, measured: Record) -> float:
@@ -70,7 +85,11 @@ def main() -> None:
             fastest = min(record.repeats_ms or [measured])
             row = (record.stage, predicted, measured, predicted / measured - 1, fastest, predicted / fastest - 1)
             rows.append(dict(zip((key for _, key, _ in COLUMNS), row)))
-        write_json(folder / "prediction.json", {"device": options.device, "stages": rows})
+        modelled = {called(record): row["predicted_ms"] for record, row in zip(records, rows)}
+        for other in ladder(records[0].batch):
+            if called(other) not in modelled:
+                modelled[called(other)] = predict(options.device, other)
+        write_json(folder / "prediction.json", {"device": options.device, "stages": rows, "modelled_ms": modelled})
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
         text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS, ""])
         write_text(folder / "prediction.md", text)

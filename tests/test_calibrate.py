@@ -80,3 +80,17 @@ def test_calibrating_a_simulated_gpu_gives_back_its_figures(checkout, monkeypatc
         assert found[section][key] == pytest.approx(true[section][key], rel=tolerance), key
     for call in ("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaGraphLaunch"):
         assert found["host"]["calls_us"][call] == pytest.approx(true["host"]["calls_us"][call], rel=0.1), call
+
+
+def test_a_precision_is_added_to_what_was_measured_before(checkout, monkeypatch):
+    """With FP16's compute twice as fast, and called INT8's, the file has twice FP16's rate for it, and all else as it was."""
+    raw = json.loads(RAW.read_text(encoding="utf-8"))
+    half = {batch: us / 2 for batch, us in raw["plans"]["fp16"]["compute"].items()}
+    monkeypatch.setattr(calibrate.Bench, "plan", lambda self, plan: {**raw["plans"]["fp16"], "compute": half})
+    monkeypatch.setattr(calibrate, "default_plan", lambda precision: ROOT / precision)
+    monkeypatch.setattr(backend, "_current", None)
+    backend.select("simulated", "h200")
+    raw["plans"].pop("int8", None)
+    added = calibrate.add(raw, "int8")
+    assert {**added, "plans": {**added["plans"], "int8": None}} == {**raw, "plans": {**raw["plans"], "int8": None}}
+    assert added["plans"]["int8"]["compute"] == half and added["plans"]["int8"]["measured"]["date"]

@@ -16,8 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import backend, images, options, plans, verify
-from common.buffers import DeviceBuffer, Slot, copy_to_device, copy_to_host, copy_to_host_async, page_locked, pageable
+from common import backend, images, options, parts, plans, verify
+from common.buffers import (
+    DeviceBuffer,
+    Slot,
+    copy_to_device,
+    copy_to_device_async,
+    copy_to_host,
+    copy_to_host_async,
+    page_locked,
+    pageable,
+)
 from common.checked import TensorRTError, require
 from common.clock import Instruments
 from common.cuda import CaptureError, CudaError, Event, Stream, cudart
@@ -460,3 +469,22 @@ def test_an_interruption_is_neither_lost_nor_too_late(tmp_path, moment):
     )
     expected = (130, "script: interrupted\n") if moment.startswith("an import") else (0, "")
     assert (done.returncode, done.stderr) == expected
+
+
+def test_compute_is_timed_at_the_clock_of_a_window_that_a_power_cap_held_down(monkeypatch):
+    """Kernels are at work for as long as the cap needs, before they are timed; where no cap was met, not."""
+    session = SimpleNamespace(read={"gpu": {"throttled": ["power cap"]}})
+    assert parts.at_cap_ms(session) == parts.CAP_MS
+    for told in ({}, {"gpu": None}, {"gpu": {"throttled": ["heat (software)"]}}):
+        assert parts.at_cap_ms(SimpleNamespace(read=told)) == 0
+    with Stream() as stream, DeviceBuffer(1 << 26) as buffer:
+        copies, host = [], page_locked((1 << 24,))
+
+        def copy():
+            copies.append(backend.current().clock_ns())
+            copy_to_device_async(buffer, host, stream)
+
+        alone = parts.gpu_ms([copy], [stream])
+        assert len(copies) == 2
+        assert parts.gpu_ms([copy], [stream], lead_ms=20 * alone) == pytest.approx(alone)
+        assert 20 <= len(copies) - 4 <= 22

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sqlite3
@@ -248,6 +249,23 @@ def test_bytes_are_forecast_by_arithmetic_and_int8_where_it_was_measured():
     assert "copy in 1.39 → 0.928 ms" in halves
     assert "copy in 1.39 → 0.348 ms" in remedied(1.4, precision="int8")
     assert "uint8" not in remedied(1.4, input="uint8") and "compressed images" in remedied(1.4, input="uint8")
+
+
+def test_the_simulator_s_word_stands_beside_the_forecast_of_the_stage_that_is_named(tmp_path):
+    """It is prediction.json's, of the stage that the remedy names and of no other, in INT8 where that is named."""
+    modelled = {"5_multi_streams": 1.7, "10_uint8_input": 1.39, "10_uint8_input --precision int8": 0.82}
+    times = {"4_use_fp16": (3.0, H200), "7_cuda_graph": (1.4, H200), "10_uint8_input": (1.3, {**H200, "h2d": 0.47})}
+    for name, (ms, parts) in times.items():
+        record(ms, stage=name, parts_ms=parts, precision="fp16", input="uint8" if parts is not H200 else "float32").write(
+            tmp_path / f"{name}.json"
+        )
+    (tmp_path / "prediction.json").write_text(json.dumps({"modelled_ms": modelled}))
+    found = {row.stage: row for row in compare.Comparison(tmp_path).rows}
+    assert {name: row.modelled_next_ms for name, row in found.items()} == dict(zip(times, (1.7, 1.39, 0.82)))
+    assert "(the simulator says 0.82 ms)" in advice.advice(list(found.values()))
+    for broken in ("{}", "[]", '{"modelled_ms": [1]}', '{"modelled_ms": {"5_multi_streams": "x"}}'):
+        (tmp_path / "prediction.json").write_text(broken)
+        assert {row.modelled_next_ms for row in compare.Comparison(tmp_path).rows} == {None}
 
 
 def test_a_faster_engine_is_forecast_only_where_it_was_measured():
