@@ -31,7 +31,7 @@ from common.trace import Trace, TraceError, read
 from harness import page, perfetto, svg, tables
 from harness.advice import advice, named
 from harness.analysis import Analysis, analyse, limiter
-from harness.rows import RULES, Row, pairs, steps
+from harness.rows import RULES, Row, kept, pairs, steps
 
 AHEAD = 1.2  # latency over the time of a batch from which on submission is no waiting for the batch
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
@@ -70,6 +70,9 @@ class Comparison:
             self.traces.pop(run.stage, None)
             runs.remove(run)
         self.rows = [row(run, analyses.get(run.stage)) for run in runs]
+        self.kept = kept(directory / "comparison.json", [row for row in self.rows if row.stage not in analyses])
+        if self.kept:
+            self.problems.append(f"no trace of {', '.join(self.kept)} is here: what it told is left as comparison.json has it")
         relate(self.rows)
         modelled: dict[str | None, float] = read_json(directory / "prediction.json").get("modelled_ms", {})
         for each in self.rows if fits("dict[str, float]", modelled) else []:
@@ -92,7 +95,7 @@ class Comparison:
         """Print the table, the stages' notes and the advice, and write all of it into the folder."""
         tables.print_rows(self.run, self.rows, self.host, order)
         self.write()
-        written = ["comparison.json", ".csv", ".md", ".html"]
+        written = ["comparison.json", ".csv", ".md", *([] if self.kept else [".html"])]
         if with_perfetto:
             for name, trace in self.traces.items():
                 perfetto.write(trace, self.directory / f"{name}.perfetto.json")
@@ -110,7 +113,8 @@ class Comparison:
         write_csv(self.directory / "comparison.csv", keys, map(vars, self.rows))
         markdown = tables.markdown(self.run, self.rows, self.host) + tables.clocks(self.rows)
         write_text(self.directory / "comparison.md", markdown)
-        write_text(self.directory / "comparison.html", page.page(self.run, self.rows, self.timelines, self.parents()))
+        if not self.kept:  # or its timelines would be lost
+            write_text(self.directory / "comparison.html", page.page(self.run, self.rows, self.timelines, self.parents()))
 
     def draw(self, drawn: dict[str, Timeline], parents: dict[str, str]) -> None:
         """A picture of all timelines, and of each stage under the one it differs from."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from common.files import column, read_json
 from common.plans import ROOT
 from common.record import Conditions, from_json
+from harness.analysis import Analysis
 
 RULES = 3
 """Of the figures in a comparison.json: raised when one of them comes to mean something else."""
@@ -99,6 +100,24 @@ def read_rows(path: Path) -> tuple[Conditions, list[Row]] | None:
     if not isinstance(run, dict) or not isinstance(stages, list):
         return None
     return from_json(Conditions, run), [from_json(Row, stage) for stage in stages if isinstance(stage, dict)]
+
+
+TRACED = {each.name for each in fields(Row)} & {each.name for each in fields(Analysis)}
+TRACED |= {"profiled_per_batch_ms", "clocks", "parts_ms", "limit_ms", "percent_of_limit"}
+"""What a row has of a trace."""
+
+
+def kept(path: Path, rows: list[Row]) -> list[str]:
+    """Fill in what a comparison.json tells of the traces of these rows, which are gone; names of those that it is of. It was
+    made of the same runs where their times are the same."""
+    _, earlier = (read_rows(path) if read_json(path).get("rules") == RULES else None) or (None, [])
+    traced = {(each.stage, each.per_batch_ms): each for each in earlier if each.profiled_per_batch_ms is not None}
+    same = [(row, before) for row in rows if (before := traced.get((row.stage, row.per_batch_ms)))]
+    for row, before in same:
+        for name in TRACED:
+            setattr(row, name, getattr(before, name) if getattr(row, name) is None else getattr(row, name))
+        row.limiter = before.limiter  # of which the trace tells whether launches are awaited
+    return [row.stage for row, _ in same]
 
 
 def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:

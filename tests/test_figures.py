@@ -112,6 +112,32 @@ def test_whole_graphs_are_counted_and_said(trace):
     assert len(said) == 1 and "--cuda-graph-trace=node" in said[0]
 
 
+def test_what_a_trace_told_stays_when_it_is_gone_unless_the_run_is_another(trace):
+    """As of a committed report, which has no traces."""
+    serial(trace)
+    folder, name = trace.path.parent, trace.path.stem
+    record = Record("tensorrt", "a GPU", "TensorRT 8.6.0", 4, stage=name, per_batch_ms=0.066)
+    files = [folder / f"comparison.{suffix}" for suffix in ("json", "csv", "md", "html")]
+
+    def compared() -> compare.Comparison:
+        record.write(folder / f"{name}.json")
+        found = compare.Comparison(folder)
+        found.write()
+        return found
+
+    told = compared().rows[0]
+    before = [path.read_bytes() for path in files]
+    assert (told.launches, told.limiter, told.profiled_per_batch_ms) == (2, "serialized", pytest.approx(0.067))
+    assert b"<svg" in before[-1]
+    trace.path.unlink()
+    found = compared()
+    assert "no trace of 1_written is here" in found.problems[0]
+    assert [path.read_bytes() for path in files] == before  # the page too, with its timeline
+    record.per_batch_ms = 0.065
+    found = compared()
+    assert not found.problems and found.rows[0].launches is None and b"<svg" not in files[-1].read_bytes()
+
+
 @pytest.mark.parametrize("count", [4, 5])
 def test_batches_of_two_sizes_are_averaged_whatever_their_number(trace, count):
     """Three sizes' medians in turn: an odd number of batches must not make it the median of one of them."""
