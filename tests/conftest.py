@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,13 +50,22 @@ class Checkout:
             assert done.returncode == 0, done.stderr
 
 
+def onnx_model(nodes: list, inputs: list, outputs: list, weights: dict[str, np.ndarray] | None = None) -> Any:
+    """An ``onnx.ModelProto`` of the opset that every TensorRT parses, with constants of these names."""
+    from onnx import helper, numpy_helper
+
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights or {}).items()]
+    graph = helper.make_graph(nodes, "made", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def write_tiny_model(path: Path) -> None:
     """Two convolutions and a classifier with seeded weights: images N×3×32×32 → logits N×10, both FP32."""
-    from onnx import TensorProto, checker, helper, numpy_helper, save
+    from onnx import TensorProto, checker, helper, save
 
     draw = np.random.default_rng(0)
     shapes = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3), "w3": (10, 16)}
-    weights = {name: draw.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape) for name, shape in shapes.items()}
+    weights = {name: draw.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype("f4") for name, shape in shapes.items()}
     nodes = [
         helper.make_node("Conv", ["images", "w1"], ["a"], "conv1", strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"], "relu1"),
@@ -69,9 +79,7 @@ def write_tiny_model(path: Path) -> None:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
         for name, shape in (("images", [3, 32, 32]), ("logits", [10]))
     ]
-    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "tiny", [ends[0]], [ends[1]], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx_model(nodes, [ends[0]], [ends[1]], weights)
     checker.check_model(model, full_check=True)
     save(model, str(path))
 

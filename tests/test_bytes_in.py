@@ -18,7 +18,7 @@ from export import bytes_in, models, quantize, source
 from sim import device as devices
 from sim import kernels, network
 from sim import tensorrt as trt
-from tests.conftest import CHEAP, SIMULATED
+from tests.conftest import CHEAP, SIMULATED, onnx_model
 
 SIDE = 224
 PIXELS = SIDE * SIDE
@@ -154,11 +154,10 @@ def test_what_cannot_be_folded_is_refused_in_a_sentence(tmp_path, wrong):
     }[wrong]
     shape = ["n", 8, 8, 3] if wrong == "pixels" else ["n", 3, 8, 8]
     ends = helper.make_tensor_value_info("images", kind, shape), helper.make_tensor_value_info("y", 1, ["n", 4, 8, 8])
-    weights = [numpy_helper.from_array(np.ones((each, 3, 1, 1), "f4"), name) for name, each in (("w", 4), ("w3", 3))]
+    weights = {name: np.ones((each, 3, 1, 1), "f4") for name, each in (("w", 4), ("w3", 3))}
     given = [ends[1], ends[0]] if wrong == "an output too" else [ends[1]]
-    graph = helper.make_graph([*into, helper.make_node("Conv", ["x", "w"], ["y"])], "g", [ends[0]], given, weights)
     path = tmp_path / "mine.onnx"
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    save(onnx_model([*into, helper.make_node("Conv", ["x", "w"], ["y"])], [ends[0]], given, weights), str(path))
     with pytest.raises(UsageFault, match=r"--input bytes: .*mine\.onnx takes images .* is read by \w+"):
         bytes_in.bytes_in(path, tmp_path, "uint8", "nchw")
 
@@ -258,9 +257,8 @@ def test_quantization_starts_at_the_input(files, photographs, reference, layout)
 def test_a_model_without_a_convolution_is_quantized_too(photographs, tmp_path):
     images, logits = (helper.make_tensor_value_info(*end) for end in (("images", 1, ["n", 3, 8, 8]), ("y", 1, ["n", 5])))
     nodes = helper.make_node("Flatten", ["images"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])
-    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(192, 5)).astype("f4"), "w")
-    graph = helper.make_graph(nodes, "g", [images], [logits], [weight])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "x.onnx"))
+    weights = {"w": np.random.default_rng(0).normal(size=(192, 5)).astype("f4")}
+    save(onnx_model(nodes, [images], [logits], weights), str(tmp_path / "x.onnx"))
     made = load(str(quantize.calibrated(tmp_path / "x.onnx", photographs, 2, "entropy", 1))).graph
     assert [node.op_type for node in made.node].count("DequantizeLinear") == 2
 
@@ -373,9 +371,7 @@ def test_a_uint8_input_may_only_be_cast():
     turned = [helper.make_node("Transpose", ["images"], ["x"], perm=[0, 1, 2, 3]), turn]
     for nodes, kind, said in (([cast], TensorProto.FLOAT, ""), (turned, TensorProto.UINT8, "may only be cast")):
         out = helper.make_tensor_value_info("y", kind, ["n", 8, 8, 3])
-        model = helper.make_model(
-            helper.make_graph(nodes, "g", [image], [out]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-        )
+        model = onnx_model(nodes, [image], [out])
         parser = trt.OnnxParser(trt.Builder(trt.Logger()).create_network(), trt.Logger())
         assert parser.parse(model.SerializeToString()) is (not said)
         assert not said or said in parser.get_error(0).desc()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, load, numpy_helper, save
+from onnx import TensorProto, helper, load, save
 
 from common import backend, verify
 from common.engine import Engine
@@ -16,7 +16,7 @@ from common.errors import WrongOutputs
 from common.images import DEVIATION, MEAN, converted, planes
 from common.pictures import Images
 from common.tensors import End, first_rows, packed, unpacked
-from tests.conftest import SIMULATED
+from tests.conftest import SIMULATED, onnx_model
 
 TYPES = {"f4": TensorProto.FLOAT, "f2": TensorProto.FLOAT16, "u1": TensorProto.UINT8, "i1": TensorProto.INT8}
 SIDE = 16
@@ -51,9 +51,7 @@ def write_model(path, kind: str = "f4", last: bool = False, outputs: str = "logi
     results = [
         helper.make_tensor_value_info(name, types.get(name, TYPES[output]), ["batch", *ends[name]]) for name in outputs.split()
     ]
-    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "made", starts, results, initializers)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    save(onnx_model(nodes, starts, results, constants), str(path))
 
 
 def expected(images: np.ndarray) -> dict[str, np.ndarray]:

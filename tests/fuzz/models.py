@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from tests.conftest import onnx_model
 from tests.fuzz.place import Draw, Place, Try, endlessly, refused, right_or_refused
 
 SIDES = (1, 2, 3, 5, 7, 8, 13, 31, 64, 100, 225, 1024)
@@ -50,7 +51,6 @@ def model_of(sides, channels: int, last: bool, batch, damage: str, output: str) 
     shape = [*sides, channels] if last else [channels, *sides]
     numbers = {"w1": draw.normal(0, 0.3, (5, channels, 3, 3)), "w2": draw.normal(0, 0.5, (7, 5))}
     dtype = helper.tensor_dtype_to_np_dtype(kind)
-    constants = [numpy_helper.from_array(value.astype(dtype), name) for name, value in numbers.items()]
     nodes = [helper.make_node("Cast", ["x"], ["f0"], to=kind)]
     nodes += [helper.make_node("Transpose", ["f0"], ["t"], perm=[0, 3, 1, 2])] if last else []
     nodes += [helper.make_node("Conv", ["t" if last else "f0", "w1"], ["c"], pads=[1, 1, 1, 1])]
@@ -70,8 +70,7 @@ def model_of(sides, channels: int, last: bool, batch, damage: str, output: str) 
         ends.append(helper.make_tensor_value_info("c", kind, [batch, 5, *sides]))
     elif damage == "unknown operator":
         nodes[-1].op_type = "Frobnicate"
-    graph = helper.make_graph(nodes, "made", starts, ends, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx_model(nodes, starts, ends, {name: value.astype(dtype) for name, value in numbers.items()})
 
 
 def build_and_run(place, sides, channels, last, batch, damage, precision, output, where: float) -> str:
