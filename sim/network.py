@@ -44,7 +44,8 @@ class Layer:
 
 
 def layers(model: Any) -> list[Layer]:
-    """The fused layers of an ``onnx.ModelProto`` whose first dimension is the batch, in order."""
+    """The fused layers of an ``onnx.ModelProto`` whose first dimension is the batch, in order. Raises ``ValueError`` where a
+    convolution's weights are not for its input, which neither ONNX's checker nor its shape inference minds."""
     from onnx import numpy_helper, shape_inference
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -61,11 +62,12 @@ def layers(model: Any) -> list[Layer]:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:
             weights[node.output[0]] = weights[node.input[0]]  # INT8 weights: what counts is their shape and their bytes
-    shapes, types = {}, {}
+    shapes, types, known = {}, {}, set()
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         shapes[value.name] = [d.dim_value or 1 for d in tensor.shape.dim]
         types[value.name] = tensor.elem_type
+        known |= {value.name} if all(d.dim_value for d in tensor.shape.dim) else set()
 
     quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     stored_as_int8 = quantized | {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
@@ -90,6 +92,12 @@ def layers(model: Any) -> list[Layer]:
                 layer.nbytes += sum(nbytes(name) for name in inputs if made_by.get(name) not in (layer, None))
                 made_by[output] = layer
             continue
+        if node.op_type == "Conv" and node.input[0] in known and node.input[1] in weights:
+            channels, (made, each, *_) = shapes[node.input[0]][1], weights[node.input[1]].shape
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            if each * groups != channels or made % groups:
+                wants = f"its weights make {made} channels of {each} in {groups} group(s)"
+                raise ValueError(f"{node.name or output}: its input has {channels} channels, and {wants}")
         operations = size = prod(shapes.get(output, [0]))
         weight, product = 0, None
         for name in node.input:

@@ -226,7 +226,7 @@ class Builder(Ours):
         return INetworkDefinition()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
-        """A plan; None, with a message, when the profiles are not what the inputs need, or the monitor cancels."""
+        """A plan; None, with a message, when profiles are not what the inputs need, or weights, or the monitor cancels."""
         import onnx
 
         fixed = {tensor["name"]: [tensor["shape"]] * 3 for tensor in network._tensors if tensor["mode"] == "INPUT"}
@@ -234,9 +234,13 @@ class Builder(Ours):
         if wrong := _mismatch(network, config):
             self.logger._error(4, "network.cpp::validate", "API Usage Error", wrong)
             return None
+        try:
+            found = layers(onnx.load_from_string(network._model))
+        except ValueError as error:
+            self.logger._error(4, "network.cpp::validate", "Internal Error", str(error))
+            return None
         monitor = config.progress_monitor or IProgressMonitor()
         monitor.phase_start("Building", None, 1)
-        found = layers(onnx.load_from_string(network._model))
         go_on = monitor.step_complete("Building", 0)
         monitor.phase_finish("Building")
         if not go_on:

@@ -13,13 +13,16 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from common import layers
 from common.building import Building, take_timings
 from common.errors import EnvironmentFault
-from tests.conftest import SIMULATED
+from sim import tensorrt as trt
+from tests.conftest import SIMULATED, onnx_model
 
 TINY = ("--onnx-file", "tiny.onnx", "--profile", "1,8,16")
 
@@ -82,6 +85,21 @@ def test_the_simulator_refuses_the_profiles_that_tensorrt_refuses(checkout, fixe
 
 
 # -- timings of kernels
+
+
+@pytest.mark.parametrize("made, each, groups, right", [(8, 3, 1, 1), (9, 1, 3, 1), (8, 4, 1, 0), (8, 3, 2, 0), (8, 1, 3, 0)])
+def test_weights_that_are_not_for_their_input_are_refused_by_the_build(simulator, capsys, made, each, groups, right):
+    """ONNX's checker lets them pass; what runs them does not."""
+    ends = [helper.make_tensor_value_info(name, 1, ["n", channels, 8, 8]) for name, channels in (("x", 3), ("y", made))]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1], group=groups)
+    model = onnx_model([node], ends[:1], ends[1:], {"w": np.ones((made, each, 3, 3), "f4")})
+    builder = trt.Builder(trt.Logger())
+    network, config, profile = builder.create_network(), builder.create_builder_config(), builder.create_optimization_profile()
+    assert trt.OnnxParser(network, trt.Logger()).parse(model.SerializeToString())
+    profile.set_shape("x", *[(1, 3, 8, 8)] * 3)
+    config.add_optimization_profile(profile)
+    assert (builder.build_serialized_network(network, config) is not None) == right
+    assert right or "conv: its input has 3 channels, and its weights" in capsys.readouterr().err
 
 
 def test_timings_of_another_tensorrt_are_passed_over(checkout, tmp_path):
