@@ -62,9 +62,10 @@ def predict(device: str, measured: Record) -> float:
         path = Path(folder) / "record.json"
         command = [sys.executable, str(ROOT / f"{measured.stage}.py"), "--backend", "simulated", "--device", device]
         command += ["--no-verify", "--json", str(path), *precision, *(str(part) for option in sizes.items() for part in option)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        predicted = Record.read(path)
-    assert predicted is not None
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if (predicted := Record.read(path)) is None:
+            said = done.stderr.strip().rpartition("error: ")[2]
+            raise EnvironmentFault(f"{measured.stage} ended with exit code {done.returncode} on the simulated {device}: {said}")
     return predicted.per_batch_ms
 
 
@@ -79,6 +80,10 @@ def main() -> None:
             raise EnvironmentFault(f"{folder} holds no stage's record.")
         if strange := [each for each in records if each.device not in (None, devices.load(options.device).name)]:
             raise UsageFault(f"{folder}: {strange[0].stage} was measured on {strange[0].device}, not on {options.device}.")
+        if strange := [each for each in records if not (ROOT / f"{each.stage}.py").is_file()]:
+            raise UsageFault(
+                f"{folder}: {strange[0].stage} is no stage of this ladder, so there is no script to predict it by."
+            )
         rows = []
         for record in records:
             predicted, measured = predict(options.device, record), record.per_batch_ms

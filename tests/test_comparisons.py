@@ -262,6 +262,21 @@ def test_results_of_another_device_are_not_predicted(checkout, tmp_path):
     assert done.returncode == 2 and "4_use_fp16 was measured on NVIDIA A100, not on h200" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "stage, precision, code, said",
+    [
+        ("14_mine", None, 2, "14_mine is no stage of this ladder"),
+        ("4_use_fp16", "int8", 3, "4_use_fp16 ended with exit code 3 on the simulated h200: the build ended with exit code 2"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said(checkout, tmp_path, stage, precision, code, said):
+    Record(stage=stage, per_batch_ms=3.0, batch=128, batches=6, measured=3, precision=precision).write(
+        tmp_path / f"{stage}.json"
+    )
+    done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
+    assert done.returncode == code and said in done.stderr and not (tmp_path / "prediction.json").exists()
+
+
 def test_a_prediction_is_made_beside_a_report(checkout, tmp_path):
     Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, batches=6, measured=3).write(tmp_path / "4_use_fp16.json")
     done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
