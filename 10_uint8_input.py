@@ -96,6 +96,6 @@ def infer(run: session.Session) -> None:
 
 if __name__ == "__main__":
     parser = options.parser(__doc__)
-    bytes_lie = "the default plan's bytes: by colour, or by pixel, as decoders give them (default: %(default)s)"
-    parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help=bytes_lie)
+    bytes_lie = "the default plan's bytes: by colour, or by pixel, as decoders give them (default: nchw)"
+    parser.add_argument("--layout", choices=("nchw", "nhwc"), help=bytes_lie)
     session.main(parser, infer, precision="fp16", page_lock=True)

@@ -96,5 +96,5 @@ def infer(run: session.Session) -> None:
 
 if __name__ == "__main__":
     parser = options.parser(__doc__)
-    parser.set_defaults(decoder="auto", layout="nchw")
+    parser.set_defaults(decoder="auto", layout=None)
     session.main(parser, infer, precision="fp16", page_lock=True, encoded=True)

@@ -111,6 +111,8 @@ def usual_batch(plan: Path | None) -> int:
 
 def select_backend(options: argparse.Namespace) -> tuple[backend.Backend, Size]:
     """Select the backend and settle the batch size, whose default depends on it and on the plan."""
+    if options.plan and getattr(options, "layout", None):
+        raise UsageFault(f"--layout {options.layout} is for the stage's own plan: {options.plan} takes what it was built for.")
     batch = options.batch or usual_batch(options.plan)
     charged = options.charge_batch or batch
     computed = options.batch or min(backend.SIMULATED_BATCH, charged)

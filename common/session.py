@@ -109,7 +109,8 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     here, sizes = backend.current(), batch_sizes(chosen, size)
     opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
-    plan = chosen.plan or default_plan(chosen.precision, sorted(opts), getattr(chosen, "layout", None))
+    layout = (chosen.layout or "nchw") if hasattr(chosen, "layout") else None
+    plan = chosen.plan or default_plan(chosen.precision, sorted(opts), layout)
     memory_before, engine = used_memory(), Engine(plan, chosen.trust_plan)
     chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     if chosen.precision in ("fp16", "int8"):
