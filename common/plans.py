@@ -20,6 +20,7 @@ from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
 from common.files import check_writable, read_json, sha256
+from common.libraries import LIBRARIES
 from common.program import ROOT
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def destination(options: argparse.Namespace, onnx: Path) -> tuple[Path, Path | N
 def rebuild(plan: Path, facts: dict[str, Any]) -> str:
     """The command that makes a plan again; without ``facts`` nobody knows of which model, and that is left to be filled in."""
     words = facts.get("command") or ["python", "0_build.py", "--onnx-file", "MODEL.onnx", "--output", str(plan)]
-    needed = [] if backend.current().kind.builds or COMPATIBLE in words else [COMPATIBLE]  # by a Python that has TensorRT
-    return " ".join([*words, *needed])
+    compatible = plan.name.endswith(LIBRARIES[0].compatible_suffix) or not backend.current().kind.builds
+    return " ".join([*words, *[COMPATIBLE] * (compatible and COMPATIBLE not in words)])  # by a Python that has TensorRT
 
 
 def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = None) -> Path:
