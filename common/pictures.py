@@ -37,14 +37,16 @@ class Images:
         limit: int | None = None,
         decoder: str = "pillow",
         encoded: bool = False,
+        option: str = "--images",
     ) -> None:
         """``directory``: a folder of photographs, or one of them; None: synthetic images. ``shape``: of an image, C×H×W or
         H×W×C; of four channels three are read. ``limit``: at most so many of the folder's photographs, drawn by ``seed``.
-        ``encoded``: synthetic images are JPEG files in memory, and ``sources`` keeps what each image was read from."""
+        ``encoded``: synthetic images are JPEG files in memory, and ``sources`` keeps what each image was read from.
+        ``option``: what the user called the directory."""
         first = channels_first(shape)
         assert first is not None, f"images of {shape}"
         self.shape, self.seed, self.directory, self.encoded = (min(first[0], 3), *first[1:]), seed, directory, encoded
-        self.unreadable: list[str] = []
+        self.unreadable, self.option = list[str](), option
         self.sources: dict[str, Path | bytes] = {}
         self.load = Loader(decoder, *first[1:])
         self._files: list[Path] = []
@@ -52,7 +54,7 @@ class Images:
             return
         import_module("PIL")  # without it no picture can be read, which is no fault of theirs
         if self.shape[0] != 3:
-            raise UsageFault(f"--images: the model takes {self.shape[0]} channel(s), and photographs are read as RGB.")
+            raise UsageFault(f"{option}: the model takes {self.shape[0]} channel(s), and photographs are read as RGB.")
         if directory is None:
             return
         if directory.is_file():
@@ -60,9 +62,9 @@ class Images:
         elif directory.is_dir():
             self._files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
         else:
-            raise UsageFault(f"--images {directory}: no such file or folder.")
+            raise UsageFault(f"{option} {directory}: no such file or folder.")
         if not self._files:
-            raise UsageFault(f"--images {directory}: it holds no {', '.join(sorted(SUFFIXES))} file.")
+            raise UsageFault(f"{option} {directory}: it holds no {', '.join(sorted(SUFFIXES))} file.")
         if limit is not None and limit < len(self._files):
             self._files = sorted(random.Random(seed).sample(self._files, limit))
         warnings.simplefilter("ignore")  # what is wrong with a picture is said by its name
@@ -113,7 +115,7 @@ class Images:
         finally:
             pool.shutdown(cancel_futures=True)
         if not found:
-            raise UsageFault(f"--images {self.directory}: none of its {len(self)} images can be read.")
+            raise UsageFault(f"{self.option} {self.directory}: none of its {len(self)} images can be read.")
 
     def fill(self, destination: np.ndarray) -> list[str]:
         """``fill`` ``destination`` with the first ones."""

@@ -53,7 +53,7 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     fixed, *shape = given.shape
     if fixed > 0:
         raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
-    images = Images(directory, tuple(shape), seed, limit=count)
+    images = Images(directory, tuple(shape), seed, limit=count, option="--calibration-images")
     pixels = np.empty((len(images), *shape), given.type)
     pixels = pixels[: len(images.fill(pixels))]
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}

@@ -183,7 +183,7 @@ def main() -> None:
         task = Task(model, options.weights, batch, options.transfers == "in")
         task.export(options.calibration_images)
         side = models.MODELS[model]
-        images = Images(options.calibration_images, (3, side, side), models.SEED, limit=batch)
+        images = Images(options.calibration_images, (3, side, side), models.SEED, limit=batch, option="--calibration-images")
         pixels = np.empty((batch, *images.shape), np.float32)
         images.fill(pixels)
         expected = reference(task, pixels)

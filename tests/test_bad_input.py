@@ -96,6 +96,30 @@ def test_a_batch_that_is_no_number(checkout, value):
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+def test_a_layout_beside_a_plan_that_has_its_own(checkout):
+    """It would be passed over in silence."""
+    words = ("10_uint8_input.py", *SIMULATED, *tiny(checkout))
+    fails(
+        checkout.run(*words, "--layout", "nhwc"),
+        2,
+        "--layout nhwc is for the stage's own plan: ",
+        "tiny.plan takes what it was",
+    )
+
+
+def test_a_version_compatible_plan_that_is_not_there(checkout, tmp_path):
+    built = f"--output {tmp_path / 'none.vc.plan'} --version-compatible"
+    fails(checkout.run(*STAGE, "--plan", tmp_path / "none.vc.plan"), 3, "there is no plan", built)
+
+
+def test_images_to_calibrate_with_that_are_not_there(checkout, tmp_path):
+    words = ("0_build.py", *SIMULATED, "--int8", "--onnx-file", "tiny.onnx", "--output", tmp_path / "x.plan")
+    fails(
+        checkout.run(*words, "--calibration-images", tmp_path / "none"), 2, f"--calibration-images {tmp_path / 'none'}: no such"
+    )
+    fails(checkout.run(*words, "--calibration-images", tmp_path), 2, f"--calibration-images {tmp_path}: it holds no")
+
+
 def test_images_that_are_not_there(checkout, tmp_path):
     fails(checkout.run(*STAGE, "--images", tmp_path / "none"), 2, "no such file or folder")
     fails(checkout.run(*STAGE, "--images", tmp_path), 2, "holds no .bmp, .jpeg, .jpg, .png")
