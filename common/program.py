@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import os
 import signal
@@ -60,13 +61,15 @@ class Interruption:
         if error.exc_type is not KeyboardInterrupt or not self.again():
             sys.__unraisablehook__(error)
 
-    def end_hearing(self) -> None:
-        """There is nothing left to be interrupted, nor to be come back to."""
+    def end_hearing(self, code: int) -> None:
+        """There is nothing left to be interrupted, nor to be come back to: who is impatient gets the exit code at once, and
+        while Python puts itself away, when signals meet no handler, a little later."""
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, signal.SIG_IGN)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for name in ("SIGINT", "SIGTERM"):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(code))
+            atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def end(self) -> None:
         time.sleep(END_S)
@@ -81,7 +84,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     interruption = Interruption()
     try:
         code = main() or VERIFIED
-        interruption.end_hearing()
+        print(end="", flush=True)  # what cannot be written is not lost in silence
+        interruption.end_hearing(code)
     except (Exception, KeyboardInterrupt) as error:
         if "--traceback" in sys.argv:
             traceback.print_exc()
@@ -89,7 +93,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         notes: list[str] = getattr(error, "__notes__", [])
         said += f" And then: {notes[0]}" + f", and {len(notes) - 1} more." * (len(notes) > 1) if notes else ""
         err.print(printable(f"{Path(sys.argv[0]).stem}: {' '.join(said.split())}"), style="red", markup=False)
-    interruption.end_hearing()
+    interruption.end_hearing(code)
     sys.exit(code)
 
 

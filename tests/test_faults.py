@@ -172,6 +172,41 @@ def test_what_swallows_an_interrupt_and_what_hangs_are_ended(checkout):
     assert done.returncode == 130 and "interrupted" in done.stderr
 
 
+LATE = """
+import atexit, os, signal, threading, time
+from common import program
+
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+
+def press():
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.{number})
+    time.sleep(60)
+
+def main():
+    print("written")
+    if {when!r} == "threads":
+        threading.Thread(target=press).start()
+    elif {when!r} == "callbacks":
+        atexit.register(os.kill, os.getpid(), signal.{number})
+    else:
+        program.late = Late()
+    return {code}
+
+program.run(main)
+"""
+
+
+@pytest.mark.parametrize("when", ["threads", "callbacks", "modules"])
+@pytest.mark.parametrize("number, code", [("SIGINT", 0), ("SIGTERM", 0), ("SIGINT", 1)])
+def test_what_is_written_is_not_interrupted_any_more(checkout, when, number, code):
+    """While Python waits for threads, calls back, and puts its modules away."""
+    done = checkout.run("-c", LATE.format(when=when, number=number, code=code), timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "written\n", "")
+
+
 PROGRAMS = [["0_build.py"], *([name] for name in stage_scripts()), ["scripts/compare.py"], ["-m", "sim"]]
 for room in ("export", "harness", "peers", "sim", "scripts"):
     for path in sorted((ROOT / room).glob("[a-z]*.py")):
