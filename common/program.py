@@ -6,12 +6,15 @@ import _thread
 import atexit
 import contextlib
 import os
+import re
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -25,9 +28,20 @@ LOCKING = {"threading", "queue", "weakref", "_base", "thread", "threads", "excha
 SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 
 
+class Manual(RawDescriptionHelpFormatter):
+    """Breaks paragraphs where their lines are too long for the terminal; what is indented, commands and tables, stays."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if max(map(len, text.splitlines())) <= width:
+            return text
+        joined = re.sub(r"(?m)^(\S.*)\n(?=\S)(?!Measured:)", r"\1 ", text)
+        fill = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(line if line[:1].isspace() else fill(line) for line in joined.splitlines())
+
+
 def parser(doc: str | None, prog: str | None = None) -> ArgumentParser:
     """A program's manual is its module's docstring."""
-    made = ArgumentParser(prog=prog, description=doc, formatter_class=RawDescriptionHelpFormatter)
+    made = ArgumentParser(prog=prog, description=doc, formatter_class=Manual)
     made.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
     return made
 

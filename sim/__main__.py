@@ -16,11 +16,12 @@ import sys
 import traceback
 from pathlib import Path
 
+from common import program
 from sim import device, faults, grade, overview, simulator, stand_in
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(prog="python -m sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(prog="python -m sim", description=__doc__, formatter_class=program.Manual)
     p.add_argument("--device", choices=device.available(), default=simulator.DEFAULT_DEVICE)
     p.add_argument("--trace", type=Path, help="write the timeline as Nsight Systems' SQLite")
     p.add_argument("--faults", action="store_true", help="run it once for each of its CUDA calls, which then fails; report all")

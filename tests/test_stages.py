@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import program
 from common.record import Record
 from sim import device as devices
 from sim import device_file
@@ -255,6 +257,20 @@ def test_different_batches_differ_by_far_more_than_the_tolerance(checkout):
     for one in range(0, 16, 2):
         for other in range(0, one, 2):
             assert np.abs(outputs[one : one + 2] - outputs[other : other + 2]).max() > 5 * TOLERANCE * scale
+
+
+@pytest.mark.parametrize("width", [38, 78, 198])
+@pytest.mark.parametrize("path", [*stage_scripts(), "0_build.py", "harness/compare.py", "export/triton.py"])
+def test_a_manual_fits_the_terminal(path, width):
+    """In the same words; commands and tables as they are; on a wide terminal all of it."""
+    doc = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    shown = program.Manual("x")._fill_text(doc, width, "")
+    assert shown.split() == doc.split() and (width < 198 or shown == doc)
+    indented, figures = (
+        [re.findall(pattern, text, re.M) for text in (shown, doc)] for pattern in (r"^ .*$", r"^Measured: .* →")
+    )
+    assert indented[0] == indented[1] and figures[0] == figures[1]
+    assert max(len(line) for line in shown.splitlines() if not line.startswith(" ") and " " in line) <= width
 
 
 def test_help_is_the_lesson(checkout):
