@@ -11,7 +11,7 @@ import numpy as np
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, pageable
 from common.console import err
 from common.engine import Context, Engine
-from common.errors import WrongOutputs
+from common.errors import EnvironmentFault, WrongOutputs
 from common.images import planes, write
 from common.plans import default_plan
 from common.tensors import are_scores, unpacked
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-2
 """Share of the largest logit. Kernels chosen for another profile round differently (TF32 and FP16 have 11 bits of
 mantissa); a batch in another's place is off by 10 % or more. The same profile gives the same bits."""
+NAN = "Its weights may be no numbers, or its activations beyond FP16's 65,504: build it in FP32. --no-verify times it as it is."
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Difference:
-    """``compare``, raising ``WrongOutputs`` with the first wrong batch where the outputs are not the reference's.
+    """``compare``, raising ``WrongOutputs`` with the first wrong batch where the outputs are not the reference's, and
+    ``EnvironmentFault`` where that is NaN itself, which nothing can be held to.
 
     Nearly always they are the same to the bit, which is seen in a tenth of the time that a difference takes.
     """
@@ -85,6 +87,8 @@ def check(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Dif
         if np.array_equal(own, right):
             found.append(Difference(0.0, 0.0, 1.0 if are_scores(own.shape, own.dtype) else None))
             continue
+        if any(np.isnan(values).any() for values in unpacked(right) if values.dtype.kind == "f"):
+            raise EnvironmentFault(f"the plan itself gives NaN, run serially (batch {index}). {NAN}")
         difference = compare([own], [right])
         if not difference.largest <= TOLERANCE * difference.scale:
             off = f"by {difference.largest:.3g} (largest value {difference.scale:.3g})"

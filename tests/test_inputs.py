@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, load, save
 
 from common import backend, verify
 from common.engine import Engine
-from common.errors import WrongOutputs
+from common.errors import EnvironmentFault, WrongOutputs
 from common.images import DEVIATION, MEAN, converted, planes
 from common.pictures import Images
 from common.tensors import End, first_rows, packed, unpacked
@@ -159,6 +159,18 @@ def test_what_is_no_number_or_another_integer_is_wrong():
     one, other = np.zeros((1,), dtype), np.zeros((1,), dtype)
     one["a"], other["b"] = 0.001, np.nan
     assert verify.compare([one], [other]).largest == float("inf")
+
+
+def test_a_plan_that_gives_nan_itself_is_no_mistake_of_the_pipeline():
+    """Whatever the pipeline made of it: there is nothing to hold it to."""
+    dtype = packed([End("a", (1, 2), "HALF"), End("b", (1, 2), "INT32")], 1)[1]
+    several, numbers = np.zeros((1,), dtype), np.zeros((1,), dtype)
+    several["a"][0, 0, 1] = np.nan
+    for reference, outputs in ((np.array([[0, np.nan]], "f4"), np.zeros((1, 2), "f4")), (several, several), (several, numbers)):
+        with pytest.raises(EnvironmentFault, match=r"the plan itself gives NaN, run serially \(batch 1\)"):
+            verify.check([numbers, outputs], [numbers, reference])
+    with pytest.raises(WrongOutputs):
+        verify.check([several], [numbers])
 
 
 def test_every_input_but_the_images_is_constant(checkout, tmp_path):
