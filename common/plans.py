@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import backend, record
+from common import backend, program, record
 from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
@@ -124,21 +124,29 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
     sent = f"{'int8' if precision == 'int8' else 'uint8'}-{'nhwc-' * (layout == 'nhwc')}" if layout else ""
     plan = ROOT / "plans" / f"resnet18-{sent}{precision}{variant}{backend.current().kind.plan_suffix}"
     shown = Path(os.path.relpath(plan))
-    if reason := unusable(plan, shown):
-        here = backend.current()
-        command = ["0_build.py", "--backend", here.name, "--output", str(shown)]
-        command += [] if precision == "fp32" else [f"--{precision}"]
-        command += ["--input", "bytes", "--layout", layout] if layout else []
-        command += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
-        if not here.kind.builds:
-            needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"
-            raise EnvironmentFault(f"{reason}, and the {here.kind.called} builds none. Build it {needed}")
-        err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
-        code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
-        if code != 0:
-            by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if precision == "int8" else ""
-            raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
+    options = [] if precision == "fp32" else [f"--{precision}"]
+    options += ["--input", "bytes", "--layout", layout] if layout else []
+    options += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
+    if unusable(plan, shown):
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        with program.alone(plan.with_name(f".{plan.name}.lock")):
+            if reason := unusable(plan, shown):  # still: no other has built it meanwhile
+                build(shown, options, reason)
     return shown
+
+
+def build(shown: Path, options: list[str], why: str) -> None:
+    """Have ``0_build.py`` make a default plan. Raises ``EnvironmentFault``."""
+    here = backend.current()
+    command = ["0_build.py", "--backend", here.name, "--output", str(shown), *options]
+    if not here.kind.builds:
+        needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"
+        raise EnvironmentFault(f"{why}, and the {here.kind.called} builds none. Build it {needed}")
+    err.print(f"{why}; building it: python {' '.join(command)}", markup=False)
+    code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
+    if code != 0:
+        by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if "--int8" in options else ""
+        raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
 
 
 def unusable(plan: Path, shown: Path) -> str | None:

@@ -13,7 +13,7 @@ import textwrap
 import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -111,17 +111,21 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def alone(folder: Path) -> None:
-    """Hold a folder until this process ends, as soon as no other holds it; where the system has such locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a folder, or a file that is made for it, as soon as no other process holds it; where the system has such locks."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
 
-        held = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            err.print(f"another one works in {folder}: waiting for it", style="yellow", markup=False)
-            fcntl.flock(held, fcntl.LOCK_EX)
+            opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+            held.callback(os.close, opened)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                err.print(f"another one works in {path}: waiting for it", style="yellow", markup=False)
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def sentence(error: BaseException) -> tuple[str, int]:

@@ -115,12 +115,12 @@ def profile(options: argparse.Namespace, backend: str, nsys: Nsys | None, order:
     """Run the chosen stages and compare what the folder holds; the exit code of the first that failed."""
     profiler = Profiler(options, backend, nsys)
     options.out.mkdir(parents=True, exist_ok=True)
-    program.alone(options.out)
-    profiler.run(options.chosen)
-    found = Comparison(options.out, options.chosen[0].stem)
-    if found.rows:
-        out.print()
-        found.report(options.figures, options.perfetto, order)
+    with program.alone(options.out):
+        profiler.run(options.chosen)
+        found = Comparison(options.out, options.chosen[0].stem)
+        if found.rows:
+            out.print()
+            found.report(options.figures, options.perfetto, order)
     for problem in dict.fromkeys([*profiler.problems, *found.problems]):
         err.print(f"problem: {printable(problem)}", style="yellow", markup=False)
     return profiler.failed or (0 if found.rows else ENVIRONMENT)

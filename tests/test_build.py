@@ -6,7 +6,10 @@ import _thread
 import hashlib
 import importlib
 import json
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -29,6 +32,18 @@ TINY = ("--onnx-file", "tiny.onnx", "--profile", "1,8,16")
 
 def build(checkout, plan, *options, backend=SIMULATED):
     return checkout.run("0_build.py", *backend, "--output", plan, *(options or TINY))
+
+
+def test_two_who_want_one_plan_build_it_once(checkout, tmp_path):
+    """Side by side they would disturb one another's timings, and one's sidecar could come to lie beside the other's plan."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(checkout.folder, folder)
+    shutil.rmtree(folder / "plans")
+    words = [sys.executable, "4_use_fp16.py", *SIMULATED, "--batch", "2", "--no-fp32", "--batches", "4"]
+    both = [subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted("building it: python 0_build.py" in err for _, err in said) == [False, True]
 
 
 # -- a batch that the model has fixed
