@@ -232,7 +232,8 @@ def session(checkout, batches: int = 4, measure: int = 2, instruments: Instrumen
     engine = Engine(checkout.tiny)
     arrays = [images.noise_images(range(2 * index, 2 * index + 2), (3, 32, 32), 1) for index in range(batches)]
     names = [[f"{index}-{row}" for row in range(2)] for index in range(batches)]
-    return Session(engine, arrays, names, argparse.Namespace(no_verify=False, precision="fp16"), measure, instruments)
+    chosen = argparse.Namespace(no_verify=False, no_controls=False, precision="fp16")
+    return Session(engine, arrays, names, chosen, measure, instruments)
 
 
 def test_batches_are_finished_in_order(checkout):
@@ -324,15 +325,18 @@ def test_a_control_on_another_engine_is_verified_and_noted(checkout):
 
     pilot = session(checkout)
     serve(pilot)
-    pilot.control(lambda _: pytest.fail("a pilot needs no control"), Engine(checkout.tiny), "as a control")
+    pilot.control(serve, lambda: pytest.fail("a pilot needs no control"), "as a control")
     with ExitStack() as resources:
         run = session(checkout, instruments=Instruments(resources))
         serve(run)
-    run.control(serve, Engine(checkout.tiny), "as a control")
+    run.control(serve, lambda: checkout.tiny, "as a control")
     assert run.notes[0].startswith("batch 2: ") and run.notes[0].endswith("as a control")
+    run.options.no_controls = True
+    run.control(serve, lambda: pytest.fail("later runs need none"), "as a control")
+    run.options.no_controls = False
     run.outputs[1][:] += 1
     with pytest.raises(WrongOutputs, match="batch 1 differs"):
-        run.control(serve, Engine(checkout.tiny), "as a control")
+        run.control(serve, lambda: checkout.tiny, "as a control")
 
 
 def test_sizes_are_the_batch_unless_a_stage_has_several():
