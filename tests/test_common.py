@@ -434,14 +434,15 @@ def test_a_window_is_between_the_ends_of_batches(steps, data):
 @given(st.lists(st.lists(st.floats(1, 9), min_size=1, max_size=3), min_size=1, max_size=5))
 def test_a_record_of_several_runs_is_of_the_one_with_the_median_window(times):
     runs = [
-        Record(stage="x", notes=[str(number)], windows=[Window(time, submit_ms=time / 10) for time in own])
-        for number, own in enumerate(times)
+        Record(stage="x", notes=[str(number)], windows=own, peak_device_memory_mb=number)
+        for number, own in enumerate([Window(time, submit_ms=time / 10) for time in own] for own in times)
     ]
     found, every = Record.of(runs), sorted(time for own in times for time in own)
     assert sorted(found.repeats_ms) == every and found.per_batch_ms == np.median(every)
     nearest = found.submit_ms * 10
     assert abs(nearest - found.per_batch_ms) == pytest.approx(min(abs(time - found.per_batch_ms) for time in every), abs=1e-9)
-    assert any(nearest == pytest.approx(time) for time in times[int(found.notes[0])])
+    assert any(nearest == pytest.approx(time) for time in times[int(found.notes[-1])])
+    assert found.notes[0] == "0" and found.peak_device_memory_mb == 0  # the first one's as well, and its memory
 
 
 def test_conditions_say_what_was_modelled():
