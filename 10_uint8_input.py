@@ -33,29 +33,14 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib import import_module
 
 from common import options, session
-from common.buffers import Slot, copy_to_device_async, copy_to_host_async
-from common.cuda import CaptureError, Graph, Stream
-from common.engine import Context
+from common.buffers import Slot, copy_to_device_async
+from common.cuda import CaptureError, Stream
 
 SLOTS = 3  # one batch is post-processed, one computes, the next is copied in
-
-
-def enqueue(context: Context, slot: Slot, stream: Stream) -> None:
-    """The slot's work from its input on the device to its output on the host."""
-    context.bind(slot.device_input, slot.device_output)
-    context.execute_async_v3(stream)
-    copy_to_host_async(slot.host_output, slot.device_output, stream)
-
-
-def capture(context: Context, slot: Slot, stream: Stream) -> Graph:
-    """The slot's work as a graph, which keeps the slot's addresses and the context's shape."""
-    enqueue(context, slot, stream)  # TensorRT initialises for this shape here, not inside the capture
-    stream.synchronize()  # it has read the slot's input, into which the first batch will be copied
-    with stream.capture() as graph:
-        enqueue(context, slot, stream)
-    return graph
+stage_7 = import_module("7_cuda_graph")  # its inference, captured into a graph
 
 
 def infer(run: session.Session) -> None:
@@ -65,7 +50,7 @@ def infer(run: session.Session) -> None:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
         copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
         try:
-            graphs = [resources.enter_context(capture(*each, compute)) for each in zip(contexts, slots)]
+            graphs = [resources.enter_context(stage_7.capture(*each, compute)) for each in zip(contexts, slots)]
         except CaptureError as error:
             run.notes.append(f"not captured, so launched one by one: {error}")
             graphs = []
@@ -87,7 +72,7 @@ def infer(run: session.Session) -> None:
                 if graphs:
                     graphs[index % SLOTS].launch(compute)
                 else:
-                    enqueue(contexts[index % SLOTS], slot, compute)
+                    stage_7.enqueue(contexts[index % SLOTS], slot, compute)
                 slot.returned.record(compute)
             finished.append(worker.submit(finish, index, slot))
         for batch in finished[-SLOTS:]:

@@ -39,9 +39,7 @@ from common.cuda import CaptureError, Stream
 from common.decode import Files, GpuDecoder
 
 SLOTS, AHEAD = 4, 2  # two batches are decoded or on their way in, one computes, one is post-processed
-
-
-stage_10 = import_module("10_uint8_input")  # its inference, captured into a graph
+stage_7 = import_module("7_cuda_graph")  # its inference, captured into a graph
 
 
 def infer(run: session.Session) -> None:
@@ -52,7 +50,7 @@ def infer(run: session.Session) -> None:
         pixels = [page_locked(run.batch_shape, run.engine.input_type) for _ in slots if not isinstance(decoder, GpuDecoder)]
         copy_in, compute = (resources.enter_context(Stream()) for _ in range(2))
         try:
-            graphs = [resources.enter_context(stage_10.capture(*each, compute)) for each in zip(contexts, slots)]
+            graphs = [resources.enter_context(stage_7.capture(*each, compute)) for each in zip(contexts, slots)]
         except CaptureError as error:
             run.notes.append(f"not captured, so launched one by one: {error}")
             graphs = []
@@ -87,7 +85,7 @@ def infer(run: session.Session) -> None:
                 if graphs:
                     graphs[index % SLOTS].launch(compute)
                 else:
-                    stage_10.enqueue(contexts[index % SLOTS], slot, compute)
+                    stage_7.enqueue(contexts[index % SLOTS], slot, compute)
                 slot.returned.record(compute)
             finished.append(worker.submit(finish, index, slot))
         for batch in finished[-SLOTS:]:

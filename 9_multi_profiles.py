@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from common import options, session
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, page_locked
-from common.engine import Engine
 from common.plans import default_plan
 from common.tensors import first_rows
 
@@ -56,7 +55,7 @@ def infer(run: session.Session) -> None:
     """Serve the batches on kernels chosen for their sizes; then, as a control, on those of one wide profile."""
     serve(run)
     if run.options.plan is None:  # a named plan may be of another model than the default one
-        run.control(serve, Engine(default_plan(run.precision)), "on one wide profile")
+        run.control(serve, lambda: default_plan(run.precision), "on one wide profile")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
     write.add_argument("--json", type=Path, metavar="PATH", help="the result record")
     write.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run's, and say so")
-    write.add_argument("--no-fp32", action="store_true", help="do not compare the plan's outputs with the FP32 plan's")
+    controls = "do not compare the plan's outputs with the FP32 plan's, nor stage 9's times with those of one wide profile"
+    write.add_argument("--no-controls", action="store_true", help=controls)
     write.add_argument("--no-parts", action="store_true", help="do not time a batch's parts by themselves: no limit then")
     backends = "tensorrt: a real GPU; rtx: a GeForce or RTX one, with TensorRT for RTX; simulated: a modelled one, outputs "
     backends += "computed on the CPU; auto (default): the first that works"

@@ -116,11 +116,13 @@ def at_cap_ms(session: Session) -> float:
 
 
 def gpu_ms(work: Sequence[Work], streams: Sequence[Stream], lead_ms: float = 0.0) -> float:
-    """GPU time of each piece of ``work``, which is enqueued on ``streams``; the host runs ahead by one turn of it. Before it is
-    timed the GPU has been at it for ``lead_ms``."""
-    first, *others = streams
-    times = []
-    with Event(timing=True) as begin, Event(timing=True) as end, Event() as joined:
+    """GPU time of each piece of ``work``, which is enqueued on ``streams`` again and again: the median turn. The first is not
+    timed, as it lets the host run ahead, nor those of ``lead_ms`` before it."""
+    (first, *others), clock_ns = streams, backend.current().clock_ns
+    with ExitStack() as resources:
+        rounds = 1 if backend.current().simulator else ROUNDS
+        marks = [resources.enter_context(Event(timing=True)) for _ in range(rounds + 1)]
+        joined = resources.enter_context(Event())
 
         def enqueue_all() -> None:
             for enqueue in work:
@@ -129,17 +131,14 @@ def gpu_ms(work: Sequence[Work], streams: Sequence[Stream], lead_ms: float = 0.0
                 joined.record(stream)
                 first.wait(joined)
 
-        started_ns = backend.current().clock_ns()
-        while backend.current().clock_ns() - started_ns < lead_ms * 1e6:
+        started_ns = clock_ns()
+        while clock_ns() - started_ns < lead_ms * 1e6:
             enqueue_all()
             first.synchronize()
-        for _ in range(1 if backend.current().simulator else ROUNDS):
+        for mark in marks:
             enqueue_all()
-            begin.record(first)
+            mark.record(first)
             for stream in others:
-                stream.wait(begin)
-            enqueue_all()
-            end.record(first)
-            end.synchronize()
-            times.append(end.ms_since(begin) / len(work))
-    return median(times)
+                stream.wait(mark)
+        marks[-1].synchronize()
+        return median(end.ms_since(begin) for begin, end in zip(marks, marks[1:])) / len(work)

@@ -16,6 +16,8 @@ T = TypeVar("T")
 FAULTY = 101.0
 """Percent of its limit from which on a result is no result."""
 LARGEST = 1e18
+OF_THE_FIRST = "fp32_max_abs_diff", "fp32_top1_agreement", "peak_device_memory_mb"
+"""What the first of several runs tells: later ones need not find it out, or find a GPU that others have used before them."""
 FAULT = "a fault of the measurement: run it again with more batches (--measure)"
 
 
@@ -99,8 +101,8 @@ class Record(Window, Conditions):
     """A run of one pipeline. None is what it did not find out.
 
     ``per_batch_ms`` is the median of ``windows``, which has those of all runs. The rest of the window is that of the
-    nearest one, and everything else is of the process in which that was measured. ``parts_ms`` are the parts of a batch, each
-    run by itself there. ``fp32_…`` compare the plan with the FP32 one, which the first run that did so tells; the other
+    nearest one, and everything else is of the process in which that was measured, but for ``OF_THE_FIRST`` and its notes.
+    ``parts_ms`` are the parts of a batch, each run by itself there. ``fp32_…`` compare the plan with the FP32 one; the other
     differences are from a serial run of the same plan.
     """
 
@@ -160,9 +162,9 @@ class Record(Window, Conditions):
         window, run = min(windows, key=lambda pair: abs(pair[0].per_batch_ms - middle))
         rate = (window.images_per_s or 0.0) * window.per_batch_ms / middle or None
         facts = {**vars(window), "per_batch_ms": middle, "images_per_s": rate}
-        away = next((each for each in runs if each.fp32_max_abs_diff is not None), run)  # the same plan's in all of them
-        facts.update({name: getattr(away, name) for name in ("fp32_max_abs_diff", "fp32_top1_agreement")})
-        return dataclasses.replace(run, **facts, windows=[each for each, _ in windows])
+        facts.update({name: getattr(runs[0], name) for name in OF_THE_FIRST})
+        notes = [*dict.fromkeys(runs[0].notes + run.notes)]
+        return dataclasses.replace(run, **facts, notes=notes, windows=[each for each, _ in windows])
 
     @property
     def faulty(self) -> bool:

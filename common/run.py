@@ -6,6 +6,7 @@ import contextlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -146,10 +147,11 @@ class Session:
         first = len(self.done_ns) - self.measured
         return [(self.done_ns[index] - self.begun_ns[index]) / 1e6 for index in range(first, len(self.done_ns))]
 
-    def control(self, infer: Infer, engine: Engine, where: str) -> None:
-        """Run the batches of a measured run on another engine too, outside the window; note both runs' times by batch size."""
-        if not self.measured or self._instruments is None:  # a pilot, whose times nobody asks for
+    def control(self, infer: Infer, plan: Callable[[], Path], where: str) -> None:
+        """Run the batches of a measured run on another plan too, outside the window; note both runs' times by batch size."""
+        if self._instruments is None or self.options.no_controls:  # a pilot's times nobody asks for
             return
+        engine = Engine(plan())
         if None in [engine.profile_for(len(batch)) for batch in self.batches]:
             self.notes.append(f"no run {where}: {engine.plan} takes batches of {engine.profiles}")
             return

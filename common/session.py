@@ -152,6 +152,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
                 if chosen.json:  # untimed
                     Record(here.name, here.device, here.library, stage=stage, races=len(races)).write(chosen.json)
                 raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
+            chosen.no_controls = True  # once is enough
     just_in_time.keep(engine.runtime_config, plan)
     record = Record.of(records)
     record.races = 0 if here.simulator else None

@@ -119,7 +119,7 @@ class Reference:
         with err.status("running the same plan serially"):
             outputs = run_serially(session.engine, distinct.values())
             self._expected = dict(zip(distinct, outputs))
-            if session.precision != "fp32" and session.options.plan is None and not session.options.no_fp32:
+            if session.precision != "fp32" and session.options.plan is None and not session.options.no_controls:
                 engine = Engine(default_plan("fp32"))
                 if None not in [engine.profile_for(len(batch)) for batch in distinct.values()]:
                     same = (as_taken_by(engine, batch) for batch in distinct.values())

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,17 @@ def call(command: list[str], log: Path) -> int:
     """Run a program, its output into a log; its exit code. However this ends, all that it started has ended before."""
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
-    try:
+    with killed_with_us(process):
         while process.poll() is None:  # to wait inside ``subprocess`` would be to hear of Ctrl-C late
             time.sleep(POLL_S)
-        return process.returncode
+    return process.returncode
+
+
+@contextlib.contextmanager
+def killed_with_us(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Whatever is raised inside, the process and all that it started have ended before."""
+    try:
+        yield
     except BaseException:
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Runs stages in processes of their own: without a profiler for their times, under Nsight Systems for their timelines."""
+"""Runs stages: without a profiler for their times, under Nsight Systems for their timelines."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from common.console import out
 from common.errors import ENVIRONMENT
 from common.plans import ROOT
 from common.record import Record
 from common.trace import TraceError, read
+from harness.in_turn import InTurn
 from harness.nsys import Nsys, NsysError, call
 
 WINDOWS = 2  # measured windows in each process but the first: nine in all have a middle one
@@ -23,12 +25,17 @@ PASSED_ON = ("batch", "charge_batch", "batches", "measure", "seed", "device", "i
 
 
 class Profiler:
-    """Runs stages into ``options.out``: in rounds, a run of each stage in every round, and then each once under nsys."""
+    """Runs stages into ``options.out``: in rounds, a run of each stage in every round, and then each once under nsys.
+
+    In the first round, which builds plans, and under nsys each stage has a process of its own; in another round all have one.
+    """
 
     def __init__(self, options: argparse.Namespace, backend: str, nsys: Nsys | None) -> None:
         self.options, self.nsys, self.simulated = options, nsys, backend == "simulated"
         self.repeats = 1 if self.simulated else options.repeats
         self.runs: dict[Path, list[Record]] = {}
+        self.call = call
+        self.steps_s: list[float] = []
         self.problems: list[str] = []
         self.failed = 0  # the first exit code that was not 0
         self.arguments = ["--backend", backend]
@@ -48,15 +55,22 @@ class Profiler:
             for stale in (".json", ".sqlite", ".log"):
                 self.file(script, stale).unlink(missing_ok=True)
             self.runs[script] = []
-        for number in range(self.repeats if self.runs else 0):
-            if self.repeats > 1:
-                out.print(f"round {number + 1} of {self.repeats}")
+        rounds = [(self.measure, f"round {number} of {self.repeats}") for number in range(1, self.repeats + 1)]
+        rounds += [(self.profile, f"under nsys {self.nsys.version}")] if self.nsys is not None else []
+        for number, (step, title) in enumerate(rounds):
+            if not self.runs:
+                return
+            if len(rounds) > 1:
+                out.print(title + self.remaining(len(self.runs) * (len(rounds) - number)))
+            shared = InTurn()
+            self.call = shared.call if number and step == self.measure else call
             for script in list(self.runs):
-                self.attempt(self.measure, script)
-        if self.nsys is not None and self.runs:
-            out.print(f"under nsys {self.nsys.version}")
-            for script in list(self.runs):
-                self.attempt(self.profile, script)
+                self.attempt(step, script)
+            shared.close()
+
+    def remaining(self, steps: int) -> str:
+        """For how long so many more steps will take; "" before there was one. A step with a build is not the usual one."""
+        return f", about {max(1, round(median(self.steps_s) * steps / 60))} min to go" if self.steps_s else ""
 
     def attempt(self, step: Callable[[Path], str], script: Path) -> None:
         """One step of one stage, with a line of what came of it."""
@@ -64,7 +78,8 @@ class Profiler:
         try:
             with out.status(f"{name}: running"):
                 done = step(script)
-            out.print(f"  {name:<20} {done}   ({time.perf_counter() - started:.0f} s)")
+            self.steps_s.append(time.perf_counter() - started)
+            out.print(f"  {name:<20} {done}   ({self.steps_s[-1]:.0f} s)")
             return
         except subprocess.CalledProcessError as error:
             log = self.file(script, ".log")
@@ -98,12 +113,12 @@ class Profiler:
     def measure(self, script: Path) -> str:
         """An unprofiled run. The record of all runs is written after each, so that what is interrupted can be compared too.
 
-        Its outputs and its parts belong to each run; how far the plan is from the FP32 one is the same for all.
+        Each verifies its outputs and times its parts; controls are the first one's.
         """
         path, runs = self.file(script, ".json"), self.runs[script]
-        more = ["--windows", WINDOWS, "--no-fp32"] if runs else ["--windows", 1]
+        more = ["--windows", WINDOWS, "--no-controls"] if runs else ["--windows", 1]
         more = ["--trace", self.file(script, ".sqlite")] if self.simulated else more
-        if code := call(command := self.command(script, "--json", path, *more), self.file(script, ".log")):
+        if code := self.call(command := self.command(script, "--json", path, *more), self.file(script, ".log")):
             raise subprocess.CalledProcessError(code, command)
         runs.append(recorded(path))
         record = replace(Record.of(runs), arguments=self.arguments)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from common import program
+from common.buffers import pageable
 from common.clock import undisturbed
 from common.errors import Fault, WrongOutputs
 from common.host import processor
@@ -163,16 +164,17 @@ def run(name: str, images: list[np.ndarray], options: argparse.Namespace) -> Rec
     reference_model = whole_model(replace(loop, precision="fp32", mode=None), options.device)
 
     def window(measured: int) -> tuple[Window, list[np.ndarray]]:
-        count, predictions, outputs, done_ns = measured + WARM_UP, Predictions([]), list[np.ndarray](), list[int]()
+        count, predictions, done_ns = measured + WARM_UP, Predictions([]), list[int]()
+        outputs = pageable((count, *reference[0].shape))
 
         def finish(index: int, output: np.ndarray) -> None:
-            predictions.add(names, output)  # as the stages do
-            outputs.append(output.copy())
+            predictions.add(names, output)  # as the stages do, and into memory that has been touched before
+            np.copyto(outputs[index], output)
             done_ns.append(time.perf_counter_ns())
 
         with undisturbed() as core_us:
             loop.run(model, [tensors[index % len(tensors)] for index in range(count)], options.device, finish)
-        return Window.between(done_ns, measured, measured * len(names), core_us=core_us), outputs
+        return Window.between(done_ns, measured, measured * len(names), core_us=core_us), list(outputs)
 
     with torch.inference_mode():
         reference = [reference_model(tensor.to(options.device)).cpu().numpy() for tensor in tensors]

@@ -82,11 +82,11 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
     return call
 
 
-MISSING = """
+UNCALLABLE = """
     cudaCtxResetPersistingL2Cache cudaDeviceReset cudaDeviceSetLimit cudaFuncGetAttributes cudaGraphDebugDotPrint
     cudaMallocManaged cudaMemPrefetchAsync cudaMemcpyPeerAsync cudaStreamAddCallback cudaStreamGetCaptureInfo
 """  # there, as a script may ask (an H200's answers in tests/fuzz), but not to be called
 globals().update(FLAGS | HANDLES)
 __getattr__ = partial(lack, what="simulated CUDA runtime")
-globals().update({name: partial(lack, name) for name in MISSING.split()})
+globals().update({name: partial(lack, name) for name in UNCALLABLE.split()})
 globals().update({name: _function(getattr(Calls, name)) for name in dir(Calls) if name.startswith("cuda")})

@@ -232,7 +232,8 @@ def session(checkout, batches: int = 4, measure: int = 2, instruments: Instrumen
     engine = Engine(checkout.tiny)
     arrays = [images.noise_images(range(2 * index, 2 * index + 2), (3, 32, 32), 1) for index in range(batches)]
     names = [[f"{index}-{row}" for row in range(2)] for index in range(batches)]
-    return Session(engine, arrays, names, argparse.Namespace(no_verify=False, precision="fp16"), measure, instruments)
+    chosen = argparse.Namespace(no_verify=False, no_controls=False, precision="fp16")
+    return Session(engine, arrays, names, chosen, measure, instruments)
 
 
 def test_batches_are_finished_in_order(checkout):
@@ -324,15 +325,18 @@ def test_a_control_on_another_engine_is_verified_and_noted(checkout):
 
     pilot = session(checkout)
     serve(pilot)
-    pilot.control(lambda _: pytest.fail("a pilot needs no control"), Engine(checkout.tiny), "as a control")
+    pilot.control(serve, lambda: pytest.fail("a pilot needs no control"), "as a control")
     with ExitStack() as resources:
         run = session(checkout, instruments=Instruments(resources))
         serve(run)
-    run.control(serve, Engine(checkout.tiny), "as a control")
+    run.control(serve, lambda: checkout.tiny, "as a control")
     assert run.notes[0].startswith("batch 2: ") and run.notes[0].endswith("as a control")
+    run.options.no_controls = True
+    run.control(serve, lambda: pytest.fail("later runs need none"), "as a control")
+    run.options.no_controls = False
     run.outputs[1][:] += 1
     with pytest.raises(WrongOutputs, match="batch 1 differs"):
-        run.control(serve, Engine(checkout.tiny), "as a control")
+        run.control(serve, lambda: checkout.tiny, "as a control")
 
 
 def test_sizes_are_the_batch_unless_a_stage_has_several():
@@ -430,14 +434,15 @@ def test_a_window_is_between_the_ends_of_batches(steps, data):
 @given(st.lists(st.lists(st.floats(1, 9), min_size=1, max_size=3), min_size=1, max_size=5))
 def test_a_record_of_several_runs_is_of_the_one_with_the_median_window(times):
     runs = [
-        Record(stage="x", notes=[str(number)], windows=[Window(time, submit_ms=time / 10) for time in own])
-        for number, own in enumerate(times)
+        Record(stage="x", notes=[str(number)], windows=own, peak_device_memory_mb=number)
+        for number, own in enumerate([Window(time, submit_ms=time / 10) for time in own] for own in times)
     ]
     found, every = Record.of(runs), sorted(time for own in times for time in own)
     assert sorted(found.repeats_ms) == every and found.per_batch_ms == np.median(every)
     nearest = found.submit_ms * 10
     assert abs(nearest - found.per_batch_ms) == pytest.approx(min(abs(time - found.per_batch_ms) for time in every), abs=1e-9)
-    assert any(nearest == pytest.approx(time) for time in times[int(found.notes[0])])
+    assert any(nearest == pytest.approx(time) for time in times[int(found.notes[-1])])
+    assert found.notes[0] == "0" and found.peak_device_memory_mb == 0  # the first one's as well, and its memory
 
 
 def test_conditions_say_what_was_modelled():

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import backend
+from common import backend, verify
+from common.images import noise_images
 from common.record import Record, Window
+from common.session import WARM_UP
 from export import models
-from peers import compare_engines, contenders, pytorch, rows
+from peers import compare_engines, contenders, loops, pytorch, rows
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -241,6 +243,18 @@ def test_a_loop_s_windows_come_from_five_processes(monkeypatch, tmp_path):
     assert said[:3] == [(name, 1) for name in names] and said[3:] == [(name, 2) for name in names[::2]] * 4
     assert len(Record.read(tmp_path / "peers" / "graphs-3-slots.json").windows) == 9
     assert [path.stem for path in (tmp_path / "peers").iterdir()].count("eager-fp32") == 0
+
+
+@pytest.mark.slow
+def test_a_loop_keeps_its_outputs_as_a_stage_does(monkeypatch):
+    """In one block that was touched before the window: new memory for each would cost its pages' first touch."""
+    pytest.importorskip("torch")
+    kept = []
+    monkeypatch.setattr(loops, "compare", lambda found, right: kept.append(found) or verify.compare(found, right))
+    asked = argparse.Namespace(device="cpu", windows=1, measure=3)
+    found = loops.run("eager-fp32", [noise_images([row, row + 1], (3, 224, 224), 1) for row in (0, 2)], asked)
+    assert len(kept[0]) == 3 + WARM_UP and kept[0][0].base is kept[0][-1].base is not None
+    assert found.outputs_match and len(found.windows) == 1
 
 
 @pytest.mark.slow

@@ -378,13 +378,13 @@ def test_a_gpu_s_results_are_whole_once_all_windows_are_there(tmp_path):
 
 
 def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces):
-    """Nine windows in five processes, each verified and with its parts; the plan is held to FP32 once, and not profiled."""
+    """Nine windows in five processes, each verified and with its parts; controls are made once, and not profiled."""
     options, said = argparse.Namespace(out=tmp_path, repeats=5, force=False, **dict.fromkeys(profiler.PASSED_ON)), []
 
     def call(command: list[str], log: Path) -> int:
         said.append(command[4:])
         times = [float(len(said))] * int(command[command.index("--windows") + 1] if "--windows" in command else 1)
-        away = None if "--no-fp32" in command else 0.25
+        away = None if "--no-controls" in command else 0.25
         each = record(times[0], windows=[Window(ms, 1.0, 1.0) for ms in times], fp32_max_abs_diff=away, measured=1)
         replace(each, window_event_ms=1.0).write(Path(command[command.index("--json") + 1]))
         return 0
@@ -396,17 +396,27 @@ def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces):
             call(command, log)
             shutil.copy(real_traces["serial"], sqlite)
 
+    class InTurn:
+        def __init__(self) -> None:
+            self.call = lambda *what: rounds.append(self) or call(*what)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    rounds, closed = [], []
     monkeypatch.setattr(profiler, "call", call)
+    monkeypatch.setattr(profiler, "InTurn", InTurn)
     script, path = tmp_path / "4_x.py", str(tmp_path / "4_x.json")
     runner = profiler.Profiler(options, "tensorrt", Profiled())
     runner.run([script])
     assert not runner.problems and (tmp_path / "4_x.sqlite").exists()
-    later = ["--json", path, "--windows", "2", "--no-fp32"]
+    later = ["--json", path, "--windows", "2", "--no-controls"]
     assert said[:5] == [["--json", path, "--windows", "1"], *[later] * 4]
     assert said[5][:2] == ["--no-verify", "--no-parts"] and len(said) == 6
     found = Record.read(tmp_path / "4_x.json")
     assert found.repeats_ms == [1, 2, 2, 3, 3, 4, 4, 5, 5] and found.per_batch_ms == 3.0 and found.parts_ms == PARTS
     assert found.fp32_max_abs_diff == 0.25 and found.profiled
+    assert len({*rounds}) == len(rounds) == 4 and {*rounds} <= {*closed}  # in another process in each round
 
 
 def test_all_windows_are_told():

@@ -20,6 +20,7 @@ from common.record import Record, Window
 from common.trace import TraceError, read
 from harness.analysis import analyse
 from harness.compare import Comparison
+from harness.in_turn import InTurn
 from harness.nsys import call
 from tests.conftest import SIMULATED
 
@@ -173,12 +174,14 @@ def test_a_signal_to_profile_all_ends_the_stage(checkout, tmp_path, how):
     assert log.read_text().endswith("6_multi_threads: interrupted\n")
 
 
-def test_what_a_program_has_started_ends_with_it(tmp_path):
-    """nsys and its stage; also one that hears nothing."""
-    log = tmp_path / "log"
+@pytest.mark.parametrize("call", ["call", "InTurn().call"])
+def test_what_a_program_has_started_ends_with_it(tmp_path, call):
+    """nsys and its stage, alone or in turn; also one that hears nothing."""
+    log, script = tmp_path / "log", tmp_path / "stage.py"
     started = f"{sys.executable} -c 'import time; time.sleep(60)' & echo $!; wait"
+    script.write_text(f"import subprocess; subprocess.run(['sh', '-c', {started!r}])")
     code = f"from pathlib import Path; from common import program; from harness.nsys import call\n\
-program.run(lambda: call(['sh', '-c', {started!r}], Path({str(log)!r})))"
+from harness.in_turn import InTurn; program.run(lambda: {call}([{sys.executable!r}, {str(script)!r}], Path({str(log)!r})))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     while not (log.exists() and log.read_text().strip()):
         time.sleep(0.05)
@@ -186,6 +189,36 @@ program.run(lambda: call(['sh', '-c', {started!r}], Path({str(log)!r})))"
     assert process.communicate(timeout=30)[1].endswith("interrupted\n") and process.returncode == 130
     state = Path(f"/proc/{log.read_text().split()[0]}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+IN_TURN = """
+import os, sys
+class Held:
+    def __del__(self):
+        print("given back")
+held = Held()
+held.itself = held
+print(os.getpid(), sys.argv, __name__, flush=True)
+if sys.argv[1] == "crash":
+    os._exit(7)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_stages_in_turn_share_a_process_until_one_fails(tmp_path):
+    """Each has its own arguments, log and exit code, and holds nothing when the next begins."""
+    script, shared, logs = tmp_path / "stage.py", InTurn(), []
+    script.write_text(IN_TURN)
+    for number, (argument, code) in enumerate([("0", 0), ("0", 0), ("3", 3), ("0", 0), ("crash", 7), ("0", 0)]):
+        log = tmp_path / f"{number}.log"
+        assert shared.call([sys.executable, str(script), argument], log) == code
+        logs.append(log.read_text().splitlines())
+        assert logs[-1][0].endswith(f" {[str(script), argument]} __main__")
+        assert logs[-1][1:] == ["given back"] * (argument != "crash")
+    shared.close()
+    shared.close()
+    pids = [first.split()[0] for first, *_ in logs]
+    assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] != pids[5] and len({*pids}) == 3
 
 
 def test_the_exit_code_of_a_program_is_given_back(tmp_path):

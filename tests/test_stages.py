@@ -81,7 +81,7 @@ def test_fp16_stages_report_their_distance_from_fp32(records):
 def test_what_a_stage_s_later_runs_need_not_find_out(checkout, tmp_path):
     """Its outputs are verified all the same."""
     path = tmp_path / "record.json"
-    done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--no-fp32", "--no-parts", "--json", path)
+    done = checkout.run("4_use_fp16.py", *SIMULATED, *CHEAP, "--no-controls", "--no-parts", "--json", path)
     record = json.loads(path.read_text())
     assert done.returncode == 0 and record["outputs_match"] is True and "right: identical" in done.stdout, done.stderr
     assert record["fp32_max_abs_diff"] is record["fp32_top1_agreement"] is record["parts_ms"] is None
@@ -93,6 +93,19 @@ def test_a_run_is_deterministic_in_virtual_time(checkout, records, tmp_path):
         done = checkout.run(f"{script}.py", *V100, "--json", tmp_path / "again.json")
         assert done.returncode == 0
         assert json.loads((tmp_path / "again.json").read_text())["window_ms"] == records[script]["window_ms"]
+
+
+def test_stages_in_turn_in_one_process_are_what_they_are_alone(checkout, records, tmp_path):
+    """As the profiler's rounds run them: times, outputs, memory; nothing of one is left to the next."""
+    scripts = ["8_multi_context", "1_baseline", "7_cuda_graph"]
+    lines = [[f"{tmp_path}/{name}.log", f"{name}.py", *V100, "--json", f"{tmp_path}/{name}.json"] for name in scripts]
+    done = checkout.run("-m", "harness.in_turn", input="".join(json.dumps(line) + "\n" for line in lines))
+    assert done.stdout == "0\n" * 3 and done.stderr == ""
+    for name in scripts:
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        for field in ("window_ms", "parts_ms", "max_abs_diff", "fp32_max_abs_diff", "peak_device_memory_mb", "races", "notes"):
+            assert found[field] == records[name][field], (name, field)
+        assert "not given back" not in (tmp_path / f"{name}.log").read_text()
 
 
 def test_buffers_are_reused_from_stage_2_on(checkout, tmp_path):

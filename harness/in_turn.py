@@ -1,0 +1,77 @@
+"""Stages one after the other in one process, which starts Python, CUDA and TensorRT once for all of them.
+
+``python -m harness.in_turn`` reads a stage's log and command line from a line of its input, as JSON, runs it as Python runs a
+script, and answers with a line, the exit code.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.plans import ROOT
+from harness.nsys import POLL_S, killed_with_us
+
+
+class InTurn:
+    """A process for stages. One that fails takes it along, and the next gets a new one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def call(self, command: list[str], log: Path) -> int:
+        """Run a stage, its output into a log; its exit code."""
+        if self._process is None:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+            self._process = subprocess.Popen([command[0], "-m", __name__], cwd=ROOT, start_new_session=True, **pipes)
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with killed_with_us(process):
+            process.stdin.write(json.dumps([str(log), *command[1:]]).encode() + b"\n")
+            while not select.select([process.stdout], [], [], POLL_S)[0]:
+                pass
+            answer = process.stdout.readline()
+        code = int(answer or process.wait())
+        if code != 0 or not answer:
+            self.close()
+        return code
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+
+def run(arguments: list[str]) -> int:
+    """Run a script with its arguments in this process; its exit code."""
+    sys.argv = arguments
+    code: Any = 0
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as done:
+        code = done.code or 0
+    gc.collect()  # what the stage held of the GPU and of page-locked memory, and only a cycle of references still does
+    return code
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    for line in sys.stdin:
+        log, *arguments = json.loads(line)
+        with open(log, "ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = run(arguments)
+        sys.stdout.flush()
+        print(code, file=answers)
+
+
+if __name__ == "__main__":
+    main()
