@@ -123,6 +123,8 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
     sent = f"{'int8' if precision == 'int8' else 'uint8'}-{'nhwc-' * (layout == 'nhwc')}" if layout else ""
     plan = ROOT / "plans" / f"resnet18-{sent}{precision}{variant}{backend.current().kind.plan_suffix}"
     shown = Path(os.path.relpath(plan))
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    let_go = program.alone(plan.parent)  # of several workers one builds it
     if reason := unusable(plan, shown):
         here = backend.current()
         command = ["0_build.py", "--backend", here.name, "--output", str(shown)]

@@ -11,6 +11,7 @@ import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -93,8 +94,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def alone(folder: Path) -> None:
-    """Hold a folder until this process ends, as soon as no other holds it; where the system has such locks."""
+def alone(folder: Path) -> Callable[[], None]:
+    """Hold a folder until this process ends or what is returned is called, as soon as no other holds it; where the system has
+    such locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -104,6 +106,8 @@ def alone(folder: Path) -> None:
         except BlockingIOError:
             err.print(f"another one works in {folder}: waiting for it", style="yellow", markup=False)
             fcntl.flock(held, fcntl.LOCK_EX)
+        return partial(os.close, held)
+    return lambda: None
 
 
 def sentence(error: BaseException) -> tuple[str, int]:

@@ -1,0 +1,227 @@
+"""Stage 12: the predictions of one pipeline by many processes, nothing lost and nothing twice, whoever is killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageFault
+from common.photographs import synthetic_jpeg
+from common.shards import Pictures, shards
+from tests.conftest import SIMULATED
+
+STAGE, COUNT, SHARD, POISONED = "12_many_gpus.py", 150, 16, 50
+OPTIONS = (*SIMULATED, "--plan", "plans/tiny.plan", "--batch", "4", "--decoder", "pillow")
+HERE = ("--shard", SHARD, "--format", "csv", "--gpus", 2)
+KILLS = signal.SIGTERM, signal.SIGKILL
+with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Small ones, one of them no picture and one of them empty."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index in range(COUNT):
+        (folder / f"{index:04d}.jpg").write_bytes(synthetic_jpeg(index, 7, 60, 48))
+    (folder / f"{POISONED:04d}.jpg").write_bytes(b"no picture")
+    (folder / f"{COUNT - 1:04d}.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def right(checkout, photographs, tmp_path_factory) -> dict[str, tuple[str, float]]:
+    """Class and probability of each picture by stage 11, in one process."""
+    path = tmp_path_factory.mktemp("right") / "names.csv"
+    done = checkout.run("11_jpeg_decode.py", *OPTIONS, "--images", photographs, "--predictions", path, "--no-fp32")
+    assert done.returncode == 0, done.stderr
+    return {row["image"]: (row["class"], float(row["probability"])) for row in rows(path)}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(out: Path, right: dict[str, tuple[str, float]]) -> None:
+    """Each picture once, in order, with the class that one pipeline gives it; the others with the reason."""
+    found = [row for path in sorted(out.glob("*.csv")) for row in rows(path)]
+    assert [int(row["index"]) for row in found] == list(range(COUNT))
+    assert [row["image"] for row in found] == [f"{index:04d}.jpg" for index in range(COUNT)]
+    assert {row["image"]: row["error"] for row in found if row["error"]} == {"0050.jpg": "no JPEG", "0149.jpg": "empty"}
+    predicted = {row["image"]: (row["class"], float(row["probability"])) for row in found if not row["error"]}
+    assert predicted.keys() == right.keys()
+    for name, (number, probability) in predicted.items():
+        assert number == right[name][0] and probability == pytest.approx(right[name][1], abs=1e-6)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_parts_without_ray_do_all_of_it(checkout, photographs, right, tmp_path):
+    for index in range(2):
+        done = checkout.run(STAGE, *OPTIONS, *HERE, "--images", photographs, "--predictions", tmp_path, "--part", f"{index}/2")
+        assert done.returncode == 0, done.stderr
+        assert len(list(tmp_path.glob("*.csv"))) == (5, 10)[index]
+        assert ("2 of them cannot be read" in done.stdout) == bool(index)  # both lie in odd shards
+    check(tmp_path, right)
+
+
+class Driver:
+    """The stage with Ray in a process of its own; ``said`` is all that it and its workers say."""
+
+    def __init__(self, checkout, out: Path, photographs: Path, script: object = STAGE) -> None:
+        self.out, self.log = out, out.parent / f"{out.name}.log"
+        command = [sys.executable, script, *OPTIONS, *HERE, "--images", photographs, "--predictions", out]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, count: int) -> None:
+        """Until so many shards are done."""
+        while len(list(self.out.glob("*.csv"))) < count:
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
+    def workers(self) -> list[int]:
+        """Of this driver; their parent is its raylet."""
+        mine = set()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command, status = (entry / "cmdline").read_bytes(), (entry / "stat").read_text()
+                parent = Path("/proc", status.rpartition(") ")[2].split()[1])
+                above = int((parent / "stat").read_text().rpartition(") ")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            if b"MapWorker" in command and above == self.process.pid:
+                mine.add(int(entry.name))
+        return sorted(mine)
+
+    def end(self) -> int:
+        return self.process.wait(timeout=120)
+
+
+@pytest.fixture
+def drive(checkout, photographs, tmp_path) -> Iterator:
+    started: list[Driver] = []
+
+    def start(script: object = STAGE) -> Driver:
+        started.append(Driver(checkout, tmp_path / "names", photographs, script))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+
+
+@with_ray
+def test_a_killed_worker_s_shards_are_done_by_another(drive, right):
+    driver = drive()
+    driver.wait_for(2)
+    os.kill(driver.workers()[0], signal.SIGKILL)
+    assert driver.end() == 0, driver.said
+    check(driver.out, right)
+    workers = re.findall(r"^\S+:\d+: (\d+) pictures", driver.said, re.MULTILINE)
+    assert len(workers) >= 2 and sum(map(int, workers)) == COUNT and "2 of them cannot be read" in driver.said
+
+
+@with_ray
+@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in KILLS)])
+def test_a_driver_that_was_ended_does_the_rest_when_it_is_started_again(drive, right, number):
+    driver = drive()
+    driver.wait_for(2)
+    workers = driver.workers()
+    driver.process.send_signal(number)
+    assert driver.end() == (-number if number == signal.SIGKILL else 130), driver.said
+    assert number == signal.SIGKILL or driver.said.endswith("12_many_gpus: interrupted\n")
+    while any(Path("/proc", str(worker)).exists() for worker in workers):  # they outlive a killed driver by a moment
+        time.sleep(0.1)
+    before = {path: path.stat().st_mtime_ns for path in driver.out.glob("*.csv")}
+    again = drive()
+    assert again.end() == 0, again.said
+    assert f"{len(before)} of 10 shards are done already" in again.said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    check(driver.out, right)
+
+
+BROKEN = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+from common import program
+from common.errors import EnvironmentFault
+stage = import_module("12_many_gpus")
+
+class Broken(stage.Worker):
+    def __init__(self, chosen):
+        started = chosen.predictions / f".started-{os.getpid()}"
+        started.touch()
+        if len(list(chosen.predictions.glob(".started-*"))) <= FAIL:
+            raise EnvironmentFault("this plan is no plan here")
+        super().__init__(chosen)
+
+    def do(self, shard):
+        if KILLS in range(shard.first, shard.first + len(shard.names)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().do(shard)
+
+stage.Worker = Broken
+program.run(stage.main)
+"""
+
+
+def broken(folder: Path, fail: int = 0, kills: int = -1) -> Path:
+    """The stage with workers of which the first ``fail`` cannot start, or with a picture that kills whoever looks at it."""
+    script = folder / "broken.py"
+    script.write_text(BROKEN.replace("FAIL", str(fail)).replace("KILLS", str(kills)))
+    return script
+
+
+def forget_the_starts(out: Path) -> None:
+    for path in out.glob(".started-*"):
+        path.unlink()
+
+
+@with_ray
+def test_a_plan_that_one_worker_cannot_load_costs_only_that_worker(checkout, drive, right, tmp_path):
+    driver = drive(broken(checkout.folder, fail=1))
+    assert driver.end() == 0, driver.said
+    forget_the_starts(driver.out)
+    check(driver.out, right)
+    assert "this plan is no plan here" in driver.said
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_plan_that_no_worker_can_load_ends_the_run_with_its_reason(checkout, drive, right):
+    driver = drive(broken(checkout.folder, fail=999))
+    assert driver.end() == 3, driver.said
+    last = driver.said.strip().splitlines()[-1]
+    assert "this plan is no plan here" in last and not list(driver.out.glob("*.csv"))
+    assert drive().end() == 0
+    forget_the_starts(driver.out)
+    check(driver.out, right)
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_picture_that_kills_is_told_and_costs_only_its_shard(checkout, drive, right):
+    driver = drive(broken(checkout.folder, kills=POISONED))
+    assert driver.end() == 3, driver.said
+    last = driver.said.strip().splitlines()[-1]
+    assert "1 of 10 shards are not done (000000048-000000063)" in last, driver.said
+    assert len(list(driver.out.glob("*.csv"))) == 9
+    assert drive().end() == 0
+    forget_the_starts(driver.out)
+    check(driver.out, right)
