@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import backend, record
+from common import backend, program, record
 from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
@@ -124,22 +124,30 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
     plan = ROOT / "plans" / f"resnet18-{sent}{precision}{variant}{backend.current().kind.plan_suffix}"
     shown = Path(os.path.relpath(plan))
     plan.parent.mkdir(parents=True, exist_ok=True)
-    let_go = program.alone(plan.parent)  # of several workers one builds it
-    if reason := unusable(plan, shown):
-        here = backend.current()
-        command = ["0_build.py", "--backend", here.name, "--output", str(shown)]
-        command += [] if precision == "fp32" else [f"--{precision}"]
-        command += ["--input", "bytes", "--layout", layout] if layout else []
-        command += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
-        if not here.kind.builds:
-            needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"
-            raise EnvironmentFault(f"{reason}, and the {here.kind.called} builds none. Build it {needed}")
-        err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
-        code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
-        if code != 0:
-            by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if precision == "int8" else ""
-            raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
+    let_go = program.alone(plan.parent)  # of several processes one builds it
+    try:
+        if reason := unusable(plan, shown):
+            build(reason, shown, precision, opts, layout)
+    finally:
+        let_go()
     return shown
+
+
+def build(reason: str, shown: Path, precision: str, opts: Sequence[int], layout: str | None) -> None:
+    """Run ``0_build.py`` for a default plan, for the ``reason`` that is told."""
+    here = backend.current()
+    command = ["0_build.py", "--backend", here.name, "--output", str(shown)]
+    command += [] if precision == "fp32" else [f"--{precision}"]
+    command += ["--input", "bytes", "--layout", layout] if layout else []
+    command += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
+    if not here.kind.builds:
+        needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"
+        raise EnvironmentFault(f"{reason}, and the {here.kind.called} builds none. Build it {needed}")
+    err.print(f"{reason}; building it: python {' '.join(command)}", markup=False)
+    code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
+    if code != 0:
+        by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if precision == "int8" else ""
+        raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
 
 
 def unusable(plan: Path, shown: Path) -> str | None:
