@@ -6,11 +6,11 @@ predictions go back to whoever that was.
 
 from __future__ import annotations
 
-import contextlib
 import threading
+import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ TURN = 20_000
 """Batches after which the pipeline is built anew: a stage keeps a little of each of its batches."""
 AHEAD = 16  # batches that are being read, by a thread each
 REST_S = 0.002  # between two looks for a batch where there is none
-PATIENCE_S = 60.0  # after which a batch that has not come back will not: the pipeline failed while others waited in it
+PATIENCE_S = 60.0  # in which a pipeline that has something to do finishes a batch, or it has failed
 TESTED, DRAWN = 6, 8  # batches of the self-test, and different pictures in it
 
 Row = tuple[Union[str, None], Union[float, None], Union[str, None]]
@@ -81,6 +81,7 @@ class Flow(Session):
         self.predictions, self.by_pillow = Predictions(self.engine.facts.get("labels", [])), 0
         self._going = deque[Part]()
         self._error: BaseException = Ended("the pipeline was ended")
+        self._finished_s = time.monotonic()
         self._pool = ThreadPoolExecutor(AHEAD) if self.here.simulator is None else None
         threading.Thread(target=self._run, args=(infer,), daemon=True).start()
         try:
@@ -106,14 +107,21 @@ class Flow(Session):
         return Answer([row for answer in found for row in answer.rows], found[0].begun_ns, found[-1].ended_ns)
 
     def _answer(self, answers: Any) -> Answer:
-        try:
-            answer = answers.get(timeout=PATIENCE_S)
-        except Empty:
-            self.close()  # lets those go that wait for pictures, so that what has failed is heard
-            answer = answers.get(timeout=PATIENCE_S)
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        ended = False
+        while True:
+            try:
+                answer = answers.get(timeout=PATIENCE_S)
+            except Empty:
+                if time.monotonic() - self._finished_s < PATIENCE_S:
+                    continue
+                if ended:
+                    raise Ended(f"nothing has come out of the pipeline for {2 * PATIENCE_S:.0f} s") from None
+                self.close()  # lets those go that wait for pictures, so that what has failed is heard
+                ended = True
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
 
     def _begin(self, pictures: Sequence[tuple[str, Any]]) -> Callable[[], Files]:
         """Begin to read a batch's files; what is returned waits for them. (A simulated host reads in no time.)"""
@@ -161,21 +169,21 @@ class Flow(Session):
     def begin(self, index: int) -> None:
         pass
 
-    @contextlib.contextmanager
-    def submit(self, index: int) -> Iterator[None]:
-        with ranges.pushed(ranges.INFER, index):
-            yield
+    def submit(self, index: int) -> Any:
+        return ranges.pushed(ranges.INFER, index)
 
     def finish(self, index: int, host_output: np.ndarray) -> None:
-        part = self._going.popleft()
+        part, self._finished_s = self._going.popleft(), time.monotonic()
         with ranges.pushed(ranges.POSTPROCESS, len(part.files)):
             if part.outputs is not None:
                 part.outputs.append(host_output.copy())
-            rows: list[Row] = []
-            for (name, _), number, probability in zip(part.files, *map(np.ndarray.tolist, top1(host_output))):
-                self.by_pillow += self._decoder.left_to_pillow.pop(name, None) is not None
-                why = self.unreadable.pop(name, None)
-                rows.append((self.predictions.label(number), probability, None) if why is None else (None, None, why))
+            classes, probabilities = map(np.ndarray.tolist, top1(host_output[: len(part.files)]))
+            labels = {number: self.predictions.label(number) for number in set(classes)}
+            rows: list[Row] = [(labels[number], probability, None) for number, probability in zip(classes, probabilities)]
+            for row, (name, _) in enumerate(part.files if self.unreadable or self._decoder.left_to_pillow else ()):
+                left, why = self._decoder.left_to_pillow.pop(name, None), self.unreadable.pop(name, None)
+                self.by_pillow += left is not None and why is None
+                rows[row] = rows[row] if why is None else (None, None, why)
         races = [WrongOutputs(f"a race, whatever the outputs are: {race}") for race in self.here.races() or []]
         part.answers.put(races[0] if races else Answer(rows, part.begun_ns, self.here.clock_ns()))
 

@@ -17,13 +17,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common import options, program
+from common import options
 from common.console import err, out, printable
 from common.errors import EnvironmentFault
 from common.files import check_writable, sha256, write_json
 from common.flow import Flow
-from common.plans import ROOT
-from common.shards import COLUMNS, Pictures, Shard, shards
+from common.shards import Pictures, Shard, shards
 
 BATCHES = 64  # of a shard
 STORE = 256 << 20  # bytes of Ray's own memory on this machine: only names go through it
@@ -38,11 +37,12 @@ def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
     numbers = range(shard.first, shard.first + len(shard.names))
     answer = flow.predict(list(zip(map(str, numbers), pictures.sources(shard.names))))
     names = [printable(name or Path(pictures.root).name) for name in shard.names]
-    shard.write([dict(zip(COLUMNS, (number, name, *row))) for number, name, row in zip(numbers, names, answer.rows)])
+    classes, probabilities, reasons = zip(*answer.rows)
+    shard.write(numbers, names, classes, probabilities, reasons)
     return {
         "shard": Path(shard.path).name,
         "images": len(answer.rows),
-        "unreadable": sum(why is not None for *_, why in answer.rows),
+        "unreadable": len(reasons) - reasons.count(None),
         "by_pillow": flow.by_pillow - before,
         "worker": f"{platform.node()}:{os.getpid()}",
         "begun_s": answer.begun_ns / 1e9,
@@ -55,7 +55,10 @@ def conditions(flow: Flow) -> dict[str, Any]:
     here, chosen = flow.here, flow.options
     engine = {"engine": here.library, "precision": chosen.precision, "input": str(flow.engine.input_type)}
     sizes = {"batch": flow.size.charged, "computed_batch": flow.size.batch, "scale": here.scale}
-    gpu = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "cores": len(os.sched_getaffinity(0)) if here.simulator is None else None}
+    gpu = {
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "cores": len(os.sched_getaffinity(0)) if here.simulator is None else None,
+    }
     return {"backend": here.name, "device": here.device, **engine, **sizes, "decoder": flow.decoder.name, **gpu}
 
 
@@ -103,7 +106,10 @@ def run(chosen: Namespace, deal: Deal) -> None:
     chosen.plan = chosen.plan and chosen.plan.resolve()
     chosen.precision = chosen.precision or (None if chosen.plan else "fp16")
     check_writable(chosen.json)
-    facts = {"plan_sha256": sha256(chosen.plan) if chosen.plan and chosen.plan.is_file() else None, "precision": chosen.precision}
+    facts = {
+        "plan_sha256": sha256(chosen.plan) if chosen.plan and chosen.plan.is_file() else None,
+        "precision": chosen.precision,
+    }
     size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
     every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)
     if chosen.part:
@@ -132,15 +138,18 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     for worker, own in sorted(workers.items()):
         span = max(each["ended_s"] for each in own) - min(each["begun_s"] for each in own)
         images, facts = sum(each["images"] for each in own), own[0]["conditions"]
-        rates.append({"worker": worker, "images": images, "span_s": span, "images_per_s": images * facts["scale"] / span, **facts})
+        rates.append(
+            {"worker": worker, "images": images, "span_s": span, "images_per_s": images * facts["scale"] / span, **facts}
+        )
     counts = {key: sum(each[key] for each in done) for key in ("images", "unreadable", "by_pillow")}
     return {**counts, "images_per_s": sum(each["images_per_s"] for each in rates), "workers": rates}
 
 
 def said(found: dict[str, Any]) -> Iterator[str]:
     for each in found["workers"]:
-        facts = f"{each['device']}, {each['engine']}, {each['precision']}, batch {each['batch']}, {each['input']} by {each['decoder']}"
-        yield f"{each['worker']}: {each['images']:,} pictures, {each['images_per_s']:,.0f} images/s ({facts})"
+        what = f"{each['precision']}, batch {each['batch']}, {each['input']} by {each['decoder']}"
+        rate = f"{each['images']:,} pictures, {each['images_per_s']:,.0f} images/s"
+        yield f"{each['worker']}: {rate} ({each['device']}, {each['engine']}, {what})"
     yield f"{found['images']:,} pictures in {found['wall_s']:.1f} s; {found['images_per_s']:,.0f} images/s while at work"
     if found["unreadable"]:
         yield f"{found['unreadable']:,} of them cannot be read; their rows say why"

@@ -36,14 +36,14 @@ class Content:
 
 @dataclass(frozen=True)
 class File:
-    """A picture's file in a file system of Arrow's: a bucket's, for one."""
+    """A picture's file on this machine, or in a file system of Arrow's: a bucket's, for one."""
 
-    system: Any
     path: str
+    system: Any = None
 
     def read_bytes(self) -> bytes:
-        with self.system.open_input_stream(self.path) as stream:
-            return stream.read()
+        with open(self.path, "rb", buffering=0) if self.system is None else self.system.open_input_stream(self.path) as file:
+            return file.read()
 
 
 class Pictures:
@@ -87,9 +87,9 @@ class Pictures:
             if table or self.root.endswith(".parquet"):
                 yield from self._contents(f"{table}.parquet" if table else "", [int(name.rpartition("#")[2]) for name in group])
             elif self._remote:
-                yield from (File(self._remote[0], f"{self._remote[1]}/{name}") for name in group)
+                yield from (File(f"{self._remote[1]}/{name}", self._remote[0]) for name in group)
             else:
-                yield from (Path(self.root) / name for name in group)
+                yield from (File(f"{self.root}/{name}" if name else self.root) for name in group)
 
     def _contents(self, name: str, rows: list[int]) -> Iterator[Content]:
         table, start = self._table(name), 0
@@ -112,16 +112,17 @@ class Shard:
     names: list[str]
     path: str
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """``rows`` have ``COLUMNS``. Written whole or not at all, so that doing a shard twice changes nothing."""
+    def write(self, *columns: Sequence[Any]) -> None:
+        """The values of each of ``COLUMNS``. Written whole or not at all, so that doing a shard twice changes nothing."""
         path = Path(self.path)
         if path.suffix == ".csv":
-            write_csv(path, COLUMNS, rows)
+            write_csv(path, COLUMNS, (dict(zip(COLUMNS, row)) for row in zip(*columns)))
             return
         arrow = import_module("pyarrow")
-        kinds = zip(COLUMNS, (arrow.int64(), arrow.string(), arrow.string(), arrow.float32(), arrow.string()))
+        kinds = arrow.int64(), arrow.string(), arrow.string(), arrow.float32(), arrow.string()
+        table = arrow.table([arrow.array(values, kind) for values, kind in zip(columns, kinds)], COLUMNS)
         with atomic_path(path) as temporary:
-            import_module("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows, arrow.schema(list(kinds))), temporary)
+            import_module("pyarrow.parquet").write_table(table, temporary)
 
 
 def shards(pictures: Pictures, out: Path, size: int, suffix: str, facts: dict[str, Any]) -> tuple[list[Shard], list[Shard]]:

@@ -37,7 +37,7 @@ from harness.nsys import Nsys, NsysError, find
 from harness.profiler import PASSED_ON, WINDOWS, Profiler
 
 LADDER, LAST = 10, 11
-"""The last stage that is run unless it is asked for, and the last: what starts from pictures in files is as slow as their decoder."""
+"""The last stage that is run unless it is asked for (what starts from files is as slow as their decoder), and the last."""
 
 
 def stages() -> list[Path]:

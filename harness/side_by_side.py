@@ -117,7 +117,8 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=ROOT / "out" / "side_by_side", metavar="DIR", help="default: out/side_by_side/")
     copy_at = "of one process: only copy, from this second of the system's clock on, and print the rates"
     p.add_argument("--copy-at", type=float, metavar="S", help=copy_at)
-    options, options.arguments = p.parse_known_args()
+    options, arguments = p.parse_known_args()
+    options.arguments = arguments
     if options.copy_at is not None:
         backend.select(options.backend)
         print(json.dumps({way: copy_for(way, options.copy_at + WAYS_S * place) for place, way in enumerate(WAYS)}))

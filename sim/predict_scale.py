@@ -30,7 +30,9 @@ from sim import device as devices
 GPUS = (1, 2, 4, 8)
 IMAGE = 3 * 224 * 224  # values
 JPEG = 71_000  # bytes of a file of 500×375 at quality 90
-PILLOW_A_CORE = 462  # images/s: one thread of Pillow on the H200's host, files of 500×375 (with 16 threads in one process 1,840)
+PILLOW_A_CORE = (
+    462  # images/s: one thread of Pillow on the H200's host, files of 500×375 (with 16 threads in one process 1,840)
+)
 WORK = [  # title, stage, its options, bytes over the link, bytes that the host's memory moves, whether cores decode
     ("float batches, no files", "7_cuda_graph", (), 4 * IMAGE, 4 * IMAGE, False),
     ("uint8 batches, no files", "10_uint8_input", (), IMAGE, IMAGE, False),
@@ -38,7 +40,12 @@ WORK = [  # title, stage, its options, bytes over the link, bytes that the host'
     ("JPEG by Pillow, uint8", "11_jpeg_decode", ("--decoder", "pillow"), IMAGE, 2 * IMAGE + 2 * JPEG, True),
 ]
 COLUMNS = [("work", "work", "{}"), ("limited by", "limiter", "{}")]
-NAMES = {"h2d": "each GPU's link", "compute": "each GPU's compute", "decode": "each GPU's JPEG engines", "postprocess": "its host thread"}
+NAMES = {
+    "h2d": "each GPU's link",
+    "compute": "each GPU's compute",
+    "decode": "each GPU's JPEG engines",
+    "postprocess": "its host thread",
+}
 
 
 def one(device: str, stage: str, *options: str) -> Record:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from common.errors import UsageFault
+from common import flow, options
+from common.cuda import CudaError
+from common.files import read_json
 from common.photographs import synthetic_jpeg
+from common.record import Record
 from common.shards import Pictures, shards
+from sim import predict_scale
+from sim.enums import cudaError_t as CudaErrors
 from tests.conftest import SIMULATED
 
 STAGE, COUNT, SHARD, POISONED = "12_many_gpus.py", 150, 16, 50
@@ -73,6 +80,113 @@ def test_parts_without_ray_do_all_of_it(checkout, photographs, right, tmp_path):
         assert len(list(tmp_path.glob("*.csv"))) == (5, 10)[index]
         assert ("2 of them cannot be read" in done.stdout) == bool(index)  # both lie in odd shards
     check(tmp_path, right)
+
+
+def test_parquet_in_parquet_out_and_folders_by_their_address(checkout, photographs, right, tmp_path):
+    """Rows of two files with row groups that are no shards; a folder's address stands for a bucket's."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = [path.read_bytes() for path in sorted(photographs.iterdir())]
+    for name, part in (("a", contents[:70]), ("b", contents[70:])):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        table = arrow.table({"label": list(range(len(part))), "image": part})
+        parquet.write_table(table, tmp_path / "tables" / f"{name}.parquet", row_group_size=33)
+    for images, out in ((tmp_path / "tables", "rows"), (photographs.as_uri(), "files")):
+        where = ("--images", images, "--predictions", tmp_path / out, "--shard", 16, "--part", "0/1")
+        done = checkout.run(STAGE, *OPTIONS, *where)
+        assert done.returncode == 0, done.stderr
+        found = [row for path in sorted((tmp_path / out).glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+        assert [row["index"] for row in found] == list(range(COUNT))
+        wrong = {POISONED: "no JPEG", COUNT - 1: "empty"}
+        expected = [(right.get(f"{index:04d}.jpg", (None,))[0], wrong.get(index)) for index in range(COUNT)]
+        assert [(row["class"], row["error"]) for row in found] == expected
+        assert found[71]["image"] == ("b.parquet#1" if out == "rows" else "0071.jpg")
+
+
+def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photographs):
+    pictures, out = Pictures(str(photographs)), tmp_path / "out"
+    every, left = shards(pictures, out, 16, ".csv", {"precision": "fp16"})
+    assert (
+        left == every
+        and sum(len(shard.names) for shard in every) == COUNT
+        and every[-1].path.endswith("000000144-000000149.csv")
+    )
+    every[3].write([], [], [], [], [])
+    assert shards(pictures, out, 16, ".csv", {"precision": "fp16"})[1] == [shard for shard in every if shard != every[3]]
+    for size, facts in ((17, {"precision": "fp16"}), (16, {"precision": "fp32"})):
+        with pytest.raises(Exception, match="predictions of another run"):
+            shards(pictures, out, size, ".csv", facts)
+    with pytest.raises(Exception, match="there is no"):
+        shards(Pictures(str(tmp_path / "nothing")), out, 16, ".csv", {})
+
+
+def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sentence(checkout, photographs, tmp_path):
+    where = ("--images", photographs, "--predictions", tmp_path / "out", "--part", "0/1")
+    assert checkout.run(STAGE, *OPTIONS, *where, "--shard", 60).returncode == 0
+    done = checkout.run(STAGE, *OPTIONS, *where, "--shard", 61)
+    assert done.returncode == 2 and "predictions of another run (shard 60 and not 61)" in " ".join(done.stderr.split())
+    done = checkout.run(STAGE, *OPTIONS, *where, "--plan", "plans/none.plan", "--shard", 60)
+    assert done.returncode in (2, 3) and "error:" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def pipeline(checkout, monkeypatch):
+    """Stage 11's, without an end, in this process."""
+    monkeypatch.chdir(checkout.folder)
+    monkeypatch.setattr(flow, "TURN", 50)
+    words = [*OPTIONS, "--images", "none", "--predictions", "none"]
+    made = flow.Flow(options.many("").parse_args(list(map(str, words))), import_module("11_jpeg_decode").infer)
+    yield made
+    made.close()
+    made.here.simulator.close()
+
+
+class Gone:
+    def read_bytes(self) -> bytes:
+        raise FileNotFoundError(2, "gone")
+
+
+def test_pictures_go_in_from_anywhere_and_rows_come_back_in_order(pipeline, monkeypatch):
+    """Also where the pipeline is built anew meanwhile, and where a file is gone."""
+    data = [synthetic_jpeg(index, 7, 60, 48) for index in range(5)]
+    contents = [(str(index), SimpleNamespace(read_bytes=lambda index=index: data[index % 5])) for index in range(210)]
+    contents[100] = ("100", Gone())
+    found, again = pipeline.predict(contents).rows, pipeline.predict(contents).rows
+    assert len(contents) > 4 * len(pipeline.batches) and found == again and found[100] == (None, None, "gone")
+    assert all(row == found[index % 5] for index, row in enumerate(found) if index != 100)
+    assert len(set(found[:5])) > 2 and not pipeline.unreadable
+
+
+def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
+    monkeypatch.setattr(flow, "PATIENCE_S", 3.0)
+    simulator = pipeline.here.simulator
+    simulator.fail_at(simulator.calls + 40, CudaErrors.cudaErrorIllegalAddress)
+    contents = [(str(index), SimpleNamespace(read_bytes=lambda: b"")) for index in range(400)]
+    for _ in range(2):  # and everybody after
+        with pytest.raises(CudaError, match="cudaErrorIllegalAddress"):
+            pipeline.predict(contents)
+
+
+def test_the_link_of_each_gpu_alone_and_of_all_at_once(checkout):
+    """A simulated link is shared with nobody."""
+    done = checkout.run("-m", "harness.side_by_side", "link", *SIMULATED, "--gpus", 2, "--out", "side")
+    assert done.returncode == 0, done.stderr
+    for row in read_json(checkout.folder / "side" / "link.json")["rows"]:
+        rate, count = 55.43 if row["what"] == "copy h2d" else 55.34, len(row["gpus"].split(","))
+        assert row["together"] == pytest.approx(count * rate, rel=0.01) and row["efficiency"] == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("switch, cores, decodes, images, limiter", [
+    (1, 32, False, 8000.0, "each GPU's link"),
+    (4, 32, False, 2 * 55.43e9 / 55.43e6, "the switch"),
+    (1, 16, True, 16 * 462.0, "the host's cores"),
+    (1, 32, True, 8000.0, "each process's decoder"),
+])  # fmt: skip
+def test_n_gpus_do_n_times_one_s_work_until_they_share_something(switch, cores, decodes, images, limiter):
+    record = Record(images_per_s=1000.0, parts_ms={"h2d": 2.0, "compute": 1.0})
+    shared = Namespace(device="h200", gpus_a_switch=switch, cores=cores)
+    found = predict_scale.row("work", record, 55_430_000, 1_000_000, decodes, shared)
+    assert found["images_per_s_1"] == pytest.approx(1000.0) and found["images_per_s_8"] == pytest.approx(images)
+    assert found["limiter"] == limiter and found["host_gb_s"] == pytest.approx(images / 1000)
 
 
 class Driver:
