@@ -38,9 +38,12 @@ def choose(name: str, on_device: bool) -> str:
     raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
 
 
-def make(name: str, engine: Engine) -> CpuDecoder | GpuDecoder:
-    """The decoder called ``name``, for the plan's input."""
-    return GpuDecoder(engine) if name == jpeg.ON_DEVICE else CpuDecoder(name, engine)
+def make(name: str, engine: Engine, unreadable: dict[str, str] | None = None) -> CpuDecoder | GpuDecoder:
+    """The decoder called ``name``, for the plan's input. ``unreadable`` gets the files that nobody can decode, with the reason,
+    and their pictures are black; without it they raise."""
+    decoder = GpuDecoder(engine) if name == jpeg.ON_DEVICE else CpuDecoder(name, engine)
+    decoder.load.unreadable = unreadable
+    return decoder
 
 
 def shared_out(threads: int) -> Callable[..., Iterable[Any]]:
@@ -71,8 +74,8 @@ class CpuDecoder:
     """Decodes on the host, a thread a core. ``left_to_pillow``: see ``Loader``."""
 
     def __init__(self, name: str, engine: Engine) -> None:
-        self.name, self._load = name, Loader(name, *height_and_width(engine))
-        self.left_to_pillow, self._map = self._load.left_to_pillow, shared_out(os.cpu_count() or 1)
+        self.name, self.load = name, Loader(name, *height_and_width(engine))
+        self.left_to_pillow, self._map = self.load.left_to_pillow, shared_out(os.cpu_count() or 1)
 
     def decode(self, files: Files, destination: np.ndarray) -> None:
         """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). Raises as ``loaded`` does."""
@@ -80,7 +83,7 @@ class CpuDecoder:
             list(self._map(self._row, files, (destination[row : row + 1] for row in range(len(files)))))
 
     def _row(self, file: tuple[str, bytes], row: np.ndarray) -> None:
-        write(loaded(self._load, *file)[None], row)
+        write(loaded(self.load, *file)[None], row)
 
     to_host = decode
 
@@ -93,7 +96,7 @@ class GpuDecoder:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
-        self._simulator, self._load = backend.current().simulator, Loader("pillow", *self._size)
+        self._simulator, self.load = backend.current().simulator, Loader("pillow", *self._size)
         self._map = shared_out(os.cpu_count() or 1)
         if self._simulator is None:
             if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
@@ -148,7 +151,7 @@ class GpuDecoder:
                 stream=on,
             )
         for row in left:
-            pixels = np.ascontiguousarray(loaded(self._load, *files[row]).transpose(1, 2, 0))
+            pixels = np.ascontiguousarray(loaded(self.load, *files[row]).transpose(1, 2, 0))
             to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
             cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
         if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
@@ -161,7 +164,7 @@ class GpuDecoder:
     def _by_pillow(self, files: Files) -> np.ndarray:
         """As the plan takes them."""
         found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._map(lambda file: loaded(self._load, *file), files)):
+        for row, pixels in enumerate(self._map(lambda file: loaded(self.load, *file), files)):
             write(pixels[None], found[row : row + 1])
         return found
 
@@ -178,7 +181,10 @@ def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
     try:
         return load(name, data)
     except Exception as error:  # Pillow raises as many types as there are ways to break a file
-        raise EnvironmentFault(f"{name} can no longer be decoded: {jpeg.oddity(data) or error}.") from error
+        if load.unreadable is None:
+            raise EnvironmentFault(f"{name} can no longer be decoded: {jpeg.oddity(data) or error}.") from error
+        load.unreadable.setdefault(name, jpeg.oddity(data) or str(error))
+        return np.zeros((3, *load.size), np.uint8)
 
 
 def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:
