@@ -50,7 +50,7 @@ def photographs(tmp_path_factory) -> Path:
 def right(checkout, photographs, tmp_path_factory) -> dict[str, tuple[str, float]]:
     """Class and probability of each picture by stage 11, in one process."""
     path = tmp_path_factory.mktemp("right") / "names.csv"
-    done = checkout.run("11_jpeg_decode.py", *OPTIONS, "--images", photographs, "--predictions", path, "--no-fp32")
+    done = checkout.run("11_jpeg_decode.py", *OPTIONS, "--images", photographs, "--predictions", path, "--no-controls")
     assert done.returncode == 0, done.stderr
     return {row["image"]: (row["class"], float(row["probability"])) for row in rows(path)}
 
