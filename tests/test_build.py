@@ -39,7 +39,7 @@ def test_two_who_want_one_plan_build_it_once(checkout, tmp_path):
     folder = tmp_path / "checkout"
     shutil.copytree(checkout.folder, folder)
     shutil.rmtree(folder / "plans")
-    words = [sys.executable, "4_use_fp16.py", *SIMULATED, "--batch", "2", "--no-fp32", "--batches", "4"]
+    words = [sys.executable, "4_use_fp16.py", *SIMULATED, "--batch", "2", "--no-controls", "--batches", "4"]
     both = [subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
