@@ -280,7 +280,7 @@ def test_results_of_another_device_are_not_predicted(checkout, tmp_path):
     "stage, precision, code, said",
     [
         ("14_mine", None, 2, "14_mine is no stage of this ladder"),
-        ("4_use_fp16", "int8", 3, "4_use_fp16 ended with exit code 3 on the simulated h200: the build ended with exit code 2"),
+        ("4_use_fp16", "bf16", 3, "4_use_fp16 ended with exit code 2 on the simulated h200: argument --precision: invalid"),
     ],
 )
 def test_what_cannot_be_predicted_is_said(checkout, tmp_path, stage, precision, code, said):
