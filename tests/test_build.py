@@ -268,8 +268,10 @@ def test_the_builder_s_log_is_kept(simulator):
 @pytest.mark.parametrize("words", [("--fp16",), ("--input", "bytes"), ("--input", "bytes", "--layout", "nhwc", "--fp16")])
 def test_another_model_of_the_ladder_s_name_does_not_take_its_plan(checkout, fixed, words):
     own = fixed.rename(fixed.with_name("resnet18.onnx"))
+    kept = {path: path.read_bytes() for path in checkout.models.glob("*.*")}
     done = checkout.run("0_build.py", *SIMULATED, "--onnx-file", own, *words)
     assert done.returncode == 2 and "is the ladder's own: add --output" in done.stderr
+    assert kept == {path: path.read_bytes() for path in kept}
 
 
 @pytest.mark.parametrize("option", ["--output", "--timing-cache"])
