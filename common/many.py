@@ -19,10 +19,10 @@ from typing import Any
 
 from common import options
 from common.console import err, out, printable
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, UsageFault
 from common.files import check_writable, sha256, write_json
 from common.flow import Flow
-from common.shards import Pictures, Shard, shards
+from common.shards import Pictures, Shard, shards, tidy
 
 BATCHES = 64  # of a shard
 STORE = 256 << 20  # bytes of Ray's own memory on this machine: only names go through it
@@ -73,7 +73,7 @@ def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise EnvironmentFault(f"there is no {error.name} in this Python: pip install -e '.[ray]', or --part 0/1.") from None
     heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1"}
-    if chosen.gpus and chosen.backend != "simulated":
+    if chosen.gpus and chosen.backend not in ("auto", "simulated"):
         local["num_gpus"] = chosen.gpus
     with core.init(logging_level="error", **({"address": chosen.address} if chosen.address else local)):
         for number, handler in heard.items():
@@ -81,6 +81,8 @@ def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
         there = int(core.cluster_resources().get("GPU", 0)) if chosen.backend != "simulated" else 0
         if not there and chosen.backend not in ("auto", "simulated"):
             raise EnvironmentFault(f"--backend {chosen.backend}: Ray sees no GPU here.")
+        if 0 < there < (chosen.gpus or 0):
+            raise UsageFault(f"--gpus {chosen.gpus}: Ray sees {there} here.")
         chosen.backend = chosen.backend if there else "simulated"
         chosen.gpus = chosen.gpus or there or 2
         err.print(f"{chosen.gpus} workers, {'a GPU each' if there else 'each a simulated GPU'}", markup=False)
@@ -123,6 +125,7 @@ def run(chosen: Namespace, deal: Deal) -> None:
         write_json(chosen.json, {"stage": name, "images_from": images, **found})
     for line in said(found):
         out.print(line, markup=False)
+    tidy(chosen.predictions, left)
     missing = [Path(shard.path).stem for shard in left if not Path(shard.path).exists()]
     if missing:
         what = f"{len(missing)} of {len(every)} shards are not done ({', '.join(missing[:3])}{', …' * (len(missing) > 3)})"

@@ -144,3 +144,10 @@ def shards(pictures: Pictures, out: Path, size: int, suffix: str, facts: dict[st
         part = names[first : first + size]
         found.append(Shard(first, part, str(out / f"{first:09d}-{first + len(part) - 1:09d}{suffix}")))
     return found, [shard for shard in found if not Path(shard.path).exists()]
+
+
+def tidy(out: Path, done: list[Shard]) -> None:
+    """Remove what workers that were killed had begun to write of shards that are there."""
+    names = {Path(shard.path).name for shard in done if Path(shard.path).exists()}
+    for begun in [path for path in out.glob(".*") if path.stem[1:] in names]:
+        begun.unlink(missing_ok=True)

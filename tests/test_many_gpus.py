@@ -23,7 +23,7 @@ from common.cuda import CudaError
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.record import Record
-from common.shards import Pictures, shards
+from common.shards import Pictures, shards, tidy
 from sim import predict_scale
 from sim.enums import cudaError_t as CudaErrors
 from tests.conftest import SIMULATED
@@ -111,6 +111,11 @@ def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photog
         and every[-1].path.endswith("000000144-000000149.csv")
     )
     every[3].write([], [], [], [], [])
+    begun = [out / f".{Path(shard.path).name}.a1b2c3" for shard in every[3:5]]
+    for path in begun:
+        path.touch()
+    tidy(out, every)
+    assert [path.exists() for path in begun] == [False, True]  # the other may be being written
     assert shards(pictures, out, 16, ".csv", {"precision": "fp16"})[1] == [shard for shard in every if shard != every[3]]
     for size, facts in ((17, {"precision": "fp16"}), (16, {"precision": "fp32"})):
         with pytest.raises(Exception, match="predictions of another run"):
@@ -126,6 +131,13 @@ def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sent
     assert done.returncode == 2 and "predictions of another run (shard 60 and not 61)" in " ".join(done.stderr.split())
     done = checkout.run(STAGE, *OPTIONS, *where, "--plan", "plans/none.plan", "--shard", 60)
     assert done.returncode in (2, 3) and "error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_ray_the_run_ends_in_a_sentence(checkout, photographs, tmp_path):
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('no ray', name='ray')")
+    where = ("--images", photographs, "--predictions", tmp_path / "out")
+    done = checkout.run(STAGE, *OPTIONS, *where, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 3 and "there is no ray in this Python: pip install -e '.[ray]', or --part 0/1" in done.stderr
 
 
 @pytest.fixture
