@@ -139,13 +139,12 @@ def of_trace(path: Path, most: int) -> list[str]:
 def of_profile(path: Path, most: int) -> list[str]:
     """What trtexec tells of a plan's layers, in Markdown. Raises ``UsageFault`` for what it has not written."""
     try:
-        count, *layers = json.loads(path.read_text(encoding="utf-8"))
-        times: dict[str, list[int]] = {}
-        for layer in layers:
-            times.setdefault(str(layer["name"]), []).append(int(float(layer["timeMs"]) * 1e6))
-        runs = int(count["count"])
-        return [f"## {path.stem}: {runs} runs", "", *table(times, runs, most), ""]
-    except (OSError, LookupError, TypeError, ValueError):
+        first, *layers = json.loads(path.read_text(encoding="utf-8"))
+        runs, times = int(first["count"]), dict[str, list[int]]()
+        for layer in layers:  # of all runs together
+            times.setdefault(str(layer["name"]), []).append(int(float(layer["timeMs"]) * 1e6 / runs))
+        return [f"## {path.stem}: {runs} runs", "", *table(times, 1, most), ""]
+    except (OSError, LookupError, TypeError, ValueError, ZeroDivisionError):
         raise UsageFault(f"{path} is not what trtexec --exportProfile writes.") from None
 
 
