@@ -28,15 +28,14 @@ import numpy as np
 from common import program
 from common.clock import undisturbed
 from common.console import out
-from common.errors import Fault, WrongOutputs
-from common.files import atomic_path, sha256, write_json
+from common.errors import WrongOutputs
+from common.files import write_json
 from common.host import processor
 from common.options import natural, positives
-from common.pictures import Images
 from export import models
-from export.train import labelled_files, load
 from peers.accuracy import difference, share
 from peers.contenders import CONTENDERS
+from peers.inputs import Labelled, batch_of, labelled
 from peers.processes import ROOT
 from peers.rows import Result, report
 from peers.task import Contender, Missing, Ready, Task
@@ -45,47 +44,6 @@ TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
 """Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
 TF32, whose mantissa is FP16's. What INT8 costs is the accuracy's to say."""
 LEAST, MOST, PARTS = 20, 2000, 100  # timed inferences; at most so many with events between their parts
-
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Images, N×3×S×S FP32; the numbers of their classes, −1 for none of the model's; the reference's logits, N×C."""
-
-
-def reference(task: Task, images: np.ndarray) -> np.ndarray:
-    """Logits of the FP32 ONNX file on the CPU (N×C), 64 images at a time."""
-    parts = np.split(images, range(64, len(images), 64))
-    return np.concatenate([models.run_onnx(task.onnx("fp32"), part) for part in parts])
-
-
-def batch_of(task: Task, directory: Path | None, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The images of the speed test and their reference, kept in ``folder`` for Pythons that can make neither."""
-    path = folder / "batches" / f"{task.tag}-{task.batch}-{sha256(task.onnx('fp32'))[:12]}.npz"
-    if not path.exists():
-        images = Images(directory, task.input_shape[1:], models.SEED, limit=task.batch)
-        pixels = np.empty((task.batch, *images.shape), np.float32)
-        images.fill(pixels)
-        keep(path, images=pixels, expected=reference(task, pixels))
-    kept = np.load(path)
-    return kept["images"], kept["expected"]
-
-
-def labelled(task: Task, directory: Path, folder: Path) -> Labelled:
-    """Of a labelled folder; kept likewise."""
-    path = folder / "batches" / f"{task.tag}-labelled-{sha256(task.onnx('fp32'))[:12]}.npz"
-    if not path.exists():
-        files, labels = labelled_files(directory)
-        if not files:
-            raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
-        images = load(files, models.MODELS[task.model])
-        classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
-        targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
-        keep(path, images=images, targets=targets, expected=reference(task, images))
-    kept = np.load(path)
-    return kept["images"], kept["targets"], kept["expected"]
-
-
-def keep(path: Path, **arrays: Any) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
 
 
 def timed(ready: Ready, seconds: float, least: int) -> list[float]:

@@ -18,7 +18,7 @@ from common.errors import UsageFault
 from common.record import Record, Window
 from common.session import WARM_UP
 from export import models
-from peers import accuracy, compare_engines, on_onnx_runtime, on_tensorrt, pytorch, rows, task, trtexec
+from peers import accuracy, compare_engines, inputs, on_onnx_runtime, on_tensorrt, pytorch, rows, task, trtexec
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -171,7 +171,7 @@ def compared(checkout, tmp_path, monkeypatch):
     monkeypatch.setattr(task, "ROOT", checkout.folder)
     images = np.stack([np.full((3, 224, 224), value, np.float32) for value in (-1, 1)])
     job = task.Task("resnet18", "random", 2)
-    expected = compare_engines.reference(job, images)
+    expected = inputs.reference(job, images)
     monkeypatch.setattr(compare_engines, "batch_of", lambda *_: (images, expected))
     options = argparse.Namespace(seconds=0.1, out=tmp_path, rounds=2, mark=0, calibration_images=None)
 
@@ -257,14 +257,14 @@ def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(on_simulator, grap
         for given in (images, images[::-1]):
             ready.load(given)
             ready.infer()
-            assert models.largest_difference(ready.output(), compare_engines.reference(job, given)) < 3e-2
+            assert models.largest_difference(ready.output(), inputs.reference(job, given)) < 3e-2
         assert ready.memory_mb() > 0 and ("--useCudaGraph" in ready.command) == graph
         parts, pace_ms = ready.lane.parts(5), ready.lane.ahead(5)
         assert parts["h2d_ms"] == pytest.approx(1204224 / 55.4e6, rel=0.6)  # what the H200's link takes, and a copy's start
         assert 0.9 * parts["compute_ms"] <= pace_ms < parts["h2d_ms"] + parts["compute_ms"]
         assert (parts["enqueue_ms"] < 0.02) == graph
         for slot in ready.lane.slots:
-            assert models.largest_difference(slot.host_output, compare_engines.reference(job, images[::-1])) < 3e-2
+            assert models.largest_difference(slot.host_output, inputs.reference(job, images[::-1])) < 3e-2
         ready.lane.marked(4)
         trace = on_simulator.trace()
         assert len(trace.measured) == 4 and len(set(trace.batches_of(trace.h2d)) & {*trace.measured}) == 4
