@@ -60,7 +60,8 @@ def timed(ready: Ready, seconds: float, least: int) -> list[float]:
 def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray) -> None:
     """Run the images once and write how far the outputs are off into the row; raises ``WrongOutputs``."""
     ready.load(images)
-    ready.infer()
+    for _ in range(3 if ready.lane else 1):  # what captures graphs does so in its second or third run
+        ready.infer()
     output = ready.output()
     row.largest_difference = models.largest_difference(output, expected)
     row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())

@@ -56,7 +56,8 @@ def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
     except EnvironmentFault as fault:
         raise Missing(f"an NVIDIA GPU ({fault})") from None
     if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # CUDA's and cuDNN's libraries from their Python packages, where those are installed
+        first("torch")  # which brings CUDA's and cuDNN's libraries; without it they are sought in their own packages
+        ort.preload_dlls()
     used_before = used_memory()
     if provider == "TensorRT":
         size = "x".join(map(str, task.input_shape))

@@ -103,6 +103,7 @@ def pipeline(task: Task, precision: str) -> Iterator[Ready]:
 def torch_tensorrt(task: Task, precision: str) -> Iterator[Ready]:
     """PyTorch's own way to TensorRT: the model compiled by it, and run by PyTorch."""
     if not first("torch_tensorrt"):
-        raise Missing("torch-tensorrt and the whole TensorRT 10 or later that it is made for (pip install torch-tensorrt)")
+        whole = "torch-tensorrt and the TensorRT that it is made for, builder included: for PyTorch 2.11, TensorRT 10.15"
+        raise Missing(f"{whole}, whose libraries PyPI does not have")
     with pytorch(task, precision, backend="torch_tensorrt") as ready:
         yield ready
