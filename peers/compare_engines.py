@@ -214,12 +214,13 @@ def parse_options() -> Namespace:
 
 def main() -> None:
     options = parse_options()
-    kinds = [(model, batch) for model in options.models for batch in options.batches]
+    contenders = chosen(options.engines)
+    kinds = [(model, batch) for model in options.models for batch in options.batches if contenders]
     for model, batch in kinds:
         task = Task(model, options.weights, batch)
         task.export(options.calibration_images)
         last = options.labelled and (model, batch) == kinds[-1]
-        compare(task, chosen(options.engines), labelled(task, options.labelled, options.out) if last else None, options)
+        compare(task, contenders, labelled(task, options.labelled, options.out) if last else None, options)
     report(options.out)
 
 
