@@ -40,7 +40,7 @@ class Slot:
         self.device_input, self.device_output = (
             resources.enter_context(DeviceBuffer(size)) for size in (nbytes, output.nbytes)
         )
-        self.copied, self.computed, self.returned = (resources.enter_context(Event()) for _ in range(3))
+        self.copied, self.returned = (resources.enter_context(Event()) for _ in range(2))
         self.enqueue = runner(self.device_input, self.device_output)
 
 
@@ -79,12 +79,10 @@ class Lane:
         done: list[int] = []
         for index in range(count + 1):
             slot = self.slots[index % 2]
-            self.copying.wait(slot.computed)
             copy_to_device_async(slot.device_input, self.host_input, self.copying)
             slot.copied.record(self.copying)
             self.stream.wait(slot.copied)
             slot.enqueue()
-            slot.computed.record(self.stream)
             copy_to_host_async(slot.host_output, slot.device_output, self.stream)
             slot.returned.record(self.stream)
             if index:
