@@ -28,6 +28,7 @@ import numpy as np
 from common import program
 from common.clock import undisturbed
 from common.console import out
+from common.cuda import versions
 from common.errors import WrongOutputs
 from common.files import write_json
 from common.host import processor
@@ -37,7 +38,7 @@ from peers.accuracy import difference, share
 from peers.contenders import CONTENDERS
 from peers.inputs import Labelled, batch_of, labelled
 from peers.processes import ROOT
-from peers.rows import Result, report
+from peers.rows import WARNING, Result, report
 from peers.task import Contender, Missing, Ready, Task
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
@@ -143,6 +144,7 @@ class Entry:
             ready = own.enter_context(self.contender.prepare(self.task, self.row.precision))
             row = self.row
             row.version, row.device, row.build_s, row.command = ready.version, ready.device, ready.build_s, ready.command
+            row.driver = versions()["driver"] if ready.lane else None
             check(row, ready, images, expected)
             row.prepare_s, row.memory_mb = time.perf_counter() - started, ready.memory_mb()
             self.ready = ready
@@ -150,7 +152,7 @@ class Entry:
 
     def say(self) -> None:
         row = self.row
-        said = [] if row.median_ms is None else [f"{row.median_ms:9.3f} ms"]
+        said = [] if row.median_ms is None else [f"{row.median_ms:9.3f} ms{f' {WARNING}' * row.doubtful}"]
         said += [] if row.top1 is None else [f"top-1 {row.top1:.2%}"]
         said += [] if row.problem is None else [row.problem]
         who = f"{row.model:<18} batch {row.batch:<4} {row.engine:<34} {row.precision}"

@@ -42,6 +42,7 @@ class Result:
     batch: int = column("batch", tables=TIMES)
     version: str | None = None
     device: str | None = None
+    driver: str | None = None  # the newest CUDA that it takes
     count: int | None = column("samples")
     min_ms: float | None = column("min", "{:.3f}")
     median_ms: float | None = column("median", "{:.3f}")
@@ -211,5 +212,7 @@ def conditions(rows: list[Result]) -> str:
     devices, hosts, versions = (
         ", ".join(dict.fromkeys(vars(row)[name] for row in rows if vars(row)[name])) for name in ("device", "host", "version")
     )
+    drivers = [f"driver for CUDA {driver}" for driver in dict.fromkeys(row.driver for row in rows if row.driver)]
     dates = sorted({row.date for row in rows if row.date})
-    return f"{devices}; host: {hosts}; {versions}; {' to '.join(dict.fromkeys([*dates[:1], *dates[-1:]]))}:"
+    days = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))
+    return "; ".join([", ".join([devices, *drivers]), f"host: {hosts}", versions, f"{days}:"])
