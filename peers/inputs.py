@@ -28,7 +28,7 @@ def batch_of(task: Task, directory: Path | None, folder: Path) -> tuple[np.ndarr
     """The images of the speed test and their reference, kept in ``folder`` for Pythons that can make neither."""
     path = folder / "batches" / f"{task.tag}-{task.batch}-{sha256(task.onnx('fp32'))[:12]}.npz"
     if not path.exists():
-        images = Images(directory, task.input_shape[1:], models.SEED, limit=task.batch)
+        images = Images(directory, task.input_shape[1:], models.SEED, limit=task.batch, option="--calibration-images")
         pixels = np.empty((task.batch, *images.shape), np.float32)
         images.fill(pixels)
         keep(path, images=pixels, expected=reference(task, pixels))

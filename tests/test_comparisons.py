@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import backend
+from common import backend, verify
 from common.errors import UsageFault
+from common.images import noise_images
 from common.record import Record, Window
 from common.session import WARM_UP
 from export import models
-from peers import accuracy, compare_engines, inputs, on_onnx_runtime, on_tensorrt, pytorch, rows, task, trtexec
+from peers import accuracy, compare_engines, inputs, loops, on_onnx_runtime, on_tensorrt, pytorch, rows, task, trtexec
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable

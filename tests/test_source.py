@@ -167,8 +167,8 @@ def test_the_house_stays_small():
         assert lines(path) <= LONG.get(path.name, 250), path
 
 
-SIM, ALL = 4330, 13750
-LONG = {"calibrate.py": 360, "runtime.py": 260}
+SIM, ALL = 4380, 14180
+LONG = {"calibrate.py": 365, "runtime.py": 260}
 
 # -- tools
 
