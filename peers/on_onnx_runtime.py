@@ -45,7 +45,8 @@ def on_cpu(task: Task, precision: str) -> Iterator[Ready]:
 @contextlib.contextmanager
 def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
     """One of the GPU's providers, on the lane's stream and in its memory: ONNX Runtime copies nothing, and ``run`` returns when
-    the work is enqueued. The TensorRT provider builds its engine, for this batch, in the first run."""
+    the work is enqueued. One that takes no stream waits for the copy before its work, and for the work. The TensorRT provider
+    builds its engine, for this batch, in the first run."""
     ort, provider, settings = runtime(), row.split()[0], dict(SETTINGS[row])
     full_name = f"{provider.replace('RT', 'rt')}ExecutionProvider"
     if full_name not in ort.get_available_providers():
@@ -62,11 +63,13 @@ def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
     if provider == "TensorRT":
         size = "x".join(map(str, task.input_shape))
         shapes = {f"trt_profile_{which}_shapes": f"{models.INPUT}:{size}" for which in ("min", "opt", "max")}
-        settings |= {**shapes, "trt_fp16_enable": "1" if precision == "fp16" else "0"}
+        settings |= {**shapes, "trt_fp16_enable": str(precision == "fp16")}
     with ExitStack() as resources:
         stream = resources.enter_context(Stream())
-        settings |= {"device_id": "0", "user_compute_stream": str(stream.handle)}
-        session = session_of(ort, file, [(full_name, settings)])
+        settings["device_id"] = "0"
+        session = session_of(ort, file, [(full_name, {**settings, "user_compute_stream": str(stream.handle)})])
+        if not (on_ours := full_name in session.get_providers()):  # before 1.18 TensorRT's takes no stream in Python
+            session = session_of(ort, file, [(full_name, settings)])
         if full_name not in session.get_providers():
             raise Missing(f"{full_name}'s libraries, which could not be loaded here")
         shapes_out, numbers = (task.batch, task.classes), iter(range(1, 3))
@@ -75,13 +78,21 @@ def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
             binding, how = session.io_binding(), ort.RunOptions()
             binding.bind_input(models.INPUT, "cuda", 0, np.float32, task.input_shape, device_input.address)
             binding.bind_output(models.OUTPUT, "cuda", 0, np.float32, shapes_out, device_output.address)
-            how.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            if on_ours:
+                how.add_run_config_entry("disable_synchronize_execution_providers", "1")
             if "enable_cuda_graph" in settings:
                 how.add_run_config_entry("gpu_graph_id", str(next(numbers)))  # a graph has its addresses in it
             for _ in range(3):  # builds or captures what it does
                 session.run_with_iobinding(binding, how)
             stream.synchronize()
-            return lambda: session.run_with_iobinding(binding, how)
+            if on_ours:
+                return lambda: session.run_with_iobinding(binding, how)
+
+            def wait_and_run() -> None:
+                stream.synchronize()  # its own stream does not know of the copy on ours
+                session.run_with_iobinding(binding, how)
+
+            return wait_and_run
 
         lane = Lane(resources, stream, task.input_shape, shapes_out, runner)
 
