@@ -91,7 +91,7 @@ def pipeline(task: Task, precision: str) -> Iterator[Ready]:
         def rate() -> Record:
             path = Path(folder) / "record.json"
             what = ["--backend", "tensorrt", "--plan", task.plan(precision), "--precision", precision, "--batch", task.batch]
-            problem, record = run_quietly("7_cuda_graph.py", *what, "--no-fp32", "--json", path), Record.read(path)
+            problem, record = run_quietly("7_cuda_graph.py", *what, "--no-controls", "--json", path), Record.read(path)
             if problem or record is None:
                 raise EnvironmentFault(str(problem))
             return record
