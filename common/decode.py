@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from itertools import chain, cycle, islice
@@ -50,9 +50,10 @@ def shared_out(threads: int) -> Callable[..., Iterable[Any]]:
 
 
 class Source:
-    """Where the batches of a stage that decodes come from: ``sources`` has each image's file, or its content, by name."""
+    """Where the batches of a stage that decodes come from: ``sources`` has each image's file, or what gives its content, by
+    name."""
 
-    def __init__(self, sources: dict[str, Path | bytes], decoder: CpuDecoder | GpuDecoder) -> None:
+    def __init__(self, sources: Mapping[str, Path | Callable[[], bytes]], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
         self._batches, self._map = ThreadPoolExecutor(2), shared_out(READERS)
 
@@ -63,8 +64,33 @@ class Source:
         return self._batches.submit(lambda: list(chain.from_iterable(self._map(self._contents, parts))))
 
     def _contents(self, names: Sequence[str]) -> Files:
-        found = ((name, self._sources[name]) for name in names)
-        return [(name, each if isinstance(each, bytes) else each.read_bytes()) for name, each in found]
+        return [(name, content(self._sources[name])) for name in names]
+
+    def fill(self, batch: np.ndarray, names: Iterator[str], skip: Callable[[str, str], None]) -> list[str]:
+        """Fill ``batch`` (N×C×H×W or N×H×W×C) with the next images that can be decoded, by the decoder that the run has, and
+        with the first ones again where there are no more. Returns their names; ``skip`` gets those of others, and why."""
+        found: list[str] = []
+        while upcoming := list(islice(names, len(batch) - len(found))):
+            rows, refused = batch[len(found) : len(found) + len(upcoming)], dict[int, str]()
+            self.decoder.to_host(self.read(upcoming, len(upcoming)).result(), rows, refused)
+            taken = [row for row in range(len(upcoming)) if row not in refused]
+            rows[: len(taken)] = rows[taken]
+            found += (upcoming[row] for row in taken)
+            for row in sorted(refused):
+                skip(upcoming[row], refused[row])
+        if 0 < len(found) < len(batch):
+            batch[len(found) :] = np.resize(batch[: len(found)], batch[len(found) :].shape)
+        return found
+
+
+def content(source: Path | Callable[[], bytes]) -> bytes:
+    """Empty where there is no file, or none to be read: what that means is the decoder's to say."""
+    if not isinstance(source, Path):
+        return source()
+    try:
+        return source.read_bytes() if source.is_file() else b""
+    except OSError:
+        return b""
 
 
 class CpuDecoder:
@@ -74,13 +100,14 @@ class CpuDecoder:
         self.name, self._load = name, Loader(name, *height_and_width(engine))
         self.left_to_pillow, self._map = self._load.left_to_pillow, shared_out(os.cpu_count() or 1)
 
-    def decode(self, files: Files, destination: np.ndarray) -> None:
-        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). Raises as ``loaded`` does."""
-        with ranges.pushed(ranges.DECODE, len(files), self.name):
-            list(self._map(self._row, files, (destination[row : row + 1] for row in range(len(files)))))
+    def decode(self, files: Files, destination: np.ndarray, refused: dict[int, str] | None = None) -> None:
+        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). ``refused``: see ``loaded``."""
 
-    def _row(self, file: tuple[str, bytes], row: np.ndarray) -> None:
-        write(loaded(self._load, *file)[None], row)
+        def decode_row(row: int) -> None:
+            write(loaded(self._load, files, row, refused)[None], destination[row : row + 1])
+
+        with ranges.pushed(ranges.DECODE, len(files), self.name):
+            list(self._map(decode_row, range(len(files))))
 
     to_host = decode
 
@@ -105,18 +132,20 @@ class GpuDecoder:
             self._decoder = self._codec.Decoder()
             self._params = self._codec.DecodeParams(apply_exif_orientation=False)
 
-    def decode(self, files: Files, destination: DeviceBuffer, stream: Stream) -> None:
+    def decode(self, files: Files, destination: DeviceBuffer, stream: Stream, refused: dict[int, str] | None = None) -> None:
         """Write the files' pictures into device memory, as the plan takes them; work that ``stream`` gets later finds them
-        there. Raises as ``loaded`` does."""
+        there. ``refused``: see ``loaded``."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             left = {row: why for row, (_, data) in enumerate(files) if (why := jpeg.oddity(data))}
             if self._simulator is not None:
-                self._simulator.place(self._by_pillow(files), destination.address, stream.handle)
+                self._simulator.place(self._by_pillow(files, refused), destination.address, stream.handle)
             else:
-                self._on_device(files, left, destination, stream)
-            self.left_to_pillow.update({files[row][0]: why for row, why in left.items()})
+                self._on_device(files, left, destination, stream, refused)
+            self.left_to_pillow.update({files[row][0]: why for row, why in left.items() if row not in (refused or {})})
 
-    def _on_device(self, files: Files, left: dict[int, str], destination: DeviceBuffer, stream: Stream) -> None:
+    def _on_device(
+        self, files: Files, left: dict[int, str], destination: DeviceBuffer, stream: Stream, refused: dict[int, str] | None
+    ) -> None:
         """Decode what is not ``left`` to Pillow, which gets what nvImageCodec refuses; scale; arrange as the plan wants it."""
         cvcuda, found, taken = self._cvcuda, dict[int, Any](), self._engine.input_shape(len(files))
         streams: dict[int, Any] = {}
@@ -147,9 +176,9 @@ class GpuDecoder:
                 interpolation=cvcuda.Interp.LINEAR,
                 stream=on,
             )
-        for row in left:
-            pixels = np.ascontiguousarray(loaded(self._load, *files[row]).transpose(1, 2, 0))
-            to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        for row, loose in zip(left, self._map(lambda row: loaded(self._load, files, row, refused), left)):
+            pixels = np.ascontiguousarray(loose.transpose(1, 2, 0))
             cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
         if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
             wide = target if last else cvcuda.Tensor((len(files), height, width, 4), cvcuda.Type.U8, "NHWC", rowalign=1)
@@ -158,27 +187,33 @@ class GpuDecoder:
             cvcuda.reformat_into(target, small, stream=on)
         stream.synchronize()  # before the decoded pictures are given back
 
-    def _by_pillow(self, files: Files) -> np.ndarray:
+    def _by_pillow(self, files: Files, refused: dict[int, str] | None) -> np.ndarray:
         """As the plan takes them."""
         found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._map(lambda file: loaded(self._load, *file), files)):
+        for row, pixels in enumerate(self._map(lambda row: loaded(self._load, files, row, refused), range(len(files)))):
             write(pixels[None], found[row : row + 1])
         return found
 
-    def to_host(self, files: Files, destination: np.ndarray) -> None:
+    def to_host(self, files: Files, destination: np.ndarray, refused: dict[int, str] | None = None) -> None:
         """The same pictures in host memory."""
         with DeviceBuffer(destination.nbytes) as buffer, Stream() as stream:
-            self.decode(files, buffer, stream)
+            self.decode(files, buffer, stream, refused)
             stream.synchronize()
             copy_to_host(destination, buffer)
 
 
-def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
-    """The pixels of a file that could be read before. Raises ``EnvironmentFault`` with its name where it no longer can be."""
+def loaded(load: Loader, files: Files, row: int, refused: dict[int, str] | None) -> np.ndarray:
+    """The pixels of a row's file. Where it cannot be decoded ``refused`` gets the reason, and the row is black; without
+    ``refused`` it could be before, and ``EnvironmentFault`` with its name is raised."""
+    name, data = files[row]
     try:
         return load(name, data)
     except Exception as error:  # Pillow raises as many types as there are ways to break a file
-        raise EnvironmentFault(f"{name} can no longer be decoded: {jpeg.oddity(data) or error}.") from error
+        why = jpeg.oddity(data) or (str(error).splitlines() or [type(error).__name__])[0]
+        if refused is None:
+            raise EnvironmentFault(f"{name} can no longer be decoded: {why}.") from error
+        refused[row] = why
+        return np.zeros((3, *load.size), np.uint8)
 
 
 def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:

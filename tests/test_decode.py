@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,7 +204,7 @@ def test_the_gpu_s_decoder_is_stage_11_s(checkout, mixed):
 @pytest.mark.parametrize("count", [1, 16, 17, 40, 128])
 def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa: F811
     """The serial run gets its pixels of the same files, and could not tell."""
-    contents: dict[str, Path | bytes] = {str(index): str(index).encode() for index in range(33)}
+    contents: dict[str, Path | Callable[[], bytes]] = {str(index): str(index).encode for index in range(33)}
     contents["7"] = tmp_path / "7.jpg"
     contents["7"].write_bytes(b"7")
     found = decode.Source(contents, decode.CpuDecoder("pillow", TAKEN)).read(list(contents), count).result()
@@ -214,7 +215,7 @@ def test_two_names_that_print_alike_are_two_files(tmp_path):
     for number, name in enumerate(["a\x07.jpg", "a\\x07.jpg"]):
         (tmp_path / name).write_bytes(encoded(number))
     images = Images(tmp_path, (3, SIDE, SIDE), seed=1, encoded=True)
-    sources = [images.sources[name] for name, _ in images.read(np.uint8)]
+    sources = [images.sources[name] for name in images.names()]
     assert [path.read_bytes() for path in sources if isinstance(path, Path)] == [encoded(0), encoded(1)]
 
 
@@ -249,6 +250,28 @@ def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path
         assert f"of all {len(found)} images {sum(why is not None for _, why in ODD.values())} were decoded by Pillow" in printed
     if decoder != "pillow":
         assert "were decoded by Pillow" in printed and "a-progressive.jpg (progressive)" in printed
+
+
+@pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
+def test_an_image_that_is_not_measured_is_decoded_twice(checkout, made, tmp_path, decoder):  # noqa: F811
+    """Once in the pipeline, once for the serial run that its outputs are held to; files of which nothing comes, once."""
+    folder, codes = tmp_path / "files", {index: encoded(index) for index in range(20)}
+    folder.mkdir()
+    for index, data in codes.items():
+        (folder / f"{index:02d}.jpg").write_bytes(data if index != 15 else BROKEN["j-cut"][0])
+    done = checkout.run("-c", "import collections, runpy, sys\nfrom common import photographs\n"
+                        "seen, load = collections.Counter(), photographs.load_pixels\n"
+                        "def counted(source, *size):\n"
+                        "    seen[source if isinstance(source, bytes) else source.read_bytes()] += 1\n    return load(source, *size)\n"
+                        "photographs.load_pixels = counted\n"
+                        f"sys.argv = ['{STAGE}', '--backend', 'simulated', '--batch', '1', '--decoder', '{decoder}', "
+                        f"'--images', '{folder}', '--plan', '{made(kind='u1')}', '--predictions', '{tmp_path / 'a.csv'}']\n"
+                        f"try:\n    runpy.run_path('{STAGE}', run_name='__main__')\n"
+                        "finally:\n    print('counted', sorted(seen.values()))")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = json.loads(done.stdout.split("counted ")[1])
+    assert counts[:12] == [1, *11 * [2]] and len(counts) == 20, counts
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 20
 
 
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
