@@ -24,18 +24,28 @@ Files = Sequence["tuple[str, bytes]"]  # name and content
 READERS, TOGETHER = 8, 16  # threads that read files, and how many files are one's at a time
 
 
-def choose(name: str, on_device: bool) -> str:
-    """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there; on the GPU only where the stage
-    takes pictures from there. A simulated GPU has its own."""
-    if name == jpeg.ON_DEVICE and not on_device:
+def choose(name: str, engine: Engine | None) -> str:
+    """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there and that ``engine``, if it takes
+    pictures from the GPU, takes them of; its notes say what it does not. A simulated GPU has a decoder of its own."""
+    if name == jpeg.ON_DEVICE and engine is None:
         raise UsageFault(f"--decoder {name} leaves the pictures on the GPU, where 11_jpeg_decode.py takes them, and no other.")
     simulated = backend.current().simulator is not None
     for each in jpeg.MODULES if name == "auto" else [name]:
-        possible = each != jpeg.ON_DEVICE or on_device
-        if possible and ((simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)):
+        if each == jpeg.ON_DEVICE and name == "auto" and engine is not None and (why := refused_by(engine)):
+            engine.notes.append(f"not decoded on the GPU: its decoder {why}")
+        elif (each != jpeg.ON_DEVICE or engine is not None) and (
+            (simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)
+        ):
             return each
     modules, mend = jpeg.MODULES["pillow" if name == "auto" else name]
     raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
+
+
+def refused_by(engine: Engine) -> str:
+    """Why a plan does not take the pictures of the GPU's decoder; "" where it does."""
+    if engine.input_type == np.uint8 and min(engine.input_shape(1)[1:]) >= 3:
+        return ""
+    return f"writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it with --input bytes"
 
 
 def make(name: str, engine: Engine) -> CpuDecoder | GpuDecoder:
@@ -122,12 +132,9 @@ class GpuDecoder:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
         self._simulator, self._load = backend.current().simulator, Loader("pillow", *self._size)
         self._map = shared_out(os.cpu_count() or 1)
+        if why := refused_by(engine):
+            raise UsageFault(f"--decoder {self.name} {why}, or take a decoder of the host (--decoder pillow).")
         if self._simulator is None:
-            if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
-                raise UsageFault(
-                    f"--decoder {self.name} writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it "
-                    "with --input bytes, or take a decoder of the host (--decoder pillow)."
-                )
             self._codec, self._cvcuda = import_module("nvidia.nvimgcodec"), import_module("cvcuda")
             self._decoder = self._codec.Decoder()
             self._params = self._codec.DecodeParams(apply_exif_orientation=False)

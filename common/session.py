@@ -118,7 +118,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     answers.check_asked(engine, chosen)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))
-    decoder = decode.choose(chosen.decoder, encoded) if chosen.images or encoded else "pillow"
+    decoder = decode.choose(chosen.decoder, engine if encoded else None) if chosen.images or encoded else "pillow"
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed, decoder=decoder, encoded=encoded)
     allocated = (allocate(engine.input_shape(batch), engine.input_type) for batch in cycle(sizes))
     source = decode.Source(images.sources, decode.make(decoder, engine)) if encoded else None

@@ -153,12 +153,12 @@ def test_the_part_that_the_gpu_scales_is_the_part_that_pillow_scales(size, wante
 
 def test_a_decoder_that_is_not_there_is_named_with_its_command(here, monkeypatch):  # noqa: F811
     monkeypatch.setattr(jpeg, "installed", lambda name: name == "pillow")
-    assert decode.choose("auto", True) == jpeg.ON_DEVICE  # the simulated GPU has its own
-    assert decode.choose("auto", False) == "pillow"
+    assert decode.choose("auto", TAKEN) == jpeg.ON_DEVICE  # the simulated GPU has its own
+    assert decode.choose("auto", None) == "pillow"
     with pytest.raises(EnvironmentFault, match="--decoder opencv needs cv2: pip install opencv-python-headless"):
-        decode.choose("opencv", True)
+        decode.choose("opencv", TAKEN)
     monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
-    assert decode.choose("auto", True) == "pillow"
+    assert decode.choose("auto", TAKEN) == "pillow"
 
 
 def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
@@ -169,12 +169,18 @@ def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
     assert not jpeg.installed("torchvision")
 
 
-def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch):
-    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
+@pytest.mark.parametrize("simulator", [None, "one"])
+def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch, simulator):
+    """And where no decoder was asked for, a decoder of the host takes its place, with a note."""
+    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=simulator))
+    monkeypatch.setattr(jpeg, "installed", lambda name: True)
     monkeypatch.setattr(decode, "shared_out", lambda threads: map)
-    floats = SimpleNamespace(input_shape=lambda batch: (batch, 3, 8, 8), input_type=np.dtype("f4"), plan="a.plan", input="f4")
-    with pytest.raises(UsageFault, match="--input bytes"):
-        decode.GpuDecoder(floats)
+    facts = {"input_shape": lambda batch: (batch, 3, 8, 8), "plan": "a.plan", "input": "x f4", "notes": []}
+    floats = SimpleNamespace(**facts, input_type=np.dtype("f4"))
+    with pytest.raises(UsageFault, match=r"a\.plan takes x f4: build it with --input bytes"):
+        decode.make(decode.choose(jpeg.ON_DEVICE, floats), floats)
+    assert decode.choose("auto", floats) == next(name for name in jpeg.MODULES if name != jpeg.ON_DEVICE)
+    assert [note.split(" writes ")[0] for note in floats.notes] == ["not decoded on the GPU: its decoder"]
 
 
 @pytest.mark.parametrize("data", [BROKEN[name][0] for name in BROKEN])
@@ -262,7 +268,8 @@ def test_an_image_that_is_not_measured_is_decoded_twice(checkout, made, tmp_path
     done = checkout.run("-c", "import collections, runpy, sys\nfrom common import photographs\n"
                         "seen, load = collections.Counter(), photographs.load_pixels\n"
                         "def counted(source, *size):\n"
-                        "    seen[source if isinstance(source, bytes) else source.read_bytes()] += 1\n    return load(source, *size)\n"
+                        "    seen[source if isinstance(source, bytes) else source.read_bytes()] += 1\n"
+                        "    return load(source, *size)\n"
                         "photographs.load_pixels = counted\n"
                         f"sys.argv = ['{STAGE}', '--backend', 'simulated', '--batch', '1', '--decoder', '{decoder}', "
                         f"'--images', '{folder}', '--plan', '{made(kind='u1')}', '--predictions', '{tmp_path / 'a.csv'}']\n"
