@@ -53,6 +53,7 @@ class Feed:
                 batch[:] = np.resize(self.batches[0], batch.shape)
         self.left = max(0, len(images) - len(images.unreadable) - sum(map(len, names)))
         """How many files are still to be read."""
+        self.answered = sum(map(len, names))
 
     def _upcoming(self, first: int) -> Generator[Any, None, None]:
         """The images from the ``first`` on, as ``_fill`` takes them."""

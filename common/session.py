@@ -161,7 +161,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
     report.print_result(record, session, size, reference)
-    answers.answer(session, feed, infer)
+    record.folder_images_per_s = answers.answer(session, feed, infer)
     if chosen.json:
         record.write(chosen.json)
 

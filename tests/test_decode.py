@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -253,6 +254,7 @@ def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path
     ]
     assert found == right and printed.count("skipped") == len(BROKEN)
     if batch == "1":
+        assert re.search(rf"all images  the other {len(found) - 8} at [\d,]+ images/s, from the disk to their answers", printed)
         assert f"of all {len(found)} images {sum(why is not None for _, why in ODD.values())} were decoded by Pillow" in printed
     if decoder != "pillow":
         assert "were decoded by Pillow" in printed and "a-progressive.jpg (progressive)" in printed
@@ -272,11 +274,13 @@ def test_an_image_that_is_not_measured_is_decoded_twice(checkout, made, tmp_path
                         "    return load(source, *size)\n"
                         "photographs.load_pixels = counted\n"
                         f"sys.argv = ['{STAGE}', '--backend', 'simulated', '--batch', '1', '--decoder', '{decoder}', "
-                        f"'--images', '{folder}', '--plan', '{made(kind='u1')}', '--predictions', '{tmp_path / 'a.csv'}']\n"
+                        f"'--images', '{folder}', '--plan', '{made(kind='u1')}', "
+                        f"'--predictions', '{tmp_path / 'a.csv'}', '--json', '{tmp_path / 'a.json'}']\n"
                         f"try:\n    runpy.run_path('{STAGE}', run_name='__main__')\n"
                         "finally:\n    print('counted', sorted(seen.values()))")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout.split("counted ")[1])
+    assert 0 < json.loads((tmp_path / "a.json").read_text())["folder_images_per_s"] < 1e5
     assert counts[:12] == [1, *11 * [2]] and len(counts) == 20, counts
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 20
 
