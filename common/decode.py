@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from itertools import chain, cycle, islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ class GpuDecoder:
             raise UsageFault(f"--decoder {self.name} {why}, or take a decoder of the host (--decoder pillow).")
         if self._simulator is None:
             self._codec, self._cvcuda = import_module("nvidia.nvimgcodec"), import_module("cvcuda")
-            self._decoder = self._codec.Decoder()
+            self._idle = SimpleQueue[Any]()  # decoders that no thread is using: one is for one thread at a time
             self._params = self._codec.DecodeParams(apply_exif_orientation=False)
 
     def decode(self, files: Files, destination: DeviceBuffer, stream: Stream, refused: dict[int, str] | None = None) -> None:
@@ -161,7 +162,12 @@ class GpuDecoder:
                 streams[row] = self._codec.CodeStream(files[row][1])
             except RuntimeError as error:
                 left[row] = str(error)
-        images = self._decoder.decode(list(streams.values()), params=self._params, cuda_stream=stream.handle)
+        try:
+            decoder = self._idle.get_nowait()
+        except Empty:
+            decoder = self._codec.Decoder()
+        images = decoder.decode(list(streams.values()), params=self._params, cuda_stream=stream.handle)
+        self._idle.put(decoder)
         for row, image in zip(streams, images):
             if image is None:
                 left[row] = "nvImageCodec cannot decode it"

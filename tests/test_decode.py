@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import numpy as np
@@ -366,7 +369,8 @@ def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa
     decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
     whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
     refusing = lambda streams, **how: [None, *whole.decode(streams, params=how["params"])[1:]]  # noqa: E731
-    decoder._decoder, decoder._params = SimpleNamespace(decode=refusing), codec.DecodeParams(apply_exif_orientation=False)
+    decoder._idle, decoder._params = SimpleQueue(), codec.DecodeParams(apply_exif_orientation=False)
+    decoder._idle.put(SimpleNamespace(decode=refusing))
     files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
     found, right = np.empty((len(files), *shape), np.uint8), np.empty((len(files), *shape), np.uint8)
     decoder.to_host(files, found)
@@ -377,6 +381,31 @@ def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa
     refused = next(name for name, data in files if jpeg.oddity(data) is None)
     assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
     assert {name.split(".")[0] for name in decoder.left_to_pillow} == {name for name in ODD if ODD[name][1]}
+    assert decoder._idle.qsize() == 1
+
+
+def test_two_threads_never_decode_with_one_decoder(here, monkeypatch):  # noqa: F811
+    """A folder is read ahead by one thread while another decodes for the pipeline."""
+    both, there = threading.Barrier(2), []
+
+    class Decoder:
+        def __init__(self) -> None:
+            there.append(self)
+
+        def decode(self, streams, **how):
+            both.wait(10)  # each is in here while the other is
+            return [None for _ in streams]
+
+    decoder, scaler = decode.GpuDecoder(TAKEN), Scaler(here.simulator.space)
+    decoder._codec, decoder._cvcuda = SimpleNamespace(Decoder=Decoder, CodeStream=bytes), scaler
+    decoder._simulator, decoder._idle, decoder._params = None, SimpleQueue(), None
+    found = [np.empty((1, 3, SIDE, SIDE), np.uint8) for _ in range(2)]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(decoder.to_host, [[("a.jpg", encoded())]] * 2, found))
+    assert len(there) == 2 and (found[0] == found[1]).all()
+    for buffer in scaler.memory:
+        buffer.close()
 
 
 def test_a_synthetic_file_is_like_a_photograph_s():
