@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +29,7 @@ from common.photographs import Loader, load_pixels, synthetic_jpeg
 from common.pictures import Images
 from export.models import run_onnx
 from harness import decoders
+from peers.dali import pictures
 from sim import device as devices
 from tests.conftest import CHEAP, SIMULATED
 from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
@@ -406,6 +408,16 @@ def test_two_threads_never_decode_with_one_decoder(here, monkeypatch):  # noqa: 
     assert len(there) == 2 and (found[0] == found[1]).all()
     for buffer in scaler.memory:
         buffer.close()
+
+
+def test_dali_gives_the_same_pictures(photographs, tmp_path):
+    """The peer's pipeline, on the CPU."""
+    pytest.importorskip("nvidia.dali")
+    make = partial(decoders.cut_out, photographs, seed=1, width=500, height=375)
+    paths = sorted(decoders.make_files(tmp_path, 8, make).iterdir())
+    (found,) = pictures(paths, 8, 224, 2, device="cpu").run()
+    difference = np.abs(found.as_array().astype(int) - [load_pixels(path, 224, 224) for path in paths])
+    assert difference.mean() < 0.5 and difference.max() <= 8, (difference.mean(), difference.max())
 
 
 def test_a_synthetic_file_is_like_a_photograph_s():
