@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from common import backend, cuda, decode, jpeg
+from common import backend, cuda, decode, decoders, jpeg
 from common import trace as traces
 from common.buffers import DeviceBuffer
 from common.errors import EnvironmentFault, UsageFault
@@ -28,7 +28,7 @@ from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
 from common.pictures import Images
 from export.models import run_onnx
-from harness import decoders
+from harness.decoders import cut_out, make_files, read_rate
 from peers.dali import pictures
 from sim import device as devices
 from tests.conftest import CHEAP, SIMULATED
@@ -151,7 +151,7 @@ def test_decoders_give_the_same_pictures_and_the_same_classes(checkout, photogra
 @pytest.mark.parametrize("wanted", [(224, 224), (96, 160)])
 def test_the_part_that_the_gpu_scales_is_the_part_that_pillow_scales(size, wanted):
     with Image.open(BytesIO(encoded(4, size=size))) as picture:
-        top, left, bottom, right = decode.seen(size[1], size[0], *wanted)
+        top, left, bottom, right = decoders.seen(size[1], size[0], *wanted)
         own = picture.resize(wanted[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         fit = ImageOps.fit(picture, wanted[::-1], Image.Resampling.BILINEAR, bleed=1 / 16)
         assert np.abs(np.asarray(own).astype(int) - np.asarray(fit)).max() <= 1
@@ -180,7 +180,7 @@ def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch, simulator):
     """And where no decoder was asked for, a decoder of the host takes its place, with a note."""
     monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=simulator))
     monkeypatch.setattr(jpeg, "installed", lambda name: True)
-    monkeypatch.setattr(decode, "shared_out", lambda threads: map)
+    monkeypatch.setattr(decoders, "shared_out", lambda threads: map)
     facts = {"input_shape": lambda batch: (batch, 3, 8, 8), "plan": "a.plan", "input": "x f4", "notes": []}
     floats = SimpleNamespace(**facts, input_type=np.dtype("f4"))
     with pytest.raises(UsageFault, match=r"a\.plan takes x f4: build it with --input bytes"):
@@ -345,7 +345,7 @@ class Scaler:
     def Tensor(self, shape, dtype, layout, rowalign):
         assert rowalign == 1
         self.memory.append(DeviceBuffer(int(np.prod(shape))))
-        return self.as_tensor(decode.DeviceArray(self.memory[-1].address, shape), layout)
+        return self.as_tensor(decoders.DeviceArray(self.memory[-1].address, shape), layout)
 
     def hq_resize_into(self, targets, images, *, roi, antialias, interpolation, stream):
         for target, image, (top, left, bottom, right) in zip(targets, images, roi):
@@ -367,7 +367,7 @@ class Scaler:
 def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
     codec = pytest.importorskip("nvidia.nvimgcodec")
     taken = SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1"))
-    decoder, scaler = decode.GpuDecoder(taken), Scaler(here.simulator.space)
+    decoder, scaler = decoders.GpuDecoder(taken), Scaler(here.simulator.space)
     decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
     whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
     refusing = lambda streams, **how: [None, *whole.decode(streams, params=how["params"])[1:]]  # noqa: E731
@@ -398,7 +398,7 @@ def test_two_threads_never_decode_with_one_decoder(here, monkeypatch):  # noqa: 
             both.wait(10)  # each is in here while the other is
             return [None for _ in streams]
 
-    decoder, scaler = decode.GpuDecoder(TAKEN), Scaler(here.simulator.space)
+    decoder, scaler = decoders.GpuDecoder(TAKEN), Scaler(here.simulator.space)
     decoder._codec, decoder._cvcuda = SimpleNamespace(Decoder=Decoder, CodeStream=bytes), scaler
     decoder._simulator, decoder._idle, decoder._params = None, SimpleQueue(), None
     found = [np.empty((1, 3, SIDE, SIDE), np.uint8) for _ in range(2)]
@@ -413,8 +413,8 @@ def test_two_threads_never_decode_with_one_decoder(here, monkeypatch):  # noqa: 
 def test_dali_gives_the_same_pictures(photographs, tmp_path):
     """The peer's pipeline, on the CPU."""
     pytest.importorskip("nvidia.dali")
-    make = partial(decoders.cut_out, photographs, seed=1, width=500, height=375)
-    paths = sorted(decoders.make_files(tmp_path, 8, make).iterdir())
+    make = partial(cut_out, photographs, seed=1, width=500, height=375)
+    paths = sorted(make_files(tmp_path, 8, make).iterdir())
     (found,) = pictures(paths, 8, 224, 2, device="cpu").run()
     difference = np.abs(found.as_array().astype(int) - [load_pixels(path, 224, 224) for path in paths])
     assert difference.mean() < 0.5 and difference.max() <= 8, (difference.mean(), difference.max())
@@ -443,18 +443,18 @@ def test_the_table_from_disk_to_names(checkout, mixed, tmp_path):
 
 
 def test_files_are_cut_out_of_photographs(photographs, tmp_path):
-    folder = decoders.make_files(tmp_path, 6, lambda index: decoders.cut_out(photographs, index, 1, 120, 90))
+    folder = make_files(tmp_path, 6, lambda index: cut_out(photographs, index, 1, 120, 90))
     contents = [path.read_bytes() for path in sorted(folder.iterdir())]
     assert len(set(contents)) == 6 and not any(map(jpeg.oddity, contents))
     assert all(Image.open(BytesIO(data)).size == (120, 90) for data in contents)
     (tmp_path / "endless.jpg").symlink_to("/dev/zero")
-    assert decoders.read_rate(tmp_path) > 0
+    assert read_rate(tmp_path) > 0
 
 
 def test_a_file_that_could_not_be_made_is_not_there(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(BROKEN["j-cut"][0])
     with pytest.raises(UsageFault, match=r"cut\.jpg: it cannot be read"):
-        decoders.make_files(tmp_path / "made", 2, lambda index: decoders.cut_out([tmp_path / "cut.jpg"], index, 1, 12, 9))
+        make_files(tmp_path / "made", 2, lambda index: cut_out([tmp_path / "cut.jpg"], index, 1, 12, 9))
     assert not list((tmp_path / "made").iterdir())
 
 
@@ -471,8 +471,8 @@ def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photograp
     monkeypatch.setattr(backend, "_current", None)
     if backend.select().simulator is not None:
         pytest.skip("no GPU answers")
-    decoder = decode.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
-    files = [(str(index), decoders.cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
+    decoder = decoders.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    files = [(str(index), cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
     files += [(name, data) for name, (data, why) in ODD.items() if why] + [("synthetic", synthetic_jpeg(0, 1))]
     found, right = (np.empty((len(files), *shape), np.uint8) for _ in range(2))
     decoder.to_host(files, found)
