@@ -19,7 +19,7 @@ from common.decode import Source
 from common.images import DISTINCT
 from common.pictures import Images, fill
 
-MEMORY = 128 << 20
+MEMORY = 512 << 20
 """Bytes of batches that are filled and run in turns, where the measured ones are fewer: a pipeline does not start for a few
 small ones."""
 T = TypeVar("T")
