@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -20,6 +21,7 @@ from common.images import channels_first, write
 from common.photographs import BLEED, Loader
 
 Files = Sequence["tuple[str, bytes]"]  # name and content
+View = tuple[int, "tuple[int, ...]", "tuple[int, ...] | None"]  # of device memory: address, shape, strides
 
 
 def refused_by(engine: Engine) -> str:
@@ -38,6 +40,8 @@ def shared_out(threads: int) -> Callable[..., Iterable[Any]]:
 class CpuDecoder:
     """Decodes on the host, a thread a core. ``left_to_pillow``: see ``Loader``."""
 
+    threads = 1
+
     def __init__(self, name: str, engine: Engine) -> None:
         self.name, self._load = name, Loader(name, *height_and_width(engine))
         self.left_to_pillow, self._map = self._load.left_to_pillow, shared_out(os.cpu_count() or 1)
@@ -54,11 +58,58 @@ class CpuDecoder:
     to_host = decode
 
 
+class Lane:
+    """What one thread at a time decodes with on a GPU: nvImageCodec's decoder, and what is costly to make and so is kept from
+    batch to batch, the pictures in device memory and CV-CUDA's views of memory.
+
+    The stream is never destroyed: both libraries remember it, and enqueue there what gives their memory back."""
+
+    def __init__(self, codec: Any, cvcuda: Any) -> None:
+        self._codec, self.cvcuda, self.stream = codec, cvcuda, Stream()
+        self.on, self._images = cvcuda.as_stream(self.stream.handle), list[Any]()
+        # The engines take what they can, and the multiprocessors the rest; where there are no engines, everything
+        self._decoder = codec.Decoder(backends=[codec.Backend(kind) for kind in (codec.HW_GPU_ONLY, codec.HYBRID_CPU_GPU)])
+        self._params = codec.DecodeParams(apply_exif_orientation=False)
+        self.tensor = lru_cache(8)(lambda shape: cvcuda.Tensor(shape, cvcuda.Type.U8, "NHWC", rowalign=1))
+        self.tensors = lru_cache(16)(self._tensors)
+
+    def decode(self, contents: dict[int, bytes], left: dict[int, str]) -> dict[int, View]:
+        """Begin to decode a batch's files, by row; where the pictures will be until the next batch. Rows that are refused are
+        ``left``, with the reason."""
+        streams: dict[int, Any] = {}
+        for row, data in contents.items():
+            try:
+                streams[row] = self._codec.CodeStream(data)
+            except RuntimeError as error:
+                left[row] = str(error)
+        if not streams:
+            return {}
+        self._images += [None] * (len(streams) - len(self._images))
+        images = self._decoder.decode(
+            list(streams.values()),
+            images=self._images[: len(streams)],  # a new one for None, and more memory where that of an old one is too small
+            params=self._params,
+            cuda_stream=self.stream.handle,
+        )
+        found: dict[int, View] = {}
+        for index, (row, image) in enumerate(zip(streams, images)):
+            if image is None:
+                left[row] = "nvImageCodec cannot decode it"
+            else:
+                self._images[index], facts = image, image.__cuda_array_interface__
+                found[row] = facts["data"][0], facts["shape"], facts.get("strides")
+        return found
+
+    def _tensors(self, views: tuple[View, ...]) -> Any:
+        return self.cvcuda.as_tensors([DeviceArray(*view) for view in views], self.cvcuda.TensorLayout("HWC"))
+
+
 class GpuDecoder:
     """nvImageCodec decodes on the GPU, on its JPEG engines where it has any, and CV-CUDA scales there. On a simulated GPU
-    Pillow does both, and takes the time that they took. ``left_to_pillow`` names what nvImageCodec did not take, and why."""
+    Pillow does both, and takes the time that they took. ``left_to_pillow`` names what nvImageCodec did not take, and why.
+    ``threads``: how many batches it decodes at a time, so that the engines work while Python prepares the next."""
 
-    name = jpeg.ON_DEVICE
+    name, threads = jpeg.ON_DEVICE, 1
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
@@ -67,55 +118,43 @@ class GpuDecoder:
         if why := refused_by(engine):
             raise UsageFault(f"--decoder {self.name} {why}, or take a decoder of the host (--decoder pillow).")
         if self._simulator is None:
-            self._codec, self._cvcuda = import_module("nvidia.nvimgcodec"), import_module("cvcuda")
-            self._idle = SimpleQueue[Any]()  # decoders that no thread is using: one is for one thread at a time
-            self._params = self._codec.DecodeParams(apply_exif_orientation=False)
+            self.threads, self._idle = 2, SimpleQueue[Lane]()
+            self._lane = partial(Lane, import_module("nvidia.nvimgcodec"), import_module("cvcuda"))
 
     def decode(self, files: Files, destination: DeviceBuffer, stream: Stream, refused: dict[int, str] | None = None) -> None:
-        """Write the files' pictures into device memory, as the plan takes them; work that ``stream`` gets later finds them
-        there. ``refused``: see ``loaded``."""
+        """Write the files' pictures into device memory that nothing else is using, as the plan takes them; work that ``stream``
+        gets later finds them there. Several threads may call this. ``refused``: see ``loaded``."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             left = {row: why for row, (_, data) in enumerate(files) if (why := jpeg.oddity(data))}
             if self._simulator is not None:
                 self._simulator.place(self._by_pillow(files, refused), destination.address, stream.handle)
             else:
-                self._on_device(files, left, destination, stream, refused)
+                try:
+                    lane = self._idle.get_nowait()
+                except Empty:
+                    lane = self._lane()
+                try:
+                    self._on_device(lane, files, left, destination, refused)
+                finally:
+                    self._idle.put(lane)
             self.left_to_pillow.update({files[row][0]: why for row, why in left.items() if row not in (refused or {})})
 
     def _on_device(
-        self, files: Files, left: dict[int, str], destination: DeviceBuffer, stream: Stream, refused: dict[int, str] | None
+        self, lane: Lane, files: Files, left: dict[int, str], destination: DeviceBuffer, refused: dict[int, str] | None
     ) -> None:
         """Decode what is not ``left`` to Pillow, which gets what nvImageCodec refuses; scale; arrange as the plan wants it."""
-        cvcuda, found, taken = self._cvcuda, dict[int, Any](), self._engine.input_shape(len(files))
-        streams: dict[int, Any] = {}
-        for row in (row for row in range(len(files)) if row not in left):
-            try:
-                streams[row] = self._codec.CodeStream(files[row][1])
-            except RuntimeError as error:
-                left[row] = str(error)
-        try:
-            decoder = self._idle.get_nowait()
-        except Empty:
-            decoder = self._codec.Decoder()
-        images = decoder.decode(list(streams.values()), params=self._params, cuda_stream=stream.handle)
-        self._idle.put(decoder)
-        for row, image in zip(streams, images):
-            if image is None:
-                left[row] = "nvImageCodec cannot decode it"
-            else:
-                found[row] = image
-        on, (height, width), last = cvcuda.as_stream(stream.handle), self._size, channels_first(taken[1:]) != taken[1:]
+        cvcuda, stream, on, taken = lane.cvcuda, lane.stream, lane.on, self._engine.input_shape(len(files))
+        found = lane.decode({row: data for row, (_, data) in enumerate(files) if row not in left}, left)
+        (height, width), last = self._size, channels_first(taken[1:]) != taken[1:]
         target = cvcuda.as_tensor(DeviceArray(destination.address, taken), "NHWC" if last else "NCHW")
-        small = target
-        if taken != (len(files), height, width, 3):
-            small = cvcuda.Tensor((len(files), height, width, 3), cvcuda.Type.U8, "NHWC", rowalign=1)
+        own = taken == (len(files), height, width, 3)
+        small = target if own else lane.tensor((len(files), height, width, 3))
         address, row_bytes = small.cuda().__cuda_array_interface__["data"][0], height * width * 3
         if found:
-            rows = [DeviceArray(address + row * row_bytes, (height, width, 3)) for row in found]
             cvcuda.hq_resize_into(
-                cvcuda.as_tensors(rows, cvcuda.TensorLayout("HWC")),
-                cvcuda.as_tensors(list(found.values()), cvcuda.TensorLayout("HWC")),
-                roi=[seen(image.height, image.width, height, width) for image in found.values()],
+                lane.tensors(tuple((address + row * row_bytes, (height, width, 3), None) for row in found)),
+                lane.tensors(tuple(found.values())),
+                roi=[seen(*shape[:2], height, width) for _, shape, _ in found.values()],
                 antialias=True,  # as Pillow does
                 interpolation=cvcuda.Interp.LINEAR,
                 stream=on,
@@ -125,11 +164,11 @@ class GpuDecoder:
             pixels = np.ascontiguousarray(loose.transpose(1, 2, 0))
             cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
         if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
-            wide = target if last else cvcuda.Tensor((len(files), height, width, 4), cvcuda.Type.U8, "NHWC", rowalign=1)
+            wide = target if last else lane.tensor((len(files), height, width, 4))
             small = cvcuda.cvtcolor_into(wide, small, cvcuda.ColorConversion.RGB2RGBA, stream=on)
         if not last:
             cvcuda.reformat_into(target, small, stream=on)
-        stream.synchronize()  # before the decoded pictures are given back
+        stream.synchronize()  # the next batch is decoded into the same pictures
 
     def _by_pillow(self, files: Files, refused: dict[int, str] | None) -> np.ndarray:
         """As the plan takes them."""
@@ -161,12 +200,14 @@ def loaded(load: Loader, files: Files, row: int, refused: dict[int, str] | None)
 
 
 class DeviceArray:
-    """Bytes in device memory, to be wrapped by other libraries."""
+    """Bytes in device memory, to be wrapped by CV-CUDA, which by -1 for their stream waits for none before it uses them."""
 
-    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
-        self.__cuda_array_interface__ = {"data": (address, False), "shape": shape, "typestr": "|u1", "version": 3}
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None) -> None:
+        facts = {"data": (address, False), "shape": shape, "strides": strides, "typestr": "|u1", "version": 3}
+        self.__cuda_array_interface__ = {**facts, "stream": -1}
 
 
+@cache
 def seen(height: int, width: int, rows: int, columns: int) -> tuple[float, float, float, float]:
     """Top, left, bottom and right of what is seen of a picture of ``height``×``width`` at ``rows``×``columns``: its centre, of
     that shape, as large as ``BLEED`` leaves it."""

@@ -321,13 +321,17 @@ def test_a_modelled_gpu_without_a_rate_is_refused(checkout):
 
 
 class Scaler:
-    """CV-CUDA's names for what scales host pictures by Pillow into simulated device memory, and arranges them there."""
+    """CV-CUDA's names for what scales pictures in simulated device memory by Pillow, and arranges them there."""
 
-    TensorLayout, as_stream, Interp = str, int, SimpleNamespace(LINEAR=Image.Resampling.BILINEAR)
+    TensorLayout, Interp = str, SimpleNamespace(LINEAR=Image.Resampling.BILINEAR)
     Type, ColorConversion = SimpleNamespace(U8=np.uint8), SimpleNamespace(RGB2RGBA="a fourth channel")
 
     def __init__(self, space) -> None:
-        self.space, self.memory = space, []
+        self.space, self.memory, self.streams, self.wrapped = space, [], [], 0
+
+    def as_stream(self, handle):
+        self.streams.append(handle)
+        return handle
 
     def array(self, tensor) -> np.ndarray:
         facts = tensor.__cuda_array_interface__
@@ -339,7 +343,8 @@ class Scaler:
         return buffer
 
     def as_tensors(self, buffers, layout):
-        assert layout == "HWC"
+        assert layout == "HWC" and all(each.__cuda_array_interface__["stream"] == -1 for each in buffers)
+        self.wrapped += 1
         return buffers
 
     def Tensor(self, shape, dtype, layout, rowalign):
@@ -348,9 +353,11 @@ class Scaler:
         return self.as_tensor(decoders.DeviceArray(self.memory[-1].address, shape), layout)
 
     def hq_resize_into(self, targets, images, *, roi, antialias, interpolation, stream):
+        for each in self.streams:  # CV-CUDA comes back to all that it ever got
+            cuda.cudart.cudaStreamSynchronize(each)
         for target, image, (top, left, bottom, right) in zip(targets, images, roi):
             row = self.array(target)
-            picture = Image.fromarray(np.asarray(image))
+            picture = Image.fromarray(self.array(image))
             row[:] = picture.resize(row.shape[1::-1], interpolation, box=(left, top, right, bottom))
 
     def cvtcolor_into(self, target, source, code, stream):
@@ -363,51 +370,107 @@ class Scaler:
         self.array(target)[:] = np.moveaxis(self.array(source), -1, 1)
 
 
-@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (3, SIDE, SIDE), (SIDE, SIDE, 4), (4, SIDE, SIDE)])
-def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
-    codec = pytest.importorskip("nvidia.nvimgcodec")
-    taken = SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1"))
-    decoder, scaler = decoders.GpuDecoder(taken), Scaler(here.simulator.space)
-    decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
-    whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
-    refusing = lambda streams, **how: [None, *whole.decode(streams, params=how["params"])[1:]]  # noqa: E731
-    decoder._idle, decoder._params = SimpleQueue(), codec.DecodeParams(apply_exif_orientation=False)
-    decoder._idle.put(SimpleNamespace(decode=refusing))
-    files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
-    found, right = np.empty((len(files), *shape), np.uint8), np.empty((len(files), *shape), np.uint8)
-    decoder.to_host(files, found)
-    write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in files]), right)
+class Codec:
+    """nvImageCodec's names, its decoder that of the CPU, its pictures in simulated device memory; ``refused`` are not taken."""
+
+    HW_GPU_ONLY, HYBRID_CPU_GPU, Backend = "the engines", "the multiprocessors", str
+
+    def __init__(self, scaler: Scaler, refused: tuple[int, ...] = ()) -> None:
+        codec = pytest.importorskip("nvidia.nvimgcodec")
+        self.CodeStream, self.DecodeParams, self.scaler, self.refused = codec.CodeStream, codec.DecodeParams, scaler, refused
+        self.whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
+
+    def Decoder(self, backends):
+        assert backends == ["the engines", "the multiprocessors"]
+        return SimpleNamespace(decode=self.decode)
+
+    def decode(self, streams, *, images, params, cuda_stream):
+        assert len(images) == len(streams) and cuda_stream in self.scaler.streams
+        found = [np.asarray(each) for each in self.whole.decode(streams, params=params)]
+        kept = [image or SimpleNamespace(memory=DeviceBuffer(1 << 18)) for image in images]
+        for image, pixels in zip(kept, found):
+            self.scaler.memory.append(image.memory)
+            image.__cuda_array_interface__ = decoders.DeviceArray(image.memory.address, pixels.shape).__cuda_array_interface__
+            self.scaler.array(image)[:] = pixels
+        return [None if index in self.refused else image for index, image in enumerate(kept)]
+
+
+def on_a_gpu(shape: tuple[int, ...], codec, scaler: Scaler) -> decoders.GpuDecoder:
+    decoder = decoders.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    decoder._simulator, decoder._idle, decoder._lane = None, SimpleQueue(), partial(decoders.Lane, codec, scaler)
+    return decoder
+
+
+def closed(decoder: decoders.GpuDecoder, scaler: Scaler) -> None:
+    """What a process leaves to its end, a test does not."""
+    while not decoder._idle.empty():
+        decoder._idle.get().stream.close()
     for buffer in scaler.memory:
         buffer.close()
-    assert np.abs(found.astype(int) - right).reshape(len(files), -1).max(axis=1).max() <= 8
-    refused = next(name for name, data in files if jpeg.oddity(data) is None)
-    assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (3, SIDE, SIDE), (SIDE, SIDE, 4), (4, SIDE, SIDE)])
+def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
+    """Batch after batch, as they come: each is decoded into the pictures of the last one."""
+    scaler = Scaler(here.simulator.space)
+    decoder = on_a_gpu(shape, Codec(scaler, refused=(0,)), scaler)
+    files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
+    for batch in (files[:9], files, files[::-1], files[3:8]):
+        found, right = np.empty((len(batch), *shape), np.uint8), np.empty((len(batch), *shape), np.uint8)
+        decoder.to_host(batch, found)
+        write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in batch]), right)
+        assert np.abs(found.astype(int) - right).reshape(len(batch), -1).max(axis=1).max() <= 8
+        refused = next(name for name, data in batch if jpeg.oddity(data) is None)
+        assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
     assert {name.split(".")[0] for name in decoder.left_to_pillow} == {name for name in ODD if ODD[name][1]}
-    assert decoder._idle.qsize() == 1
+    closed(decoder, scaler)
 
 
-def test_two_threads_never_decode_with_one_decoder(here, monkeypatch):  # noqa: F811
-    """A folder is read ahead by one thread while another decodes for the pipeline."""
-    both, there = threading.Barrier(2), []
+def test_what_decodes_on_a_gpu_is_made_once(here):  # noqa: F811
+    """A stream that is destroyed crashes CV-CUDA, which remembers it; pictures and views of them cost as much as decoding."""
+    scaler = Scaler(here.simulator.space)
+    decoder, found = on_a_gpu((3, SIDE, SIDE), Codec(scaler), scaler), np.empty((5, 3, SIDE, SIDE), np.uint8)
+    for seed in range(4):
+        decoder.to_host([(str(index), encoded(5 * seed + index)) for index in range(5)], found)
+    pictures, small = set(scaler.memory[1:]), scaler.memory[0]
+    assert len(scaler.streams) == 1 and scaler.wrapped == 2 and len(pictures | {small}) == 6
+    closed(decoder, scaler)
 
-    class Decoder:
+
+def test_a_picture_is_on_the_gpu_when_its_decoding_ends(here, tmp_path):  # noqa: F811
+    """Whatever stream asks for it then."""
+    scaler = Scaler(here.simulator.space)
+    decoder, files = on_a_gpu((3, SIDE, SIDE), Codec(scaler), scaler), [("a.png", encoded(kind="PNG")), ("b.jpg", encoded(2))]
+    with DeviceBuffer(2 * 3 * SIDE * SIDE) as buffer, cuda.Stream() as stream:
+        decoder.decode(files, buffer, stream)
+        found = here.simulator.space.span(buffer.address, buffer.nbytes).view.reshape(2, 3, SIDE, SIDE).copy()
+    assert np.abs(found.astype(int) - [load_pixels(data, SIDE, SIDE) for _, data in files]).max() <= 8
+    closed(decoder, scaler)
+
+
+def test_two_threads_never_decode_with_one_decoder(here):  # noqa: F811
+    """Nor into one's pictures: a folder is read ahead by one thread while others decode for the pipeline."""
+    both, scaler = threading.Barrier(2), Scaler(here.simulator.space)
+
+    class Refusing(Codec):
         def __init__(self) -> None:
-            there.append(self)
+            self.CodeStream, self.DecodeParams, self.made = bytes, dict, []
+
+        def Decoder(self, backends):
+            self.made.append(backends)
+            return self
 
         def decode(self, streams, **how):
             both.wait(10)  # each is in here while the other is
             return [None for _ in streams]
 
-    decoder, scaler = decoders.GpuDecoder(TAKEN), Scaler(here.simulator.space)
-    decoder._codec, decoder._cvcuda = SimpleNamespace(Decoder=Decoder, CodeStream=bytes), scaler
-    decoder._simulator, decoder._idle, decoder._params = None, SimpleQueue(), None
-    found = [np.empty((1, 3, SIDE, SIDE), np.uint8) for _ in range(2)]
+    codec = Refusing()
+    decoder, found = on_a_gpu((3, SIDE, SIDE), codec, scaler), [np.empty((1, 3, SIDE, SIDE), np.uint8) for _ in range(2)]
     for _ in range(3):
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(decoder.to_host, [[("a.jpg", encoded())]] * 2, found))
-    assert len(there) == 2 and (found[0] == found[1]).all()
-    for buffer in scaler.memory:
-        buffer.close()
+    assert len(codec.made) == 2 == decoder._idle.qsize() and (found[0] == found[1]).all()
+    closed(decoder, scaler)
 
 
 def test_dali_gives_the_same_pictures(photographs, tmp_path):
