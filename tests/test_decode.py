@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -221,6 +222,17 @@ def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa
     contents["7"].write_bytes(b"7")
     found = decode.Source(contents, decode.CpuDecoder("pillow", TAKEN)).read(list(contents), count).result()
     assert found == [(str(row % 33), str(row % 33).encode()) for row in range(count)]
+
+
+def test_what_is_no_file_is_empty_at_once(tmp_path):
+    """A pipe that nobody writes to, a device without an end, a folder, nothing."""
+    (tmp_path / "one.jpg").write_bytes(b"one")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    (tmp_path / "linked.jpg").symlink_to("one.jpg")
+    names = ("one", "linked", "pipe", "endless", "gone")
+    assert [decode.content(tmp_path / f"{name}.jpg") for name in names] == [b"one", b"one", b"", b"", b""]
+    assert decode.content(tmp_path) == b""
 
 
 def test_two_names_that_print_alike_are_two_files(tmp_path):
@@ -538,7 +550,8 @@ def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photograp
     files = [(str(index), cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
     files += [(name, data) for name, (data, why) in ODD.items() if why] + [("synthetic", synthetic_jpeg(0, 1))]
     found, right = (np.empty((len(files), *shape), np.uint8) for _ in range(2))
-    decoder.to_host(files, found)
+    for batch in (files, files[9::-1], files):  # what it keeps from batch to batch serves the next one
+        decoder.to_host(batch, found[: len(batch)])
     write(np.stack([load_pixels(data, 224, 224) for _, data in files]), right)
     difference = np.abs(found.astype(int) - right).reshape(len(files), -1)
     assert difference.mean() < 1.5 and difference.mean(axis=1).max() < 4, difference.mean(axis=1)

@@ -167,7 +167,7 @@ def test_the_house_stays_small():
         assert lines(path) <= LONG.get(path.name, 250), path
 
 
-SIM, ALL = 4380, 13690
+SIM, ALL = 4380, 13740
 LONG = {"calibrate.py": 365, "contenders.py": 270, "runtime.py": 260}
 
 # -- tools
