@@ -70,8 +70,10 @@ class Lane:
         # The engines take what they can, and the multiprocessors the rest; where there are no engines, everything
         self._decoder = codec.Decoder(backends=[codec.Backend(kind) for kind in (codec.HW_GPU_ONLY, codec.HYBRID_CPU_GPU)])
         self._params = codec.DecodeParams(apply_exif_orientation=False)
+        rows = cvcuda.TensorLayout("HWC")
+        # (A method in the place of the lambda would be a circle, which ends after the libraries)
         self.tensor = lru_cache(8)(lambda shape: cvcuda.Tensor(shape, cvcuda.Type.U8, "NHWC", rowalign=1))
-        self.tensors = lru_cache(16)(self._tensors)
+        self.tensors = lru_cache(16)(lambda views: cvcuda.as_tensors([DeviceArray(*each) for each in views], rows))
 
     def decode(self, contents: dict[int, bytes], left: dict[int, str]) -> dict[int, View]:
         """Begin to decode a batch's files, by row; where the pictures will be until the next batch. Rows that are refused are
@@ -99,9 +101,6 @@ class Lane:
                 self._images[index], facts = image, image.__cuda_array_interface__
                 found[row] = facts["data"][0], facts["shape"], facts.get("strides")
         return found
-
-    def _tensors(self, views: tuple[View, ...]) -> Any:
-        return self.cvcuda.as_tensors([DeviceArray(*view) for view in views], self.cvcuda.TensorLayout("HWC"))
 
 
 class GpuDecoder:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -446,6 +447,11 @@ def test_what_decodes_on_a_gpu_is_made_once(here):  # noqa: F811
         decoder.to_host([(str(index), encoded(5 * seed + index)) for index in range(5)], found)
     pictures, small = set(scaler.memory[1:]), scaler.memory[0]
     assert len(scaler.streams) == 1 and scaler.wrapped == 2 and len(pictures | {small}) == 6
+    lane = decoder._idle.get()
+    lane.stream.close()
+    gone = weakref.ref(lane)
+    del lane
+    assert gone() is None, "it is in a circle, which the interpreter ends after the libraries"
     closed(decoder, scaler)
 
 
