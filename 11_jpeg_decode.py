@@ -1,6 +1,6 @@
 """11 · JPEG decode: from files to names, with the decoder at work beside the link and the kernels.
 
-What changes: the batches are JPEG files. A thread decodes them two batches ahead, into the slots of stage 10's pipeline. Where
+What changes: the batches are JPEG files. Threads decode them two batches ahead, into the slots of stage 10's pipeline. Where
 there is nvImageCodec, the files' bytes go over the link, half of stage 10's, and the GPU decodes and scales them straight
 into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the pixels are copied as before.
 
@@ -43,7 +43,7 @@ stage_7 = import_module("7_cuda_graph")  # its inference, captured into a graph
 
 
 def infer(run: session.Session) -> None:
-    """Decode the batches ahead on one thread, launch a graph for each, finish them in the same order on another thread."""
+    """Decode the batches ahead on other threads, launch a graph for each, finish them in the same order on another thread."""
     contexts, decoder = run.engine.graph_contexts(SLOTS, run.batch_shape), run.decoder
     with ExitStack() as resources:
         slots = [Slot(run, resources) for _ in range(SLOTS)]
@@ -54,7 +54,7 @@ def infer(run: session.Session) -> None:
         except CaptureError as error:
             run.notes.append(f"not captured, so launched one by one: {error}")
             graphs = []
-        reader, worker = (resources.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        reader, worker = (resources.enter_context(ThreadPoolExecutor(threads)) for threads in (decoder.threads, 1))
         decoded: list[Future[None]] = []
         finished: list[Future[None]] = []
 

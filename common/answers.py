@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -35,14 +36,17 @@ def check_asked(engine: Engine, chosen: Namespace) -> None:
         raise UsageFault(f"--predictions {chosen.predictions}: classes are for classifiers, and {given}: name it .npy.")
 
 
-def answer(measured: Session, feed: Feed, infer: Infer) -> None:
-    """Print and write what ``--top`` and ``--predictions`` ask for, of all images. Raises ``WrongOutputs``."""
+def answer(measured: Session, feed: Feed, infer: Infer) -> float | None:
+    """Print and write what ``--top`` and ``--predictions`` ask for, of all images. Returns the rate of those that were not
+    measured, from the disk to their answers, in images/s of the wall clock; None where there were none. Raises
+    ``WrongOutputs``."""
     chosen = measured.options
     if not (chosen.top or chosen.predictions):
         if feed.left:
             looked_at = sum(map(len, feed.names))
             err.print(f"the first {looked_at} of {looked_at + feed.left} images are measured; --predictions or --top takes all")
-        return
+        return None
+    started, first = time.perf_counter(), feed.answered
     sessions: Iterator[Session] = chain([measured], others(measured, feed, infer))
     sessions = printed(sessions, chosen.top) if chosen.top else sessions
     if chosen.predictions is None:
@@ -53,11 +57,16 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> None:
     else:
         lines = (line for session in sessions for line in session.predictions.first(images(session)))
         write_csv(chosen.predictions, ("image", "class", "probability"), lines)
+    rest, seconds = feed.answered - first, time.perf_counter() - started
+    if rest:
+        out.print(
+            f"  all images  the other {rest:,} at {rest / seconds:,.0f} images/s, from the disk to their answers, wall clock"
+        )
+    return rest / seconds if rest else None
 
 
 def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
     """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
-    seen = images(measured)
     for turn in feed.turns():
         batches, names = zip(*turn)
         session = Session(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
@@ -66,10 +75,10 @@ def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
             raise WrongOutputs(f"a race, whatever the outputs are: {race}")
         if not measured.options.no_verify:
             check(session.outputs, run_serially(session.engine, batches))
-        seen += images(session)
+        feed.answered += images(session)
         yield session
     if feed.left and feed.left_to_pillow:
-        err.print(f"of all {seen} images {len(feed.left_to_pillow)} were decoded by Pillow")
+        err.print(f"of all {feed.answered} images {len(feed.left_to_pillow)} were decoded by Pillow")
 
 
 def images(session: Session) -> int:

@@ -1,38 +1,37 @@
-"""Batches of JPEG files to a plan's input, on the host's cores or on the GPU."""
+"""Batches of JPEG files to a plan's input: which decoder, and where the files come from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import import_module
 from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
 
 import numpy as np
 
-from common import backend, jpeg, ranges
-from common.buffers import DeviceBuffer, copy_to_host
-from common.cuda import Stream, cudart
+from common import backend, jpeg
+from common.decoders import CpuDecoder, Files, GpuDecoder, refused_by, shared_out
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
-from common.images import channels_first, write
-from common.photographs import BLEED, Loader
 
-Files = Sequence["tuple[str, bytes]"]  # name and content
 READERS, TOGETHER = 8, 16  # threads that read files, and how many files are one's at a time
+AT_ONCE = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is opened, and waited for by nobody
 
 
-def choose(name: str, on_device: bool) -> str:
-    """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there; on the GPU only where the stage
-    takes pictures from there. A simulated GPU has its own."""
-    if name == jpeg.ON_DEVICE and not on_device:
+def choose(name: str, engine: Engine | None) -> str:
+    """The decoder that ``name`` stands for: itself, or for ``auto`` the fastest that is there and that ``engine``, if it takes
+    pictures from the GPU, takes them of; its notes say what it does not. A simulated GPU has a decoder of its own."""
+    if name == jpeg.ON_DEVICE and engine is None:
         raise UsageFault(f"--decoder {name} leaves the pictures on the GPU, where 11_jpeg_decode.py takes them, and no other.")
     simulated = backend.current().simulator is not None
     for each in jpeg.MODULES if name == "auto" else [name]:
-        possible = each != jpeg.ON_DEVICE or on_device
-        if possible and ((simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)):
+        if each == jpeg.ON_DEVICE and name == "auto" and engine is not None and (why := refused_by(engine)):
+            engine.notes.append(f"not decoded on the GPU: its decoder {why}")
+        elif (each != jpeg.ON_DEVICE or engine is not None) and (
+            (simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)
+        ):
             return each
     modules, mend = jpeg.MODULES["pillow" if name == "auto" else name]
     raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
@@ -46,16 +45,11 @@ def make(name: str, engine: Engine, unreadable: dict[str, str] | None = None) ->
     return decoder
 
 
-def shared_out(threads: int) -> Callable[..., Iterable[Any]]:
-    """A ``map`` whose work threads share. On the simulated backend it is Python's: there a decoder's time is one figure, in
-    which the threads' own coming and going is contained."""
-    return map if backend.current().simulator is not None else ThreadPoolExecutor(threads).map
-
-
 class Source:
-    """Where the batches of a stage that decodes come from: ``sources`` has each image's file, or its content, by name."""
+    """Where the batches of a stage that decodes come from: ``sources`` has each image's file, or what gives its content, by
+    name."""
 
-    def __init__(self, sources: dict[str, Path | bytes], decoder: CpuDecoder | GpuDecoder) -> None:
+    def __init__(self, sources: Mapping[str, Path | Callable[[], bytes]], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
         self._batches, self._map = ThreadPoolExecutor(2), shared_out(READERS)
 
@@ -66,125 +60,39 @@ class Source:
         return self._batches.submit(lambda: list(chain.from_iterable(self._map(self._contents, parts))))
 
     def _contents(self, names: Sequence[str]) -> Files:
-        found = ((name, self._sources[name]) for name in names)
-        return [(name, each if isinstance(each, bytes) else each.read_bytes()) for name, each in found]
+        return [(name, content(self._sources[name])) for name in names]
 
-
-class CpuDecoder:
-    """Decodes on the host, a thread a core. ``left_to_pillow``: see ``Loader``."""
-
-    def __init__(self, name: str, engine: Engine) -> None:
-        self.name, self.load = name, Loader(name, *height_and_width(engine))
-        self.left_to_pillow, self._map = self.load.left_to_pillow, shared_out(os.cpu_count() or 1)
-
-    def decode(self, files: Files, destination: np.ndarray) -> None:
-        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). Raises as ``loaded`` does."""
-        with ranges.pushed(ranges.DECODE, len(files), self.name):
-            list(self._map(self._row, files, (destination[row : row + 1] for row in range(len(files)))))
-
-    def _row(self, file: tuple[str, bytes], row: np.ndarray) -> None:
-        write(loaded(self.load, *file)[None], row)
-
-    to_host = decode
-
-
-class GpuDecoder:
-    """nvImageCodec decodes on the GPU, on its JPEG engines where it has any, and CV-CUDA scales there. On a simulated GPU
-    Pillow does both, and takes the time that they took. ``left_to_pillow`` names what nvImageCodec did not take, and why."""
-
-    name = jpeg.ON_DEVICE
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
-        self._simulator, self.load = backend.current().simulator, Loader("pillow", *self._size)
-        self._map = shared_out(os.cpu_count() or 1)
-        if self._simulator is None:
-            if engine.input_type != np.uint8 or min(engine.input_shape(1)[1:]) < 3:
-                raise UsageFault(
-                    f"--decoder {self.name} writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it "
-                    "with --input bytes, or take a decoder of the host (--decoder pillow)."
-                )
-            self._codec, self._cvcuda = import_module("nvidia.nvimgcodec"), import_module("cvcuda")
-            self._decoder = self._codec.Decoder()
-            self._params = self._codec.DecodeParams(apply_exif_orientation=False)
-
-    def decode(self, files: Files, destination: DeviceBuffer, stream: Stream) -> None:
-        """Write the files' pictures into device memory, as the plan takes them; work that ``stream`` gets later finds them
-        there. Raises as ``loaded`` does."""
-        with ranges.pushed(ranges.DECODE, len(files), self.name):
-            left = {row: why for row, (_, data) in enumerate(files) if (why := jpeg.oddity(data))}
-            if self._simulator is not None:
-                self._simulator.place(self._by_pillow(files), destination.address, stream.handle)
-            else:
-                self._on_device(files, left, destination, stream)
-            self.left_to_pillow.update({files[row][0]: why for row, why in left.items()})
-
-    def _on_device(self, files: Files, left: dict[int, str], destination: DeviceBuffer, stream: Stream) -> None:
-        """Decode what is not ``left`` to Pillow, which gets what nvImageCodec refuses; scale; arrange as the plan wants it."""
-        cvcuda, found, taken = self._cvcuda, dict[int, Any](), self._engine.input_shape(len(files))
-        streams: dict[int, Any] = {}
-        for row in (row for row in range(len(files)) if row not in left):
-            try:
-                streams[row] = self._codec.CodeStream(files[row][1])
-            except RuntimeError as error:
-                left[row] = str(error)
-        images = self._decoder.decode(list(streams.values()), params=self._params, cuda_stream=stream.handle)
-        for row, image in zip(streams, images):
-            if image is None:
-                left[row] = "nvImageCodec cannot decode it"
-            else:
-                found[row] = image
-        on, (height, width), last = cvcuda.as_stream(stream.handle), self._size, channels_first(taken[1:]) != taken[1:]
-        target = cvcuda.as_tensor(DeviceArray(destination.address, taken), "NHWC" if last else "NCHW")
-        small = target
-        if taken != (len(files), height, width, 3):
-            small = cvcuda.Tensor((len(files), height, width, 3), cvcuda.Type.U8, "NHWC", rowalign=1)
-        address, row_bytes = small.cuda().__cuda_array_interface__["data"][0], height * width * 3
-        if found:
-            rows = [DeviceArray(address + row * row_bytes, (height, width, 3)) for row in found]
-            cvcuda.hq_resize_into(
-                cvcuda.as_tensors(rows, cvcuda.TensorLayout("HWC")),
-                cvcuda.as_tensors(list(found.values()), cvcuda.TensorLayout("HWC")),
-                roi=[seen(image.height, image.width, height, width) for image in found.values()],
-                antialias=True,  # as Pillow does
-                interpolation=cvcuda.Interp.LINEAR,
-                stream=on,
-            )
-        for row in left:
-            pixels = np.ascontiguousarray(loaded(self.load, *files[row]).transpose(1, 2, 0))
-            to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-            cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
-        if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
-            wide = target if last else cvcuda.Tensor((len(files), height, width, 4), cvcuda.Type.U8, "NHWC", rowalign=1)
-            small = cvcuda.cvtcolor_into(wide, small, cvcuda.ColorConversion.RGB2RGBA, stream=on)
-        if not last:
-            cvcuda.reformat_into(target, small, stream=on)
-        stream.synchronize()  # before the decoded pictures are given back
-
-    def _by_pillow(self, files: Files) -> np.ndarray:
-        """As the plan takes them."""
-        found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._map(lambda file: loaded(self.load, *file), files)):
-            write(pixels[None], found[row : row + 1])
+    def fill(self, batch: np.ndarray, names: Iterator[str], skip: Callable[[str, str], None]) -> list[str]:
+        """Fill ``batch`` (N×C×H×W or N×H×W×C) with the next images that can be decoded, by the decoder that the run has, and
+        with the first ones again where there are no more. Returns their names; ``skip`` gets those of others, and why."""
+        found: list[str] = []
+        while upcoming := list(islice(names, len(batch) - len(found))):
+            rows, refused = batch[len(found) : len(found) + len(upcoming)], dict[int, str]()
+            self.decoder.to_host(self.read(upcoming, len(upcoming)).result(), rows, refused)
+            taken = [row for row in range(len(upcoming)) if row not in refused]
+            rows[: len(taken)] = rows[taken]
+            found += (upcoming[row] for row in taken)
+            for row in sorted(refused):
+                skip(upcoming[row], refused[row])
+        if 0 < len(found) < len(batch):
+            batch[len(found) :] = np.resize(batch[: len(found)], batch[len(found) :].shape)
         return found
 
-    def to_host(self, files: Files, destination: np.ndarray) -> None:
-        """The same pictures in host memory."""
-        with DeviceBuffer(destination.nbytes) as buffer, Stream() as stream:
-            self.decode(files, buffer, stream)
-            stream.synchronize()
-            copy_to_host(destination, buffer)
 
-
-def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
-    """The pixels of a file that could be read before. Raises ``EnvironmentFault`` with its name where it no longer can be."""
+def content(source: Path | Callable[[], bytes]) -> bytes:
+    """Empty where there is no file, or none to be read: what that means is the decoder's to say. Half the system calls of
+    ``Path.read_bytes`` behind ``is_file``, after each of which a thread waits for the interpreter's lock."""
+    if not isinstance(source, Path):
+        return source()
     try:
-        return load(name, data)
-    except Exception as error:  # Pillow raises as many types as there are ways to break a file
-        if load.unreadable is None:
-            raise EnvironmentFault(f"{name} can no longer be decoded: {jpeg.oddity(data) or error}.") from error
-        load.unreadable.setdefault(name, jpeg.oddity(data) or str(error))
-        return np.zeros((3, *load.size), np.uint8)
+        file = os.open(source, AT_ONCE)
+        try:
+            facts = os.fstat(file)
+            return os.read(file, facts.st_size) if S_ISREG(facts.st_mode) else b""
+        finally:
+            os.close(file)
+    except OSError:
+        return b""
 
 
 def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:
@@ -193,25 +101,3 @@ def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:
     if not left:
         return []
     return [f"{len(left)} of {len(names)} images were decoded by Pillow: {', '.join(left[:3])}{', …' * (len(left) > 3)}"]
-
-
-class DeviceArray:
-    """Bytes in device memory, to be wrapped by other libraries."""
-
-    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
-        self.__cuda_array_interface__ = {"data": (address, False), "shape": shape, "typestr": "|u1", "version": 3}
-
-
-def seen(height: int, width: int, rows: int, columns: int) -> tuple[float, float, float, float]:
-    """Top, left, bottom and right of what is seen of a picture of ``height``×``width`` at ``rows``×``columns``: its centre, of
-    that shape, as large as ``BLEED`` leaves it."""
-    scale = (1 - 2 * BLEED) / 2 * min(height / rows, width / columns)
-    middle, half = (height / 2, width / 2), (rows * scale, columns * scale)
-    return middle[0] - half[0], middle[1] - half[1], middle[0] + half[0], middle[1] + half[1]
-
-
-def height_and_width(engine: Engine) -> tuple[int, int]:
-    """Of the images that a plan takes."""
-    shape = channels_first(engine.input_shape(1)[1:])
-    assert shape is not None, f"images of {engine.input}"
-    return shape[1:]

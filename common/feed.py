@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, takewhile
 from math import ceil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.progress import track
@@ -19,7 +19,7 @@ from common.decode import Source
 from common.images import DISTINCT
 from common.pictures import Images, fill
 
-MEMORY = 128 << 20
+MEMORY = 512 << 20
 """Bytes of batches that are filled and run in turns, where the measured ones are fewer: a pipeline does not start for a few
 small ones."""
 T = TypeVar("T")
@@ -38,25 +38,29 @@ class Feed:
         source: Source | None = None,
     ) -> None:
         """As many batches, of ``sizes`` in turn, as the photographs fill, ``DISTINCT`` at most and ``most`` at most.
-        ``allocated`` gives the arrays. ``source``: of which the pixels are, if not the images' own."""
+        ``allocated`` gives the arrays. ``source``: what decodes ``encoded`` images, once here and once in the run."""
         distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
         distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
-        batches, self._images, self._allocated, self._source = list(islice(allocated, distinct)), images, allocated, source
-        with contextlib.closing(images.read(batches[0].dtype)) as read:
-            names = [self._fill(batch, read) for batch in shown(batches, "preparing batches", distinct)]
+        self.batches, self._images, self._allocated, self._source = list(islice(allocated, distinct)), images, allocated, source
+        with contextlib.closing(self._upcoming(0)) as read:
+            names = [self._fill(batch, read) for batch in shown(self.batches, "preparing batches", distinct)]
+        if not any(names):
+            raise images.none_read()
         filled = -(-sum(map(bool, names)) // len(sizes)) * len(sizes)  # fewer where files could not be read
-        self.batches, self.names = batches[:filled], names[:filled]
+        self.batches, self.names = self.batches[:filled], names[:filled]
         for batch, own in zip(self.batches, self.names):
             if not own:
                 batch[:] = np.resize(self.batches[0], batch.shape)
         self.left = max(0, len(images) - len(images.unreadable) - sum(map(len, names)))
         """How many files are still to be read."""
+        self.answered = sum(map(len, names))
 
-    def _fill(self, batch: np.ndarray, images: Iterable[tuple[str, np.ndarray]]) -> list[str]:
-        names = fill(batch, images)
-        if names and self._source is not None:
-            self._source.decoder.to_host(self._source.read(names, len(batch)).result(), batch)
-        return names
+    def _upcoming(self, first: int) -> Generator[Any, None, None]:
+        """The images from the ``first`` on, as ``_fill`` takes them."""
+        return self._images.read(self.batches[0].dtype, first) if self._source is None else self._images.names(first)
+
+    def _fill(self, batch: np.ndarray, upcoming: Iterator[Any]) -> list[str]:
+        return fill(batch, upcoming) if self._source is None else self._source.fill(batch, upcoming, self._images.skip)
 
     @property
     def left_to_pillow(self) -> dict[str, str]:
@@ -75,7 +79,7 @@ class Feed:
         yield from shown(self._filled(halves), "the other images", ceil(self.left / rows * len(self.batches) / len(halves[1])))
 
     def _filled(self, halves: Sequence[list[np.ndarray]]) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
-        read, stopped = self._images.read(self.batches[0].dtype, len(self._images) - self.left), threading.Event()
+        read, stopped = self._upcoming(len(self._images) - self.left), threading.Event()
         going_on = takewhile(lambda _: not stopped.is_set(), read)
 
         def fill_all(half: list[np.ndarray]) -> list[tuple[np.ndarray, list[str]]]:

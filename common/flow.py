@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
+from types import SimpleNamespace
 from typing import Any, Union
 
 import numpy as np
@@ -77,9 +78,9 @@ class Flow(Session):
             raise UsageFault(f"{self.engine.plan} gives {', '.join(map(str, self.engine.outputs))}, and this is for classes.")
         self.notes, self.batches = list(self.engine.notes), [self._empty()] * TURN
         self.unreadable: dict[str, str] = {}  # of pictures on their way
-        self._decoder = decode.make(decode.choose(chosen.decoder, True), self.engine, self.unreadable)
+        self._decoder = decode.make(decode.choose(chosen.decoder, self.engine), self.engine, self.unreadable)
         self.predictions, self.by_pillow = Predictions(self.engine.facts.get("labels", [])), 0
-        self._going = deque[Part]()
+        self._going, self._asked, self._taken = deque[Part](), 0, 0  # how many batches the stage wants, and has
         self._error: BaseException = Ended("the pipeline was ended")
         self._finished_s = time.monotonic()
         self._pool = ThreadPoolExecutor(AHEAD) if self.here.simulator is None else None
@@ -152,18 +153,21 @@ class Flow(Session):
         return self.batches[0].shape
 
     def read_files(self, index: int) -> Any:
-        """Of the next batch; its ``result`` waits for somebody who has one."""
-        return self
+        """Of the next batch; its ``result`` waits for somebody who has one, and for those before it."""
+        self._asked += 1
+        return SimpleNamespace(result=partial(self._next, self._asked))
 
-    def result(self) -> Files:
-        while self._incoming.empty():
+    def _next(self, number: int) -> Files:
+        while self._taken + 1 < number or self._incoming.empty():
             self._rest.wait(REST_S)  # so the simulator sees it wait
         part = self._incoming.get()
+        if part is not None:
+            part.begun_ns = self.here.clock_ns()
+            self._going.append(part)
+        self._taken = number
         if part is None:
             self.close()  # for whoever waits behind this one
             raise self._error
-        part.begun_ns = self.here.clock_ns()
-        self._going.append(part)
         return part.files
 
     def begin(self, index: int) -> None:

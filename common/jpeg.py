@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from struct import Struct
 
 import numpy as np
 
@@ -11,15 +12,17 @@ Decode = Callable[[bytes], np.ndarray]
 ON_DEVICE = "nvimagecodec"
 MODULES = {
     ON_DEVICE: (("nvidia.nvimgcodec", "cvcuda"), "pip install -e '.[jpeg]' (or jpeg-cu12)"),
-    "torchvision": (("torch", "torchvision"), "pip install torch torchvision"),
     "opencv": (("cv2",), "pip install opencv-python-headless"),
+    "torchvision": (("torch", "torchvision"), "pip install torch torchvision"),
     "pillow": (("PIL",), "pip install pillow"),
 }
 """What each decoder needs, in the order of their speed on the host of an H200, and the command that installs it."""
 NAMES = ("auto", *MODULES)
 LARGE = 1 << 24  # pixels; Pillow decodes a picture of more at a half, a quarter or an eighth
 START, END = b"\xff\xd8", b"\xff\xd9"
-BASELINE, TABLES = (0xC0, 0xC1), (0xC4, 0xC8, 0xCC)  # markers: of frames that every decoder takes; of no frame
+BASELINE = (0xC0, 0xC1)  # markers of frames that every decoder takes
+TELLING = {*range(0xC0, 0xD0), 0xDA, 0xE1, 0xEE} - {0xC4, 0xC8, 0xCC}  # of frames, scans, EXIF or XMP, and Adobe's
+MARKER = Struct(">BBH")  # 255, which, and the length of what follows, itself included
 
 
 def installed(name: str) -> bool:
@@ -38,13 +41,18 @@ def oddity(data: bytes) -> str | None:
     if not data.endswith(END):
         return "no end"
     place, framed = 2, False
-    while data[place : place + 1] == b"\xff":
-        code, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+    while place + 4 <= len(data):
+        mark, code, length = MARKER.unpack_from(data, place)
+        if mark != 0xFF:
+            break
+        if code not in TELLING:
+            place += 2 + max(length, 2)
+            continue
         segment = data[place + 4 : place + 2 + length]
         if code == 0xDA:
             return None if framed else "no frame"
         if code in BASELINE:
-            height, width = (int.from_bytes(segment[at : at + 2], "big") for at in (1, 3))
+            height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
             if segment[:1] != b"\x08" or segment[5:6] != b"\x03":
                 return "no three colours of 8 bits"
             if segment[6:15:3] == b"RGB":  # so named they are no Y, Cb, Cr to libjpeg, and nobody says what they are to others
@@ -52,7 +60,7 @@ def oddity(data: bytes) -> str | None:
             if not 0 < height * width <= LARGE:
                 return f"{width}×{height}"
             framed = True
-        elif 0xC0 < code <= 0xCF and code not in TABLES:
+        elif code <= 0xCF:
             return "progressive"
         elif code == 0xE1 and orientation(segment) != 1:
             return "not upright"

@@ -13,7 +13,7 @@ import numpy as np
 from common import backend
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
 from common.cuda import CaptureError, Event, Graph, Stream
-from common.decode import GpuDecoder
+from common.decoders import GpuDecoder, shared_out
 from common.engine import Context
 
 if TYPE_CHECKING:
@@ -58,22 +58,28 @@ def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str
 
 
 def decode_ms(session: Session) -> dict[str, float]:
-    """Of a stage that reads files, the time in which its decoder by itself does a batch. The GPU's takes the files over the
-    link in that time, and leaves no copy of pixels."""
+    """Of a stage that reads files, the time in which its decoder by itself does a batch, on as many threads as there. The
+    GPU's takes the files over the link in that time, and leaves no copy of pixels."""
     if session.source is None:
         return {}
     clock_ns, times, decoder = backend.current().clock_ns, [], session.decoder
-    files = [session.read_files(index).result() for index in range(session.distinct)]
-    with DeviceBuffer(session.batches[0].nbytes) as device_input, Stream() as stream:
-        for _ in range(1 if backend.current().simulator else ROUNDS):
-            started = clock_ns()
+    files, lanes = [session.read_files(index).result() for index in range(session.distinct)], range(decoder.threads)
+    with ExitStack() as resources:
+        device_inputs = [resources.enter_context(DeviceBuffer(session.batches[0].nbytes)) for _ in lanes]
+        streams, in_turns = [resources.enter_context(Stream()) for _ in lanes], shared_out(len(lanes))
+
+        def decode(lane: int) -> None:
             for batch, own in zip(session.batches, files):
                 if isinstance(decoder, GpuDecoder):
-                    decoder.decode(own, device_input, stream)
-                    stream.synchronize()
+                    decoder.decode(own, device_inputs[lane], streams[lane])
+                    streams[lane].synchronize()
                 else:
                     decoder.decode(own, batch)
-            times.append((clock_ns() - started) / 1e6 / len(files))
+
+        for _ in range(1 if backend.current().simulator else ROUNDS):
+            started = clock_ns()
+            list(in_turns(decode, lanes))
+            times.append((clock_ns() - started) / 1e6 / len(files) / len(lanes))
     return {"decode": median(times), **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from itertools import count, islice
 from pathlib import Path
@@ -41,13 +41,13 @@ class Images:
     ) -> None:
         """``directory``: a folder of photographs, or one of them; None: synthetic images. ``shape``: of an image, C×H×W or
         H×W×C; of four channels three are read. ``limit``: at most so many of the folder's photographs, drawn by ``seed``.
-        ``encoded``: synthetic images are JPEG files in memory, and ``sources`` keeps what each image was read from.
-        ``option``: what the user called the directory."""
+        ``encoded``: somebody else decodes them, asks for ``names`` instead of ``read``, and finds in ``sources`` where each
+        image is; synthetic ones are made as JPEG files in memory. ``option``: what the user called the directory."""
         first = channels_first(shape)
         assert first is not None, f"images of {shape}"
         self.shape, self.seed, self.directory, self.encoded = (min(first[0], 3), *first[1:]), seed, directory, encoded
         self.unreadable, self.option = list[str](), option
-        self.sources: dict[str, Path | bytes] = {}
+        self.sources: dict[str, Path | Callable[[], bytes]] = {}
         self.load = Loader(decoder, *first[1:])
         self._files: list[Path] = []
         if directory is None and not encoded:
@@ -77,19 +77,34 @@ class Images:
         """Each image's name, and what makes it."""
         if self.directory is None:
             for index in count():
-                made = partial(self._made, index) if self.encoded else partial(noise_image, index, self.shape, self.seed)
-                yield f"synthetic-{index:06d}", made
+                yield f"synthetic-{index:06d}", partial(noise_image, index, self.shape, self.seed)
         for path in self._files:
-            name = printable(path.relative_to(self.directory or path).as_posix())
-            if self.encoded:
-                name += f" ({len(self.sources)})" * (self.sources.get(name, path) != path)  # two names may print alike
-                self.sources[name] = path
+            name = self._name(path)
             yield name, partial(self.load, name, path)
 
-    def _made(self, index: int) -> np.ndarray:
-        name = f"synthetic-{index:06d}"
-        self.sources[name] = synthetic_jpeg(index, self.seed)
-        return self.load(name, self.sources[name])
+    def _name(self, path: Path) -> str:
+        return printable(path.relative_to(self.directory or path).as_posix())
+
+    def names(self, first: int = 0) -> Generator[str, None, None]:
+        """Of the images of an ``encoded`` sequence, from the ``first`` on; each is in ``sources`` before its name is."""
+        if self.directory is None:
+            for index in count(first):
+                name = f"synthetic-{index:06d}"
+                self.sources[name] = cache(partial(synthetic_jpeg, index, self.seed))
+                yield name
+        for path in self._files[first:]:
+            name = self._name(path)
+            name += f" ({len(self.sources)})" * (self.sources.get(name, path) != path)  # two names may print alike
+            self.sources[name] = path
+            yield name
+
+    def skip(self, name: str, why: str) -> None:
+        """An image cannot be read."""
+        self.unreadable.append(f"{name}: {why}")
+        err.print(f"skipped {self.unreadable[-1]}", markup=False)
+
+    def none_read(self) -> UsageFault:
+        return UsageFault(f"{self.option} {self.directory}: none of its {len(self)} images can be read.")
 
     def read(self, dtype: Any, first: int = 0) -> Generator[tuple[str, np.ndarray], None, None]:
         """Name and pixels of each from the ``first`` on, C×H×W of a type that ``converted`` knows. A thread a core reads ahead,
@@ -106,16 +121,14 @@ class Images:
                 try:
                     pixels = image.result()
                 except Exception as error:  # Pillow raises as many types as there are ways to break a file
-                    why = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    self.unreadable.append(f"{name}: {why}")
-                    err.print(f"skipped {self.unreadable[-1]}", markup=False)
+                    self.skip(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
                     continue
                 found += 1
                 yield name, pixels
         finally:
             pool.shutdown(cancel_futures=True)
         if not found:
-            raise UsageFault(f"{self.option} {self.directory}: none of its {len(self)} images can be read.")
+            raise self.none_read()
 
     def fill(self, destination: np.ndarray) -> list[str]:
         """``fill`` ``destination`` with the first ones."""

@@ -103,7 +103,7 @@ class Record(Window, Conditions):
     ``per_batch_ms`` is the median of ``windows``, which has those of all runs. The rest of the window is that of the
     nearest one, and everything else is of the process in which that was measured, but for ``OF_THE_FIRST`` and its notes.
     ``parts_ms`` are the parts of a batch, each run by itself there. ``fp32_…`` compare the plan with the FP32 one; the other
-    differences are from a serial run of the same plan.
+    differences are from a serial run of the same plan. ``folder_images_per_s`` is by the wall clock, whatever the backend.
     """
 
     stage: str = ""
@@ -118,6 +118,7 @@ class Record(Window, Conditions):
     fp32_top1_agreement: float | None = None
     races: int | None = None  # None on a GPU, where nobody looks for them
     peak_device_memory_mb: float | None = None
+    folder_images_per_s: float | None = None  # of the images that were not measured; None where nobody asked for them
     host: dict[str, str] | None = None  # processor, system
     plan: str | None = None
     time_base: str | None = None

@@ -109,7 +109,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     here, sizes = backend.current(), batch_sizes(chosen, size)
     memory_before, engine = used_memory(), load(chosen, sizes)
-    decoder = decode.choose(chosen.decoder, encoded) if chosen.images or encoded else "pillow"
+    decoder = decode.choose(chosen.decoder, engine if encoded else None) if chosen.images or encoded else "pillow"
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed, decoder=decoder, encoded=encoded)
     allocated = (allocate(engine.input_shape(batch), engine.input_type) for batch in cycle(sizes))
     source = decode.Source(images.sources, decode.make(decoder, engine)) if encoded else None
@@ -152,7 +152,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record.peak_device_memory_mb = (session.used_memory - memory_before) / 1e6
     record.host = {"processor": processor(), "system": platform.platform()}
     report.print_result(record, session, size, reference)
-    answers.answer(session, feed, infer)
+    record.folder_images_per_s = answers.answer(session, feed, infer)
     if chosen.json:
         record.write(chosen.json)
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from common import backend, cuda, decode, jpeg
+from common import backend, cuda, decode, decoders, jpeg
 from common import trace as traces
 from common.buffers import DeviceBuffer
 from common.errors import EnvironmentFault, UsageFault
@@ -22,7 +30,8 @@ from common.images import converted, write
 from common.photographs import Loader, load_pixels, synthetic_jpeg
 from common.pictures import Images
 from export.models import run_onnx
-from harness import decoders
+from harness.decoders import cut_out, make_files, read_rate
+from peers.dali import pictures
 from sim import device as devices
 from tests.conftest import CHEAP, SIMULATED
 from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
@@ -144,7 +153,7 @@ def test_decoders_give_the_same_pictures_and_the_same_classes(checkout, photogra
 @pytest.mark.parametrize("wanted", [(224, 224), (96, 160)])
 def test_the_part_that_the_gpu_scales_is_the_part_that_pillow_scales(size, wanted):
     with Image.open(BytesIO(encoded(4, size=size))) as picture:
-        top, left, bottom, right = decode.seen(size[1], size[0], *wanted)
+        top, left, bottom, right = decoders.seen(size[1], size[0], *wanted)
         own = picture.resize(wanted[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         fit = ImageOps.fit(picture, wanted[::-1], Image.Resampling.BILINEAR, bleed=1 / 16)
         assert np.abs(np.asarray(own).astype(int) - np.asarray(fit)).max() <= 1
@@ -152,12 +161,12 @@ def test_the_part_that_the_gpu_scales_is_the_part_that_pillow_scales(size, wante
 
 def test_a_decoder_that_is_not_there_is_named_with_its_command(here, monkeypatch):  # noqa: F811
     monkeypatch.setattr(jpeg, "installed", lambda name: name == "pillow")
-    assert decode.choose("auto", True) == jpeg.ON_DEVICE  # the simulated GPU has its own
-    assert decode.choose("auto", False) == "pillow"
+    assert decode.choose("auto", TAKEN) == jpeg.ON_DEVICE  # the simulated GPU has its own
+    assert decode.choose("auto", None) == "pillow"
     with pytest.raises(EnvironmentFault, match="--decoder opencv needs cv2: pip install opencv-python-headless"):
-        decode.choose("opencv", True)
+        decode.choose("opencv", TAKEN)
     monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
-    assert decode.choose("auto", True) == "pillow"
+    assert decode.choose("auto", TAKEN) == "pillow"
 
 
 def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
@@ -168,12 +177,18 @@ def test_a_decoder_that_cannot_be_imported_is_not_there(monkeypatch):
     assert not jpeg.installed("torchvision")
 
 
-def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch):
-    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=None))
-    monkeypatch.setattr(decode, "shared_out", lambda threads: map)
-    floats = SimpleNamespace(input_shape=lambda batch: (batch, 3, 8, 8), input_type=np.dtype("f4"), plan="a.plan", input="f4")
-    with pytest.raises(UsageFault, match="--input bytes"):
-        decode.GpuDecoder(floats)
+@pytest.mark.parametrize("simulator", [None, "one"])
+def test_the_gpu_s_decoder_asks_for_a_plan_of_bytes(monkeypatch, simulator):
+    """And where no decoder was asked for, a decoder of the host takes its place, with a note."""
+    monkeypatch.setattr(backend, "_current", SimpleNamespace(simulator=simulator))
+    monkeypatch.setattr(jpeg, "installed", lambda name: True)
+    monkeypatch.setattr(decoders, "shared_out", lambda threads: map)
+    facts = {"input_shape": lambda batch: (batch, 3, 8, 8), "plan": "a.plan", "input": "x f4", "notes": []}
+    floats = SimpleNamespace(**facts, input_type=np.dtype("f4"))
+    with pytest.raises(UsageFault, match=r"a\.plan takes x f4: build it with --input bytes"):
+        decode.make(decode.choose(jpeg.ON_DEVICE, floats), floats)
+    assert decode.choose("auto", floats) == next(name for name in jpeg.MODULES if name != jpeg.ON_DEVICE)
+    assert [note.split(" writes ")[0] for note in floats.notes] == ["not decoded on the GPU: its decoder"]
 
 
 @pytest.mark.parametrize("data", [BROKEN[name][0] for name in BROKEN])
@@ -203,18 +218,29 @@ def test_the_gpu_s_decoder_is_stage_11_s(checkout, mixed):
 @pytest.mark.parametrize("count", [1, 16, 17, 40, 128])
 def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa: F811
     """The serial run gets its pixels of the same files, and could not tell."""
-    contents: dict[str, Path | bytes] = {str(index): str(index).encode() for index in range(33)}
+    contents: dict[str, Path | Callable[[], bytes]] = {str(index): str(index).encode for index in range(33)}
     contents["7"] = tmp_path / "7.jpg"
     contents["7"].write_bytes(b"7")
     found = decode.Source(contents, decode.CpuDecoder("pillow", TAKEN)).read(list(contents), count).result()
     assert found == [(str(row % 33), str(row % 33).encode()) for row in range(count)]
 
 
+def test_what_is_no_file_is_empty_at_once(tmp_path):
+    """A pipe that nobody writes to, a device without an end, a folder, nothing."""
+    (tmp_path / "one.jpg").write_bytes(b"one")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    (tmp_path / "linked.jpg").symlink_to("one.jpg")
+    names = ("one", "linked", "pipe", "endless", "gone")
+    assert [decode.content(tmp_path / f"{name}.jpg") for name in names] == [b"one", b"one", b"", b"", b""]
+    assert decode.content(tmp_path) == b""
+
+
 def test_two_names_that_print_alike_are_two_files(tmp_path):
     for number, name in enumerate(["a\x07.jpg", "a\\x07.jpg"]):
         (tmp_path / name).write_bytes(encoded(number))
     images = Images(tmp_path, (3, SIDE, SIDE), seed=1, encoded=True)
-    sources = [images.sources[name] for name, _ in images.read(np.uint8)]
+    sources = [images.sources[name] for name in images.names()]
     assert [path.read_bytes() for path in sources if isinstance(path, Path)] == [encoded(0), encoded(1)]
 
 
@@ -246,9 +272,35 @@ def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path
     ]
     assert found == right and printed.count("skipped") == len(BROKEN)
     if batch == "1":
+        assert re.search(rf"all images  the other {len(found) - 8} at [\d,]+ images/s, from the disk to their answers", printed)
         assert f"of all {len(found)} images {sum(why is not None for _, why in ODD.values())} were decoded by Pillow" in printed
     if decoder != "pillow":
         assert "were decoded by Pillow" in printed and "a-progressive.jpg (progressive)" in printed
+
+
+@pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
+def test_an_image_that_is_not_measured_is_decoded_twice(checkout, made, tmp_path, decoder):  # noqa: F811
+    """Once in the pipeline, once for the serial run that its outputs are held to; files of which nothing comes, once."""
+    folder, codes = tmp_path / "files", {index: encoded(index) for index in range(20)}
+    folder.mkdir()
+    for index, data in codes.items():
+        (folder / f"{index:02d}.jpg").write_bytes(data if index != 15 else BROKEN["j-cut"][0])
+    done = checkout.run("-c", "import collections, runpy, sys\nfrom common import photographs\n"
+                        "seen, load = collections.Counter(), photographs.load_pixels\n"
+                        "def counted(source, *size):\n"
+                        "    seen[source if isinstance(source, bytes) else source.read_bytes()] += 1\n"
+                        "    return load(source, *size)\n"
+                        "photographs.load_pixels = counted\n"
+                        f"sys.argv = ['{STAGE}', '--backend', 'simulated', '--batch', '1', '--decoder', '{decoder}', "
+                        f"'--images', '{folder}', '--plan', '{made(kind='u1')}', "
+                        f"'--predictions', '{tmp_path / 'a.csv'}', '--json', '{tmp_path / 'a.json'}']\n"
+                        f"try:\n    runpy.run_path('{STAGE}', run_name='__main__')\n"
+                        "finally:\n    print('counted', sorted(seen.values()))")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = json.loads(done.stdout.split("counted ")[1])
+    assert 0 < json.loads((tmp_path / "a.json").read_text())["folder_images_per_s"] < 1e5
+    assert counts[:12] == [1, *11 * [2]] and len(counts) == 20, counts
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 20
 
 
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
@@ -282,13 +334,17 @@ def test_a_modelled_gpu_without_a_rate_is_refused(checkout):
 
 
 class Scaler:
-    """CV-CUDA's names for what scales host pictures by Pillow into simulated device memory, and arranges them there."""
+    """CV-CUDA's names for what scales pictures in simulated device memory by Pillow, and arranges them there."""
 
-    TensorLayout, as_stream, Interp = str, int, SimpleNamespace(LINEAR=Image.Resampling.BILINEAR)
+    TensorLayout, Interp = str, SimpleNamespace(LINEAR=Image.Resampling.BILINEAR)
     Type, ColorConversion = SimpleNamespace(U8=np.uint8), SimpleNamespace(RGB2RGBA="a fourth channel")
 
     def __init__(self, space) -> None:
-        self.space, self.memory = space, []
+        self.space, self.memory, self.streams, self.wrapped = space, [], [], 0
+
+    def as_stream(self, handle):
+        self.streams.append(handle)
+        return handle
 
     def array(self, tensor) -> np.ndarray:
         facts = tensor.__cuda_array_interface__
@@ -300,18 +356,21 @@ class Scaler:
         return buffer
 
     def as_tensors(self, buffers, layout):
-        assert layout == "HWC"
+        assert layout == "HWC" and all(each.__cuda_array_interface__["stream"] == -1 for each in buffers)
+        self.wrapped += 1
         return buffers
 
     def Tensor(self, shape, dtype, layout, rowalign):
         assert rowalign == 1
         self.memory.append(DeviceBuffer(int(np.prod(shape))))
-        return self.as_tensor(decode.DeviceArray(self.memory[-1].address, shape), layout)
+        return self.as_tensor(decoders.DeviceArray(self.memory[-1].address, shape), layout)
 
     def hq_resize_into(self, targets, images, *, roi, antialias, interpolation, stream):
+        for each in self.streams:  # CV-CUDA comes back to all that it ever got
+            cuda.cudart.cudaStreamSynchronize(each)
         for target, image, (top, left, bottom, right) in zip(targets, images, roi):
             row = self.array(target)
-            picture = Image.fromarray(np.asarray(image))
+            picture = Image.fromarray(self.array(image))
             row[:] = picture.resize(row.shape[1::-1], interpolation, box=(left, top, right, bottom))
 
     def cvtcolor_into(self, target, source, code, stream):
@@ -324,25 +383,122 @@ class Scaler:
         self.array(target)[:] = np.moveaxis(self.array(source), -1, 1)
 
 
-@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (3, SIDE, SIDE), (SIDE, SIDE, 4), (4, SIDE, SIDE)])
-def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
-    codec = pytest.importorskip("nvidia.nvimgcodec")
-    taken = SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1"))
-    decoder, scaler = decode.GpuDecoder(taken), Scaler(here.simulator.space)
-    decoder._codec, decoder._cvcuda, decoder._simulator = codec, scaler, None
-    whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
-    refusing = lambda streams, **how: [None, *whole.decode(streams, params=how["params"])[1:]]  # noqa: E731
-    decoder._decoder, decoder._params = SimpleNamespace(decode=refusing), codec.DecodeParams(apply_exif_orientation=False)
-    files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
-    found, right = np.empty((len(files), *shape), np.uint8), np.empty((len(files), *shape), np.uint8)
-    decoder.to_host(files, found)
-    write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in files]), right)
+class Codec:
+    """nvImageCodec's names, its decoder that of the CPU, its pictures in simulated device memory; ``refused`` are not taken."""
+
+    HW_GPU_ONLY, HYBRID_CPU_GPU, Backend = "the engines", "the multiprocessors", str
+
+    def __init__(self, scaler: Scaler, refused: tuple[int, ...] = ()) -> None:
+        codec = pytest.importorskip("nvidia.nvimgcodec")
+        self.CodeStream, self.DecodeParams, self.scaler, self.refused = codec.CodeStream, codec.DecodeParams, scaler, refused
+        self.whole = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[codec.Backend(codec.CPU_ONLY)])
+
+    def Decoder(self, backends):
+        assert backends == ["the engines", "the multiprocessors"]
+        return SimpleNamespace(decode=self.decode)
+
+    def decode(self, streams, *, images, params, cuda_stream):
+        assert len(images) == len(streams) and cuda_stream in self.scaler.streams
+        found = [np.asarray(each) for each in self.whole.decode(streams, params=params)]
+        kept = [image or SimpleNamespace(memory=DeviceBuffer(1 << 18)) for image in images]
+        for image, pixels in zip(kept, found):
+            self.scaler.memory.append(image.memory)
+            image.__cuda_array_interface__ = decoders.DeviceArray(image.memory.address, pixels.shape).__cuda_array_interface__
+            self.scaler.array(image)[:] = pixels
+        return [None if index in self.refused else image for index, image in enumerate(kept)]
+
+
+def on_a_gpu(shape: tuple[int, ...], codec, scaler: Scaler) -> decoders.GpuDecoder:
+    decoder = decoders.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    decoder._simulator, decoder._idle, decoder._lane = None, SimpleQueue(), partial(decoders.Lane, codec, scaler)
+    return decoder
+
+
+def closed(decoder: decoders.GpuDecoder, scaler: Scaler) -> None:
+    """What a process leaves to its end, a test does not."""
+    while not decoder._idle.empty():
+        decoder._idle.get().stream.close()
     for buffer in scaler.memory:
         buffer.close()
-    assert np.abs(found.astype(int) - right).reshape(len(files), -1).max(axis=1).max() <= 8
-    refused = next(name for name, data in files if jpeg.oddity(data) is None)
-    assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (3, SIDE, SIDE), (SIDE, SIDE, 4), (4, SIDE, SIDE)])
+def test_each_picture_gets_to_its_row_on_the_device(here, mixed, shape):  # noqa: F811
+    """Batch after batch, as they come: each is decoded into the pictures of the last one."""
+    scaler = Scaler(here.simulator.space)
+    decoder = on_a_gpu(shape, Codec(scaler, refused=(0,)), scaler)
+    files = [(path.name, path.read_bytes()) for path in sorted(mixed.iterdir()) if path.stem not in BROKEN]
+    for batch in (files[:9], files, files[::-1], files[3:8]):
+        found, right = np.empty((len(batch), *shape), np.uint8), np.empty((len(batch), *shape), np.uint8)
+        decoder.to_host(batch, found)
+        write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in batch]), right)
+        assert np.abs(found.astype(int) - right).reshape(len(batch), -1).max(axis=1).max() <= 8
+        refused = next(name for name, data in batch if jpeg.oddity(data) is None)
+        assert decoder.left_to_pillow.pop(refused) == "nvImageCodec cannot decode it"
     assert {name.split(".")[0] for name in decoder.left_to_pillow} == {name for name in ODD if ODD[name][1]}
+    closed(decoder, scaler)
+
+
+def test_what_decodes_on_a_gpu_is_made_once(here):  # noqa: F811
+    """A stream that is destroyed crashes CV-CUDA, which remembers it; pictures and views of them cost as much as decoding."""
+    scaler = Scaler(here.simulator.space)
+    decoder, found = on_a_gpu((3, SIDE, SIDE), Codec(scaler), scaler), np.empty((5, 3, SIDE, SIDE), np.uint8)
+    for seed in range(4):
+        decoder.to_host([(str(index), encoded(5 * seed + index)) for index in range(5)], found)
+    pictures, small = set(scaler.memory[1:]), scaler.memory[0]
+    assert len(scaler.streams) == 1 and scaler.wrapped == 2 and len(pictures | {small}) == 6
+    lane = decoder._idle.get()
+    lane.stream.close()
+    gone = weakref.ref(lane)
+    del lane
+    assert gone() is None, "it is in a circle, which the interpreter ends after the libraries"
+    closed(decoder, scaler)
+
+
+def test_a_picture_is_on_the_gpu_when_its_decoding_ends(here, tmp_path):  # noqa: F811
+    """Whatever stream asks for it then."""
+    scaler = Scaler(here.simulator.space)
+    decoder, files = on_a_gpu((3, SIDE, SIDE), Codec(scaler), scaler), [("a.png", encoded(kind="PNG")), ("b.jpg", encoded(2))]
+    with DeviceBuffer(2 * 3 * SIDE * SIDE) as buffer, cuda.Stream() as stream:
+        decoder.decode(files, buffer, stream)
+        found = here.simulator.space.span(buffer.address, buffer.nbytes).view.reshape(2, 3, SIDE, SIDE).copy()
+    assert np.abs(found.astype(int) - [load_pixels(data, SIDE, SIDE) for _, data in files]).max() <= 8
+    closed(decoder, scaler)
+
+
+def test_two_threads_never_decode_with_one_decoder(here):  # noqa: F811
+    """Nor into one's pictures: a folder is read ahead by one thread while others decode for the pipeline."""
+    both, scaler = threading.Barrier(2), Scaler(here.simulator.space)
+
+    class Refusing(Codec):
+        def __init__(self) -> None:
+            self.CodeStream, self.DecodeParams, self.made = bytes, dict, []
+
+        def Decoder(self, backends):
+            self.made.append(backends)
+            return self
+
+        def decode(self, streams, **how):
+            both.wait(10)  # each is in here while the other is
+            return [None for _ in streams]
+
+    codec = Refusing()
+    decoder, found = on_a_gpu((3, SIDE, SIDE), codec, scaler), [np.empty((1, 3, SIDE, SIDE), np.uint8) for _ in range(2)]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(decoder.to_host, [[("a.jpg", encoded())]] * 2, found))
+    assert len(codec.made) == 2 == decoder._idle.qsize() and (found[0] == found[1]).all()
+    closed(decoder, scaler)
+
+
+def test_dali_gives_the_same_pictures(photographs, tmp_path):
+    """The peer's pipeline, on the CPU."""
+    pytest.importorskip("nvidia.dali")
+    make = partial(cut_out, photographs, seed=1, width=500, height=375)
+    paths = sorted(make_files(tmp_path, 8, make).iterdir())
+    (found,) = pictures(paths, 8, 224, 2, device="cpu").run()
+    difference = np.abs(found.as_array().astype(int) - [load_pixels(path, 224, 224) for path in paths])
+    assert difference.mean() < 0.5 and difference.max() <= 8, (difference.mean(), difference.max())
 
 
 def test_a_synthetic_file_is_like_a_photograph_s():
@@ -368,18 +524,18 @@ def test_the_table_from_disk_to_names(checkout, mixed, tmp_path):
 
 
 def test_files_are_cut_out_of_photographs(photographs, tmp_path):
-    folder = decoders.make_files(tmp_path, 6, lambda index: decoders.cut_out(photographs, index, 1, 120, 90))
+    folder = make_files(tmp_path, 6, lambda index: cut_out(photographs, index, 1, 120, 90))
     contents = [path.read_bytes() for path in sorted(folder.iterdir())]
     assert len(set(contents)) == 6 and not any(map(jpeg.oddity, contents))
     assert all(Image.open(BytesIO(data)).size == (120, 90) for data in contents)
     (tmp_path / "endless.jpg").symlink_to("/dev/zero")
-    assert decoders.read_rate(tmp_path) > 0
+    assert read_rate(tmp_path) > 0
 
 
 def test_a_file_that_could_not_be_made_is_not_there(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(BROKEN["j-cut"][0])
     with pytest.raises(UsageFault, match=r"cut\.jpg: it cannot be read"):
-        decoders.make_files(tmp_path / "made", 2, lambda index: decoders.cut_out([tmp_path / "cut.jpg"], index, 1, 12, 9))
+        make_files(tmp_path / "made", 2, lambda index: cut_out([tmp_path / "cut.jpg"], index, 1, 12, 9))
     assert not list((tmp_path / "made").iterdir())
 
 
@@ -396,11 +552,12 @@ def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photograp
     monkeypatch.setattr(backend, "_current", None)
     if backend.select().simulator is not None:
         pytest.skip("no GPU answers")
-    decoder = decode.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
-    files = [(str(index), decoders.cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
+    decoder = decoders.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    files = [(str(index), cut_out(photographs, index, 1, 500, 375)) for index in range(64)]
     files += [(name, data) for name, (data, why) in ODD.items() if why] + [("synthetic", synthetic_jpeg(0, 1))]
     found, right = (np.empty((len(files), *shape), np.uint8) for _ in range(2))
-    decoder.to_host(files, found)
+    for batch in (files, files[9::-1], files):  # what it keeps from batch to batch serves the next one
+        decoder.to_host(batch, found[: len(batch)])
     write(np.stack([load_pixels(data, 224, 224) for _, data in files]), right)
     difference = np.abs(found.astype(int) - right).reshape(len(files), -1)
     assert difference.mean() < 1.5 and difference.mean(axis=1).max() < 4, difference.mean(axis=1)
