@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
@@ -17,6 +16,7 @@ from common.buffers import DeviceBuffer, copy_to_host
 from common.cuda import Stream, cudart
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
+from common.host import cores
 from common.images import channels_first, write
 from common.photographs import BLEED, Loader
 
@@ -44,7 +44,7 @@ class CpuDecoder:
 
     def __init__(self, name: str, engine: Engine) -> None:
         self.name, self.load = name, Loader(name, *height_and_width(engine))
-        self.left_to_pillow, self._map = self.load.left_to_pillow, shared_out(os.cpu_count() or 1)
+        self.left_to_pillow, self._map = self.load.left_to_pillow, shared_out(cores())
 
     def decode(self, files: Files, destination: np.ndarray, refused: dict[int, str] | None = None) -> None:
         """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). ``refused``: see ``loaded``."""
@@ -113,7 +113,7 @@ class GpuDecoder:
     def __init__(self, engine: Engine) -> None:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
         self._simulator, self.load = backend.current().simulator, Loader("pillow", *self._size)
-        self._map = shared_out(os.cpu_count() or 1)
+        self._map = shared_out(cores())
         if why := refused_by(engine):
             raise UsageFault(f"--decoder {self.name} {why}, or take a decoder of the host (--decoder pillow).")
         if self._simulator is None:
