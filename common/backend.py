@@ -117,6 +117,15 @@ def select(name: str = "auto", device: str | None = None, scale: float = 1.0, bu
     return _current
 
 
+def select_cuda() -> Backend:
+    """A real GPU by CUDA alone, for a process whose work is not TensorRT's. Raises ``EnvironmentFault`` without a GPU."""
+    global _current
+    cudart, device, _ = gpu()
+    cuda = Library("cuda", "CUDA", (), "cuda-python", "", builds=False)
+    _current = Backend("cuda", "a GPU answers", device, "no TensorRT", cuda, cudart, None, first("nvtx"))
+    return _current
+
+
 def _real(name: str, build: bool) -> Backend:
     """The first library of the table that works here."""
     wanted = [library for library in LIBRARIES if name in ("auto", library.backend)]

@@ -22,6 +22,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def printable(text: str) -> str:
     """The text with what would steer a terminal, or cannot be encoded, written as escapes."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 

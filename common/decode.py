@@ -37,9 +37,12 @@ def choose(name: str, engine: Engine | None) -> str:
     raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
 
 
-def make(name: str, engine: Engine) -> CpuDecoder | GpuDecoder:
-    """The decoder called ``name``, for the plan's input."""
-    return GpuDecoder(engine) if name == jpeg.ON_DEVICE else CpuDecoder(name, engine)
+def make(name: str, engine: Engine, unreadable: dict[str, str] | None = None) -> CpuDecoder | GpuDecoder:
+    """The decoder called ``name``, for the plan's input. ``unreadable`` gets the files that nobody can decode, with the reason,
+    and their pictures are black; without it they raise."""
+    decoder = GpuDecoder(engine) if name == jpeg.ON_DEVICE else CpuDecoder(name, engine)
+    decoder.load.unreadable = unreadable
+    return decoder
 
 
 class Source:

@@ -43,14 +43,14 @@ class CpuDecoder:
     threads = 1
 
     def __init__(self, name: str, engine: Engine) -> None:
-        self.name, self._load = name, Loader(name, *height_and_width(engine))
-        self.left_to_pillow, self._map = self._load.left_to_pillow, shared_out(os.cpu_count() or 1)
+        self.name, self.load = name, Loader(name, *height_and_width(engine))
+        self.left_to_pillow, self._map = self.load.left_to_pillow, shared_out(os.cpu_count() or 1)
 
     def decode(self, files: Files, destination: np.ndarray, refused: dict[int, str] | None = None) -> None:
         """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). ``refused``: see ``loaded``."""
 
         def decode_row(row: int) -> None:
-            write(loaded(self._load, files, row, refused)[None], destination[row : row + 1])
+            write(loaded(self.load, files, row, refused)[None], destination[row : row + 1])
 
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             list(self._map(decode_row, range(len(files))))
@@ -112,7 +112,7 @@ class GpuDecoder:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._size, self.left_to_pillow = engine, height_and_width(engine), dict[str, str]()
-        self._simulator, self._load = backend.current().simulator, Loader("pillow", *self._size)
+        self._simulator, self.load = backend.current().simulator, Loader("pillow", *self._size)
         self._map = shared_out(os.cpu_count() or 1)
         if why := refused_by(engine):
             raise UsageFault(f"--decoder {self.name} {why}, or take a decoder of the host (--decoder pillow).")
@@ -159,7 +159,7 @@ class GpuDecoder:
                 stream=on,
             )
         to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        for row, loose in zip(left, self._map(lambda row: loaded(self._load, files, row, refused), left)):
+        for row, loose in zip(left, self._map(lambda row: loaded(self.load, files, row, refused), left)):
             pixels = np.ascontiguousarray(loose.transpose(1, 2, 0))
             cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
         if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
@@ -172,7 +172,7 @@ class GpuDecoder:
     def _by_pillow(self, files: Files, refused: dict[int, str] | None) -> np.ndarray:
         """As the plan takes them."""
         found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._map(lambda row: loaded(self._load, files, row, refused), range(len(files)))):
+        for row, pixels in enumerate(self._map(lambda row: loaded(self.load, files, row, refused), range(len(files)))):
             write(pixels[None], found[row : row + 1])
         return found
 
@@ -185,16 +185,19 @@ class GpuDecoder:
 
 
 def loaded(load: Loader, files: Files, row: int, refused: dict[int, str] | None) -> np.ndarray:
-    """The pixels of a row's file. Where it cannot be decoded ``refused`` gets the reason, and the row is black; without
-    ``refused`` it could be before, and ``EnvironmentFault`` with its name is raised."""
+    """The pixels of a row's file. Where it cannot be decoded ``refused`` gets the reason, or ``load.unreadable`` by name, and
+    the row is black; without either it could be before, and ``EnvironmentFault`` with its name is raised."""
     name, data = files[row]
     try:
         return load(name, data)
     except Exception as error:  # Pillow raises as many types as there are ways to break a file
         why = jpeg.oddity(data) or (str(error).splitlines() or [type(error).__name__])[0]
-        if refused is None:
+        if refused is not None:
+            refused[row] = why
+        elif load.unreadable is not None:
+            load.unreadable.setdefault(name, why)
+        else:
             raise EnvironmentFault(f"{name} can no longer be decoded: {why}.") from error
-        refused[row] = why
         return np.zeros((3, *load.size), np.uint8)
 
 

@@ -16,6 +16,27 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The stage's manual is its docstring; the options are the same for every stage."""
     p = program.parser(doc)
     run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
+    add_shared_options(run, write, where)
+    number: dict[str, Any] = {"type": positive, "metavar": "N"}
+    run.add_argument("--batches", **number, help="to run, warm-up included (default: the measured ones, and 10 to warm up)")
+    measured = f"how many of the last ones are measured (default: 1 s, at least 100; simulated: {backend.SIMULATED_MEASURED})"
+    run.add_argument("--measure", **number, help=measured)
+    run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
+    run.add_argument("--seed", type=natural, default=10088, help="seed of the synthetic images (default: %(default)s)")
+    run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them instead of synthetic images")
+    answers = "of all images: .csv: image, class, probability; .npy: the outputs themselves, and a .npy.txt with the names"
+    write.add_argument("--predictions", type=Path, metavar="PATH", help=answers)
+    write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
+    write.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run's, and say so")
+    controls = "do not compare the plan's outputs with the FP32 plan's, nor stage 9's times with those of one wide profile"
+    write.add_argument("--no-controls", action="store_true", help=controls)
+    write.add_argument("--no-parts", action="store_true", help="do not time a batch's parts by themselves: no limit then")
+    where.add_argument("--trace", type=Path, metavar="PATH", help="simulated: write the timeline as Nsight Systems' SQLite")
+    return p
+
+
+def add_shared_options(run: Any, write: Any, where: Any) -> None:
+    """What one process and many have in common, by group."""
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")
     trust = "run the code in a version-compatible plan that no sidecar proves: only for one of your own"
@@ -24,30 +45,41 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     run.add_argument("--precision", choices=("fp32", "fp16", "int8"), help=precisions)
     sizes = f"{backend.PUBLISHED_BATCH}, or what --plan was built for; simulated: {backend.SIMULATED_BATCH}"
     run.add_argument("--batch", **number, help=f"images a batch (default: {sizes})")
-    run.add_argument("--batches", **number, help="to run, warm-up included (default: the measured ones, and 10 to warm up)")
-    measured = f"how many of the last ones are measured (default: 1 s, at least 100; simulated: {backend.SIMULATED_MEASURED})"
-    run.add_argument("--measure", **number, help=measured)
-    run.add_argument("--windows", **number, default=1, help="run all of them N times; the median window counts (default: 1)")
-    run.add_argument("--seed", type=natural, default=10088, help="seed of the synthetic images (default: %(default)s)")
-    run.add_argument("--images", type=Path, metavar="DIR", help="a photograph or a folder of them instead of synthetic images")
     decoders = "of JPEG files; auto: the fastest that is there; the others' files are Pillow's (default: %(default)s)"
     run.add_argument("--decoder", choices=jpeg.NAMES, default="pillow", help=decoders)
-    answers = "of all images: .csv: image, class, probability; .npy: the outputs themselves, and a .npy.txt with the names"
-    write.add_argument("--predictions", type=Path, metavar="PATH", help=answers)
-    write.add_argument("--top", type=positive, metavar="K", help="print the K likeliest classes of each image")
     write.add_argument("--json", type=Path, metavar="PATH", help="the result record")
-    write.add_argument("--no-verify", action="store_true", help="do not compare the outputs with a serial run's, and say so")
-    controls = "do not compare the plan's outputs with the FP32 plan's, nor stage 9's times with those of one wide profile"
-    write.add_argument("--no-controls", action="store_true", help=controls)
-    write.add_argument("--no-parts", action="store_true", help="do not time a batch's parts by themselves: no limit then")
     backends = "tensorrt: a real GPU; rtx: a GeForce or RTX one, with TensorRT for RTX; simulated: a modelled one, outputs "
     backends += "computed on the CPU; auto (default): the first that works"
     where.add_argument("--backend", choices=backend.NAMES, default="auto", help=backends)
     where.add_argument("--device", metavar="NAME", help=f"simulated: the GPU to model (default: {backend.DEFAULT_DEVICE})")
     charge = f"simulated: charge the time of N images a batch (default: --batch; without it {backend.PUBLISHED_BATCH})"
     where.add_argument("--charge-batch", **number, help=charge)
-    where.add_argument("--trace", type=Path, metavar="PATH", help="simulated: write the timeline as Nsight Systems' SQLite")
+
+
+def many(doc: str | None) -> argparse.ArgumentParser:
+    """Of a run over many processes."""
+    p = program.parser(doc)
+    run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
+    pictures = "a folder of pictures, Parquet with their bytes, or the address of either in a bucket (s3://…)"
+    run.add_argument("--images", required=True, metavar="DIR", help=pictures)
+    add_shared_options(run, write, where)
+    write.add_argument("--predictions", type=Path, required=True, metavar="OUT", help="a folder for the shards of predictions")
+    write.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="of a shard (default: %(default)s)")
+    shard = "pictures a shard (default: 64 batches)"
+    write.add_argument("--shard", type=positive, metavar="N", help=shard)
+    where.add_argument("--gpus", type=positive, metavar="N", help="how many (default: all of them; simulated: 2)")
+    where.add_argument("--address", help="of a Ray cluster, or auto (default: Ray is started on this machine)")
+    part = "without Ray: one process, one GPU, every N-th shard from the I-th on (0 to N-1); run one for each I"
+    where.add_argument("--part", type=part_of, metavar="I/N", help=part)
+    p.set_defaults(decoder="auto", layout=None, trace=None, top=None)
     return p
+
+
+def part_of(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not 0 <= int(index) < int(count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 0 ≤ I < N")
+    return int(index), int(count)
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:

@@ -73,6 +73,7 @@ class Loader:
 
     def __init__(self, decoder: str, height: int, width: int) -> None:
         self.size, self._decode, self.left_to_pillow = (height, width), jpeg.decoder(decoder), dict[str, str]()
+        self.unreadable: dict[str, str] | None = None  # where somebody goes on without those that not even Pillow can read
 
     def __call__(self, name: str, source: Path | bytes) -> np.ndarray:
         """3×height×width uint8, as ``load_pixels`` has it."""

@@ -129,7 +129,7 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
     options += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
     if unusable(plan, shown):
         plan.parent.mkdir(parents=True, exist_ok=True)
-        with program.alone(plan.with_name(f".{plan.name}.lock")):
+        with program.alone(plan.with_name(f"{plan.name}.lock")):
             if reason := unusable(plan, shown):  # still: no other has built it meanwhile
                 build(shown, options, reason)
     return shown

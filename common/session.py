@@ -108,16 +108,7 @@ def measured_batches(chosen: Namespace, pilot: Callable[[int], Session], turn: i
 def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, chosen: Namespace, encoded: bool = False) -> None:
     """Run the pipeline, verify it, report it. What it holds on the GPU is given back when this returns."""
     here, sizes = backend.current(), batch_sizes(chosen, size)
-    opts = {here.charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
-    layout = (chosen.layout or "nchw") if hasattr(chosen, "layout") else None
-    plan = chosen.plan or default_plan(chosen.precision, sorted(opts), layout)
-    memory_before, engine = used_memory(), Engine(plan, chosen.trust_plan)
-    chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
-    if chosen.precision in ("fp16", "int8"):
-        engine.require_precision(chosen.precision)
-    answers.check_asked(engine, chosen)
-    check_sizes(engine, sizes)
-    check_memory(engine, max(sizes))
+    memory_before, engine = used_memory(), load(chosen, sizes)
     decoder = decode.choose(chosen.decoder, engine if encoded else None) if chosen.images or encoded else "pillow"
     images = Images(chosen.images, engine.input_shape(1)[1:], chosen.seed, decoder=decoder, encoded=encoded)
     allocated = (allocate(engine.input_shape(batch), engine.input_type) for batch in cycle(sizes))
@@ -153,7 +144,7 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
                     Record(here.name, here.device, here.library, stage=stage, races=len(races)).write(chosen.json)
                 raise WrongOutputs(f"{len(races)} race(s), whatever the outputs are. No timing is reported.")
             chosen.no_controls = True  # once is enough
-    just_in_time.keep(engine.runtime_config, plan)
+    just_in_time.keep(engine.runtime_config, engine.plan)
     record = Record.of(records)
     record.races = 0 if here.simulator else None
     record.parts_ms = None if chosen.no_parts else parts_ms(session, allocate, record.notes)
@@ -164,6 +155,22 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
     record.folder_images_per_s = answers.answer(session, feed, infer)
     if chosen.json:
         record.write(chosen.json)
+
+
+def load(chosen: Namespace, sizes: list[int]) -> Engine:
+    """The plan that the options name, or the stage's own, with everything asked of it checked: batches of ``sizes``, precision,
+    memory. Settles ``chosen.precision``."""
+    opts = {backend.current().charged(batch) for batch in sizes} if hasattr(chosen, "sizes") else ()
+    layout = (chosen.layout or "nchw") if hasattr(chosen, "layout") else None
+    plan = chosen.plan or default_plan(chosen.precision, sorted(opts), layout)
+    engine = Engine(plan, chosen.trust_plan)
+    chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
+    if chosen.precision in ("fp16", "int8"):
+        engine.require_precision(chosen.precision)
+    answers.check_asked(engine, chosen)
+    check_sizes(engine, sizes)
+    check_memory(engine, max(sizes))
+    return engine
 
 
 def describe(session: Session, stage: str, size: options.Size, reference: Reference | None) -> Record:

@@ -59,15 +59,16 @@ def onnx_file(options: argparse.Namespace) -> Path:
         files = {"fp32": options.onnx_file}
     else:
         raise UsageFault(f"--onnx-file {options.onnx_file}: no such file.")
+    folder = FOLDER / "own" if options.onnx_file and options.onnx_file.resolve().parent != FOLDER else FOLDER
     if options.input == "bytes":
         kind = "int8" if options.precision == "int8" else "uint8"
-        files = {"fp32": bytes_in.bytes_in(files["fp32"], FOLDER, kind, options.layout or "nchw")}
+        files = {"fp32": bytes_in.bytes_in(files["fp32"], folder, kind, options.layout or "nchw")}
     onnx = files["fp32"]
     if options.precision == "int8":
         images, count = options.calibration_images, options.calibration_count
         return quantize.calibrated(onnx, images, count, options.calibration, options.seed)
     if options.precision not in files:
-        files["fp16"] = models.in_fp16(onnx, FOLDER)
+        files["fp16"] = models.in_fp16(onnx, folder)
     return files[options.precision]
 
 

@@ -1,13 +1,14 @@
 """Which engine? PyTorch, torch.compile, ONNX Runtime and TensorRT on the same model, with accuracy beside speed.
 
     python -m scripts.compare_engines --batches 1,10,32,128
-    python -m scripts.compare_engines --model resnet50 --transfers out --out out/resnet50
+    python -m scripts.compare_engines --model resnet50 --rounds 3 --out out/resnet50
     python -m scripts.compare_engines --weights models/resnet18-digits.pt --labelled models/digits/test
 
 Every contender gets the same inputs and the same warm-up, is synchronized where it must be, and has its outputs held to those
-of the FP32 ONNX file on the CPU before a time is reported. What this machine lacks is said below the table. Finished rows
-stay in --out and are not run again, so an interrupted comparison goes on where it stopped, and contenders that live in
-different Pythons fill one table: run it once with each.
+of the FP32 ONNX file on the CPU before a time is reported. Those of one model and batch are loaded together and timed in
+rounds, and every run counts. What this machine lacks is said below the table. Rows stay in --out and are run again until they
+have their --rounds, so an interrupted comparison goes on where it stopped, and contenders that live in different Pythons fill
+one table: run it once with each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import datetime
 import re
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,138 +28,166 @@ import numpy as np
 from common import program
 from common.clock import undisturbed
 from common.console import out
-from common.errors import Fault, WrongOutputs
+from common.cuda import versions
+from common.errors import WrongOutputs
 from common.files import write_json
 from common.host import processor
-from common.options import positives
-from common.pictures import Images
+from common.options import natural, positives
 from export import models
-from export.train import labelled_files, load
-from peers.contenders import CONTENDERS, Contender, Missing, Ready, Task, pipeline
+from peers.accuracy import difference, share
+from peers.contenders import CONTENDERS
+from peers.inputs import Labelled, batch_of, labelled
 from peers.processes import ROOT
-from peers.rows import Result, report
+from peers.rows import WARNING, Result, report
+from peers.task import Contender, Missing, Ready, Task
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
 """Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
 TF32, whose mantissa is FP16's. What INT8 costs is the accuracy's to say."""
-LEAST, MOST = 20, 2000  # timed inferences
+LEAST, MOST, PARTS = 20, 2000, 100  # timed inferences; at most so many with events between their parts
 
 
-def reference(task: Task, images: np.ndarray) -> np.ndarray:
-    """Logits of the FP32 ONNX file on the CPU (N×C), 64 images at a time."""
-    parts = np.split(images, range(64, len(images), 64))
-    return np.concatenate([models.run_onnx(task.onnx("fp32"), part) for part in parts])
-
-
-def labelled(task: Task, directory: Path) -> tuple[np.ndarray, ...]:
-    """The images of a labelled folder (N×3×S×S FP32), their classes' numbers (−1: none of the model's) and the reference's
-    logits (N×C)."""
-    files, labels = labelled_files(directory)
-    if not files:
-        raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
-    images = load(files, models.MODELS[task.model])
-    classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
-    targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
-    return images, targets, reference(task, images)
-
-
-def timed(ready: Ready, loaded: Any, seconds: float, least: int) -> list[float]:
+def timed(ready: Ready, seconds: float, least: int) -> list[float]:
     """Milliseconds of single inferences, for so many seconds."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < least or (time.perf_counter() < until and len(times) < MOST):
         started = time.perf_counter()
-        ready.infer(loaded)
+        ready.infer()
         times.append((time.perf_counter() - started) * 1e3)
     return times
 
 
-def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray) -> Any:
-    """Run the images once and write how far the outputs are off into the row; raises ``WrongOutputs``. Gives what it loaded."""
-    loaded = ready.load(images)
-    output = ready.output(ready.infer(loaded))
+def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray) -> None:
+    """Run the images once and write how far the outputs are off into the row; raises ``WrongOutputs``."""
+    ready.load(images)
+    for _ in range(3 if ready.lane else 1):  # what captures graphs does so in its second or third run
+        ready.infer()
+    output = ready.output()
     row.largest_difference = models.largest_difference(output, expected)
     row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
     arithmetic = "tf32" if row.precision == "fp32" and ready.device != "CPU" else row.precision
     if not row.largest_difference <= TOLERANCE[arithmetic]:
         raise WrongOutputs(f"off by {row.largest_difference:.2g} of the largest logit")
-    return loaded
 
 
-def speed(row: Result, ready: Ready, loaded: Any, seconds: float) -> None:
-    """Write its times into its row."""
+def speed(row: Result, ready: Ready, images: np.ndarray, seconds: float) -> None:
+    """Add one run's times to its row: the latencies of single batches; on a GPU their parts, and the pace one batch ahead."""
     if ready.rate:
         record = ready.rate()
-        row.median_ms, row.count = record.per_batch_ms, record.measured
-        row.images_per_s, row.memory_mb = record.images_per_s, record.peak_device_memory_mb
+        row.add_pipeline(record)
         return
-    timed(ready, loaded, seconds / 5, least=0)  # warm-up
+    ready.load(images)
+    warm = timed(ready, seconds / 5, least=0)
+    read: dict[str, float | None] = {}
+    if ready.lane:
+        usual_ms = float(np.median(warm or [seconds * 1e3]))
+        count = int(min(MOST, max(LEAST, seconds / 2 * 1e3 / usual_ms)))
+        read = {**ready.lane.parts(min(count, PARTS)), "ahead_ms": ready.lane.ahead(count)}
     with undisturbed():
-        times = timed(ready, loaded, seconds, LEAST)
-    row.memory_mb, row.count = ready.memory_mb(), len(times)
-    row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms = np.percentile(times, [0, 50, 90, 99, 100]).tolist()
-    row.images_per_s = row.batch * len(times) / sum(times) * 1e3
+        times = timed(ready, seconds, LEAST)
+    row.add_run(times, **read)
 
 
 def accuracy(row: Result, ready: Ready, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
-    """Write top-1, top-5, and how the logits compare with the reference's, into its row."""
+    """Write top-1, top-5, and how both compare with the reference's, into its row."""
     parts = []
     for batch in np.split(images, range(row.batch, len(images), row.batch)):
-        full = np.resize(batch, (row.batch, *batch.shape[1:]))  # the last one is filled up with its own images
-        parts.append(ready.output(ready.infer(ready.load(full)))[: len(batch)].copy())
+        ready.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
+        ready.infer()
+        parts.append(ready.output()[: len(batch)])
     found = np.concatenate(parts)
     ranked = np.argsort(-found, axis=1)[:, :5]
-    row.images = len(images)
+    right, before = ranked[:, 0] == targets, expected.argmax(axis=1) == targets
+    row.images, row.agreement = len(images), float((ranked[:, 0] == expected.argmax(axis=1)).mean())
+    row.top1, row.top1_low, row.top1_high = share(right)
+    row.gained, row.gained_low, row.gained_high = difference(right, before)
     row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
-    row.agreement = float((ranked[:, 0] == expected.argmax(axis=1)).mean())
     row.largest_logit_difference, row.largest_logit = float(np.abs(found - expected).max()), float(np.abs(expected).max())
-    row.top1 = float((ranked[:, 0] == targets).mean())
 
 
-def compare(
-    task: Task,
-    contender: Contender,
-    images: np.ndarray,
-    expected: np.ndarray,
-    photographs: Sequence[np.ndarray] | None,
-    options: Namespace,
-) -> None:
-    """Make a contender's row unless it is there: its speed, and where there are labelled ``photographs`` its accuracy. What it
-    lacks, or fails at, is said in its row; it is not the end of the comparison."""
-    transfers = "in" if task.transfers else "out"
-    words = f"{task.tag} b{task.batch} {contender.name} {contender.precision} {transfers}"
-    path = options.out / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
-    photographs = None if contender.prepare is pipeline else photographs  # its plan's accuracy is TensorRT's
-    before, weights = Result.read(path), task.weights_sha256
-    if before.weights_sha256 == weights and before.median_ms and (before.top1 is not None or not photographs):
-        return
-    row = Result(contender.name, contender.precision, task.model, Path(task.weights).name, weights, transfers, batch=task.batch)
-    row.host, row.date = processor(), datetime.date.today().isoformat()
-    try:
+class Entry:
+    """A contender in a comparison: its row, the file of that, and what has it ready to run."""
+
+    def __init__(self, task: Task, contender: Contender, folder: Path) -> None:
+        words = f"{task.tag} b{task.batch} {contender.name} {contender.precision}"
+        self.task, self.contender = task, contender
+        self.path = folder / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
+        self.row = Result.read(self.path)
+        if self.row.weights_sha256 != task.weights_sha256:
+            self.row = Result(contender.name, contender.precision, task.model, Path(task.weights).name, task.weights_sha256)
+            self.row.batch = task.batch
+        self.ready: Ready | None = None
+
+    def needs(self, rounds: int, photographs: bool) -> bool:
+        """Whether anything is left to be done. A pipeline's accuracy is its plan's."""
+        unknown = photographs and self.row.top1 is None and "pipeline" not in self.contender.name
+        return len(self.row.runs) < rounds or unknown
+
+    def attempt(self, doing: Callable[..., None], *given: Any) -> None:
+        """What it lacks, or fails at, is said in its row, and is not the end of the comparison."""
+        try:
+            doing(*given)
+        except Missing as missing:
+            self.fail(f"needs {missing}")
+        except Exception as error:
+            self.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        write_json(self.path, self.row.facts, indent=None)
+
+    def fail(self, problem: str) -> None:
+        self.row.problem, self.ready = problem, None
+
+    def prepare(self, resources: ExitStack, images: np.ndarray, expected: np.ndarray) -> None:
+        self.row.host, self.row.date, self.row.problem = processor(), datetime.date.today().isoformat(), None
         started = time.perf_counter()
-        with contender.prepare(task, contender.precision) as ready:
-            row.version, row.device, row.build_s = ready.version, ready.device, ready.build_s
-            loaded = check(row, ready, images, expected)
-            row.prepare_s = time.perf_counter() - started
-            speed(row, ready, loaded, options.seconds)
-            if photographs:
-                accuracy(row, ready, *photographs)
-    except Missing as missing:
-        row.problem = f"needs {missing}"
-    except Exception as error:
-        row.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    write_json(path, row.facts, indent=None)
-    said = [] if row.median_ms is None else [f"{row.median_ms:9.3f} ms"]
-    said += [] if row.top1 is None else [f"top-1 {row.top1:.2%}"]
-    said += [] if row.problem is None else [row.problem]
-    who = f"{task.model:<18} batch {task.batch:<4} {contender.name:<30} {contender.precision}"
-    out.print(f"  {who}  {', '.join(said)}", markup=False)
+        with ExitStack() as own:
+            ready = own.enter_context(self.contender.prepare(self.task, self.row.precision))
+            row = self.row
+            row.version, row.device, row.build_s, row.command = ready.version, ready.device, ready.build_s, ready.command
+            row.driver = versions()["driver"] if ready.lane else None
+            check(row, ready, images, expected)
+            row.prepare_s, row.memory_mb = time.perf_counter() - started, ready.memory_mb()
+            self.ready = ready
+            resources.push(own.pop_all())
+
+    def say(self) -> None:
+        row = self.row
+        said = [] if row.median_ms is None else [f"{row.median_ms:9.3f} ms{f' {WARNING}' * row.doubtful}"]
+        said += [] if row.top1 is None else [f"top-1 {row.top1:.2%}"]
+        said += [] if row.problem is None else [row.problem]
+        who = f"{row.model:<18} batch {row.batch:<4} {row.engine:<34} {row.precision}"
+        out.print(f"  {who}  {', '.join(said)}", markup=False)
+
+
+def compare(task: Task, contenders: Sequence[Contender], photographs: Labelled | None, options: Namespace) -> None:
+    """Bring the rows of one model and batch up to ``options.rounds`` runs, dealt in rounds, and find their accuracy where there
+    are labelled ``photographs``."""
+    images, expected = batch_of(task, options.calibration_images, options.out)
+    task = replace(task, classes=expected.shape[1])
+    entries = [Entry(task, contender, options.out) for contender in contenders]
+    always = options.mark or not options.rounds
+    entries = [entry for entry in entries if always or entry.needs(options.rounds, bool(photographs))]
+    with ExitStack() as resources:
+        for entry in entries:
+            with out.status(f"{task.model}, batch {task.batch}: {entry.contender.name} {entry.contender.precision}"):
+                entry.attempt(entry.prepare, resources, images, expected)
+        for done in range(options.rounds):
+            for entry in entries:
+                if entry.ready and len(entry.row.runs) == done:
+                    entry.attempt(speed, entry.row, entry.ready, images, options.seconds)
+        for entry in entries:
+            if entry.ready and photographs and entry.needs(0, True):
+                entry.attempt(accuracy, entry.row, entry.ready, *photographs)
+            if entry.ready and entry.ready.lane and options.mark:
+                entry.ready.load(images)
+                entry.ready.lane.marked(options.mark)
+            entry.say()
 
 
 def chosen(words: str) -> list[Contender]:
-    """All contenders with one of these comma-separated words in their name or precision."""
+    """All contenders with one of these comma-separated words in their name and precision; `=word`: that begin with it."""
     wanted = [word.strip().lower() for word in words.split(",")]
-    return [each for each in CONTENDERS if any(word in f"{each.name} {each.precision}".lower() for word in wanted)]
+    return [each for each in CONTENDERS if any(word in f"={each.name} {each.precision}".lower() for word in wanted)]
 
 
 def parse_options() -> Namespace:
@@ -164,12 +195,19 @@ def parse_options() -> Namespace:
     p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
     p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
-    p.add_argument("--engines", default="", metavar="WORDS", help="only those with one of these in their name or precision")
-    transfers = "copies to and from the device in the time or out of it, for all engines alike (default: %(default)s)"
-    p.add_argument("--transfers", choices=("in", "out"), default="in", help=transfers)
-    p.add_argument("--seconds", type=float, default=2.0, help="time spent on each row, warm-up aside (default: %(default)s)")
+    p.add_argument(
+        "--engines",
+        default="",
+        metavar="WORDS",
+        help="only those with one of these in name or precision; =WORD: that begin with it",
+    )
+    p.add_argument("--seconds", type=float, default=2.0, help="of a run of a row, warm-up aside (default: %(default)s)")
+    rounds = "runs of each row, dealt in rounds; 0: load, check and find the accuracy only (default: %(default)s)"
+    p.add_argument("--rounds", type=natural, default=3, metavar="N", help=rounds)
     p.add_argument("--labelled", type=Path, metavar="DIR", help="labelled images, a folder a class: accuracy as well")
     p.add_argument("--calibration-images", type=Path, metavar="DIR", help="for INT8, see 0_build.py")
+    mark = "then N more batches of each, with the ladder's ranges around them: for nsys, and scripts.compare"
+    p.add_argument("--mark", type=natural, default=0, metavar="N", help=mark)
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
     options = p.parse_args()
     options.models = options.models or ["resnet18"]
@@ -178,19 +216,13 @@ def parse_options() -> Namespace:
 
 def main() -> None:
     options = parse_options()
-    kinds = [(model, batch) for model in options.models for batch in options.batches]
+    contenders = chosen(options.engines)
+    kinds = [(model, batch) for model in options.models for batch in options.batches if contenders]
     for model, batch in kinds:
-        task = Task(model, options.weights, batch, options.transfers == "in")
+        task = Task(model, options.weights, batch)
         task.export(options.calibration_images)
-        side = models.MODELS[model]
-        images = Images(options.calibration_images, (3, side, side), models.SEED, limit=batch, option="--calibration-images")
-        pixels = np.empty((batch, *images.shape), np.float32)
-        images.fill(pixels)
-        expected = reference(task, pixels)
-        photographs = labelled(task, options.labelled) if options.labelled and (model, batch) == kinds[-1] else None
-        for contender in chosen(options.engines):
-            with out.status(f"{model}, batch {batch}: {contender.name} {contender.precision}"):
-                compare(task, contender, pixels, expected, photographs, options)
+        last = options.labelled and (model, batch) == kinds[-1]
+        compare(task, contenders, labelled(task, options.labelled, options.out) if last else None, options)
     report(options.out)
 
 

@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
 from common.console import out
 from common.files import column, columns, grid, read_json, write_json, write_text
-from common.record import from_json
+from common.record import Record, from_json
 from peers.contenders import CONTENDERS
 
-PALETTE = {"PyTorch": "#D55E00", "ONNX": "#0072B2", "TensorRT": "#009E73"}
-BOTH, EXACT = ("main", "accuracy"), ("accuracy",)
+PALETTE = {"PyTorch": "#D55E00", "Torch-TensorRT": "#CC79A7", "ONNX": "#0072B2", "TensorRT": "#009E73", "trtexec": "#999999"}
+ALL, TIMES, PARTS, EXACT = ("main", "parts", "accuracy"), ("main", "parts"), ("parts",), ("accuracy",)
+ENOUGH = 1000  # samples that a p99 is of at least: ten lie beyond it
+AGREES = 0.9
+"""Share of images on which an engine must name the reference's class; below it, its time is that of another computation."""
+WARNING = "⚠"
 
 
 @dataclass
 class Result:
     """What a contender came to on a task: its speed, its accuracy if that was asked for, the ``problem`` that it had.
 
-    Differences are shares of the largest logit where they do not say otherwise. What a row does not have is None.
+    Latencies are of single batches, over all ``runs``, whose every sample is in ``times_us``. What is measured once a run (the
+    parts of a batch, and batches one ahead) is the median of the runs. Differences are shares of the largest logit where they
+    do not say otherwise. What a row does not have is None.
     """
 
-    engine: str = column("engine", tables=BOTH)  # the contender's name
-    precision: str = column("precision", tables=BOTH)
+    engine: str = column("engine", tables=ALL)  # the contender's name
+    precision: str = column("precision", tables=ALL)
     model: str = ""
     weights_name: str = ""
     weights_sha256: str = ""
-    transfers: str = ""  # "in" the time or "out" of it
     host: str = ""
     date: str = ""
-    batch: int = column("batch")
+    batch: int = column("batch", tables=TIMES)
     version: str | None = None
     device: str | None = None
-    count: int | None = None
+    driver: str | None = None  # the newest CUDA that it takes
+    count: int | None = column("samples")
     min_ms: float | None = column("min", "{:.3f}")
-    median_ms: float | None = column("median", "{:.3f}")  # of a pipeline, which has a rate alone: its window's mean
+    median_ms: float | None = column("median", "{:.3f}")
     p90_ms: float | None = column("p90", "{:.3f}")
+    p95_ms: float | None = column("p95", "{:.3f}")
     p99_ms: float | None = column("p99", "{:.3f}")
     max_ms: float | None = column("max", "{:.3f}")
     images_per_s: float | None = column("images/s", "{:,.0f}")
-    memory_mb: float | None = column("device MB", "{:,.0f}")
-    prepare_s: float | None = column("prepare, s", "{:.1f}")
-    build_s: float | None = column("build, s", "{:.1f}")
-    largest_difference: float | None = column("off FP32", "{:.1e}")
-    top1_agreement: float | None = column("same top-1", "{:.0%}")
+    ahead_ms: float | None = column("one ahead", "{:.3f}")
+    ahead_images_per_s: float | None = column("images/s, one ahead", "{:,.0f}")
+    enqueue_ms: float | None = column("enqueue", "{:.3f}", PARTS)
+    h2d_ms: float | None = column("H2D", "{:.3f}", PARTS)
+    compute_ms: float | None = column("compute", "{:.3f}", PARTS)
+    d2h_ms: float | None = column("D2H", "{:.3f}", PARTS)
+    memory_mb: float | None = column("device MB", "{:,.0f}", PARTS)
+    prepare_s: float | None = column("prepare, s", "{:.1f}", PARTS)
+    build_s: float | None = column("build, s", "{:.1f}", PARTS)
+    largest_difference: float | None = column("off FP32", "{:.1e}", PARTS)
+    top1_agreement: float | None = column("same top-1", "{:.0%}", PARTS)
     images: int | None = None  # that the accuracy is of
     top1: float | None = column("top-1", "{:.2%}", EXACT)
+    top1_low: float | None = column("95 %: from", "{:.1%}", EXACT)
+    top1_high: float | None = column("to", "{:.1%}", EXACT)
+    gained: float | None = column("against FP32", "{:+.2%}", EXACT)
+    gained_low: float | None = column("95 %: from", "{:+.1%}", EXACT)
+    gained_high: float | None = column("to", "{:+.1%}", EXACT)
     top5: float | None = column("top-5", "{:.2%}", EXACT)
     agreement: float | None = column("agrees with FP32", "{:.2%}", EXACT)
     largest_logit_difference: float | None = column("largest logit difference", "{:.3f}", EXACT)
     largest_logit: float | None = column("of", "{:.2f}", EXACT)
+    command: str | None = None
     problem: str | None = None
+    runs: list[Any] = field(default_factory=list)
+    times_us: list[Any] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Result:
@@ -63,76 +85,117 @@ class Result:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value not in (None, "")}
+        return {name: value for name, value in vars(self).items() if value not in (None, "", [])}
+
+    def add_run(self, times_ms: list[float], **read: float | None) -> None:
+        """One more run: its latencies, and what else was read in it, under the names of this class's fields."""
+        own = {name: value for name, value in read.items() if value is not None}
+        self.runs.append({"count": len(times_ms), "median_ms": float(np.median(times_ms)), **own})
+        self.times_us.append([round(ms * 1e3, 1) for ms in times_ms])
+        self.settle()
+
+    def add_pipeline(self, record: Record) -> None:
+        """One more run of a pipeline, which has several batches in flight: its pace is the window's over its batches."""
+        told = {f"{name}_ms": value for name, value in {**(record.latency_ms or {}), **(record.parts_ms or {})}.items()}
+        self.runs.append({"count": record.measured, **told, "ahead_ms": record.per_batch_ms})
+        self.memory_mb = record.peak_device_memory_mb
+        self.settle()
+
+    def settle(self) -> None:
+        """Make the row's figures of its runs."""
+        for name in ("ahead_ms", "enqueue_ms", "h2d_ms", "compute_ms", "d2h_ms", "median_ms", "p95_ms", "p99_ms"):
+            if values := [run[name] for run in self.runs if name in run]:
+                setattr(self, name, float(np.median(values)))
+        self.count = sum(run["count"] for run in self.runs)
+        if self.times_us:
+            times = np.concatenate(self.times_us) / 1e3
+            self.images_per_s = (self.batch or 0) * 1e3 / float(times.mean())
+            quantiles = np.percentile(times, [0, 50, 90, 95, 99, 100]).tolist()
+            self.min_ms, self.median_ms, self.p90_ms, self.p95_ms, self.p99_ms, self.max_ms = quantiles
+        if self.count < ENOUGH:
+            self.p99_ms = None
+        self.ahead_images_per_s = (self.batch or 0) * 1e3 / self.ahead_ms if self.ahead_ms else None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether its time must not be read without a warning."""
+        agreement = self.agreement if self.agreement is not None else self.top1_agreement
+        return agreement is not None and agreement < AGREES
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        return {**vars(self), "engine": f"{self.engine} {WARNING}" if self.doubtful else self.engine}
 
 
-SPEED, ACCURACY = (columns(Result, table=table) for table in BOTH)
+SPEED, WHERE, ACCURACY = (columns(Result, table=table) for table in ALL)
+DOUBT = f"{WARNING} names the class of FP32 for less than {AGREES:.0%} of the images: the time of another computation."
 
 
 def report(folder: Path) -> None:
     """Print the tables and write them, as JSON, Markdown and pictures, from the rows that are there."""
     found = [Result.read(path) for path in sorted((folder / "rows").glob("*.json"))]
     order = [(contender.name, contender.precision) for contender in CONTENDERS]
-    found.sort(key=lambda row: (row.model, row.batch, order.index((row.engine, row.precision))))
+    place = {who: number for number, who in enumerate(order)}
+    found.sort(key=lambda row: (row.model, row.batch, place.get((row.engine, row.precision), len(order))))
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
     lines, kinds = [conditions(rows), ""], dict[tuple[str, ...], list[Result]]()
     for row in rows:
-        kinds.setdefault((row.model, row.weights_name, row.transfers), []).append(row)
-    for (model, weights, transfers), mine in kinds.items():
-        lines += [
-            f"## {model} (weights: {weights}), transfers {'in' if transfers == 'in' else 'out of'} the time, ms a batch",
-            "",
-        ]
-        lines += [*grid(list(map(vars, mine)), SPEED, words=2), ""]
-    if exact:
-        accuracy = grid([vars(row) for row in exact], ACCURACY, words=2)
-        lines += [f"## Accuracy on {exact[0].images} labelled images (weights: {exact[0].weights_name})", "", *accuracy, ""]
+        kinds.setdefault((row.model, row.weights_name), []).append(row)
+    for (model, weights), mine in kinds.items():
+        cells = [row.shown for row in mine]
+        lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, SPEED, words=2), ""]
+        lines += [f"{DOUBT}\n"] * any(row.doubtful for row in mine)
+        lines += [f"### {model}: where a batch's time goes, ms", "", *grid(cells, WHERE, words=2), ""]
+    for model, weights in dict.fromkeys((row.model, row.weights_name) for row in exact):
+        mine = [row for row in exact if (row.model, row.weights_name) == (model, weights)]
+        accuracy = grid([row.shown for row in mine], ACCURACY, words=2)
+        lines += [f"## Accuracy of {model} on {mine[0].images} labelled images (weights: {weights})", "", *accuracy, ""]
+    if commands := [f"- {row.model} {row.precision}: `{row.command}`" for row in rows if row.command]:
+        lines += ["## The same by trtexec", "", *dict.fromkeys(commands), ""]
     if problems := not_run(found):
         lines += ["## Not run", "", *problems, ""]
-    (out if out.is_terminal else Console(width=175, highlight=False)).print(Markdown("\n".join(lines)))
-    write_json(folder / "engines.json", {"conditions": lines[0], "rows": [row.facts for row in found]})
+    (out if out.is_terminal else Console(width=200, highlight=False)).print(Markdown("\n".join(lines)))
+    kept = [{name: value for name, value in row.facts.items() if name != "times_us"} for row in found]
+    write_json(folder / "engines.json", {"conditions": lines[0], "rows": kept})
     write_text(folder / "engines.md", "\n".join(lines))
     written = ["engines.json, .md"]
     try:
-        written += draw(kinds, folder)
+        written += [draw(model, mine, folder) for (model, _), mine in kinds.items()]
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
 
 
-def draw(kinds: dict[tuple[str, ...], list[Result]], folder: Path) -> list[str]:
-    """Write MODEL-rates.svg for every table, a second one of a model as MODEL-rates-2.svg: bar charts, one for each batch size;
-    returns the files' names."""
+def draw(model: str, rows: list[Result], folder: Path) -> str:
+    """Write MODEL.svg, bars of latency and of rate for every batch size; returns its name."""
     import matplotlib
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
     pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
-    written: list[str] = []
-    for (model, _, transfers), rows in kinds.items():
-        batches = sorted({row.batch for row in rows})
-        groups = [[row for row in rows if row.batch == batch] for batch in batches]
-        names = [[f"{row.engine} {row.precision}" for row in mine] for mine in groups]
-        size = (4.2 * len(groups) + 2, 0.34 * sum(map(len, groups)) / len(groups) + 1.2)
-        figure, charts = pyplot.subplots(1, len(groups), figsize=size, squeeze=False)
-        for axes, batch, mine, labels in zip(charts[0], batches, groups, names):
-            rates = [row.images_per_s or 0 for row in mine]
-            colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
-            bars = axes.barh(range(len(mine)), rates, color=colours, height=0.7)
-            axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates], fontsize=8)
-            axes.set_xlim(0, 1.2 * max(rates))
+    groups = [[row for row in rows if row.batch == batch] for batch in sorted({row.batch for row in rows})]
+    tall = [0.3 * len(mine) + 0.9 for mine in groups]
+    how: dict[str, Any] = {"squeeze": False, "height_ratios": tall, "layout": "constrained"}
+    figure, charts = pyplot.subplots(len(groups), 2, figsize=(11, sum(tall)), **how)
+    for (times, rates), mine in zip(charts, groups):
+        labels = [f"{row.shown['engine']} {row.precision}".replace(WARNING, "(!)") for row in mine]
+        colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
+        best = [row.ahead_images_per_s or row.images_per_s or 0 for row in mine]
+        for axes, values, form, title in (
+            (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms, one batch at a time (median)"),
+            (rates, best, " {:,.0f}", "images/s, one batch ahead"),
+        ):
+            bars = axes.barh(range(len(mine)), values, color=colours, height=0.7)
+            axes.bar_label(bars, [form.format(value) for value in values], fontsize=8)
+            axes.set_xlim(0, 1.2 * max(values))
             axes.set_yticks(range(len(mine)), labels)
-            axes.tick_params(labelleft=axes is charts[0, 0] or labels != names[0])
-            axes.set_title(f"{model}, batch {batch}" + ", transfers out" * (transfers == "out"), loc="left", fontsize=10)
-            axes.set_xlabel("images a second")
+            axes.tick_params(labelleft=axes is times)
+            axes.set_title(f"{model}, batch {mine[0].batch}: {title}", loc="left", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
             axes.invert_yaxis()
-        figure.tight_layout()
-        earlier = sum(name.startswith(f"{model}-rates") for name in written)
-        written.append(f"{model}-rates{f'-{earlier + 1}' * bool(earlier)}.svg")
-        figure.savefig(folder / written[-1], metadata={"Date": None})
-        pyplot.close(figure)
-    return written
+    figure.savefig(folder / f"{model}.svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return f"{model}.svg"
 
 
 def not_run(rows: list[Result]) -> list[str]:
@@ -147,7 +210,9 @@ def not_run(rows: list[Result]) -> list[str]:
 def conditions(rows: list[Result]) -> str:
     """What the numbers were obtained on."""
     devices, hosts, versions = (
-        ", ".join(dict.fromkeys(vars(row)[name] for row in rows)) for name in ("device", "host", "version")
+        ", ".join(dict.fromkeys(vars(row)[name] for row in rows if vars(row)[name])) for name in ("device", "host", "version")
     )
-    dates = sorted({row.date for row in rows})
-    return f"{devices}; host: {hosts}; {versions}; {' to '.join(dict.fromkeys([*dates[:1], *dates[-1:]]))}:"
+    drivers = [f"driver for CUDA {driver}" for driver in dict.fromkeys(row.driver for row in rows if row.driver)]
+    dates = sorted({row.date for row in rows if row.date})
+    days = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))
+    return "; ".join([", ".join([devices, *drivers]), f"host: {hosts}", versions, f"{days}:"])

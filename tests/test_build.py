@@ -39,7 +39,7 @@ def test_two_who_want_one_plan_build_it_once(checkout, tmp_path):
     folder = tmp_path / "checkout"
     shutil.copytree(checkout.folder, folder)
     shutil.rmtree(folder / "plans")
-    words = [sys.executable, "4_use_fp16.py", *SIMULATED, "--batch", "2", "--no-fp32", "--batches", "4"]
+    words = [sys.executable, "4_use_fp16.py", *SIMULATED, "--batch", "2", "--no-controls", "--batches", "4"]
     both = [subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -268,8 +268,10 @@ def test_the_builder_s_log_is_kept(simulator):
 @pytest.mark.parametrize("words", [("--fp16",), ("--input", "bytes"), ("--input", "bytes", "--layout", "nhwc", "--fp16")])
 def test_another_model_of_the_ladder_s_name_does_not_take_its_plan(checkout, fixed, words):
     own = fixed.rename(fixed.with_name("resnet18.onnx"))
+    kept = {path: path.read_bytes() for path in checkout.models.glob("*.*")}
     done = checkout.run("0_build.py", *SIMULATED, "--onnx-file", own, *words)
     assert done.returncode == 2 and "is the ladder's own: add --output" in done.stderr
+    assert kept == {path: path.read_bytes() for path in kept}
 
 
 @pytest.mark.parametrize("option", ["--output", "--timing-cache"])

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import backend, verify
+from common import options as stage_options
+from common.errors import UsageFault
 from common.images import noise_images
 from common.record import Record, Window
 from common.session import WARM_UP
 from export import models
-from peers import compare_engines, contenders, loops, pytorch, rows
+from peers import accuracy, compare_engines, inputs, loops, on_onnx_runtime, on_tensorrt, pytorch, rows, task, trtexec
 from sim import device as devices
 from sim import simulator
 from sim.clock import Timetable
@@ -40,7 +42,7 @@ def engines(checkout, tmp_path_factory):
     for path in [path for digit in "01" for path in sorted((folder / "digits" / "test" / digit).iterdir())[:2]]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         path.rename(few / path.parent.name / path.name)
-    what = ("--batches", "1,2", "--seconds", "0.1", "--engines", "eager,runtime,tensorrt")
+    what = ("--batches", "1,2", "--seconds", "0.1", "--rounds", "2", "--engines", "eager,runtime,tensorrt")
     command = ("-m", "scripts.compare_engines", *what, "--labelled", few, "--out", folder / "out")
     first = checkout.run(*command)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -50,20 +52,81 @@ def engines(checkout, tmp_path_factory):
     return folder / "out", first, times
 
 
-def test_what_differs_in_the_copies_has_a_table_and_a_picture_of_its_own(tmp_path):
-    """Also where it comes from two commands, one after the other."""
-    pytest.importorskip("matplotlib")
-    facts = {"model": "m", "weights_name": "random", "engine": "ONNX Runtime CPU", "precision": "fp32"}
-    facts |= {"device": "CPU", "host": "here", "version": "1", "min_ms": 1.0, "median_ms": 2.0, "images_per_s": 500.0}
+def test_percentiles_are_of_all_runs_and_a_p99_of_a_thousand(tmp_path):
+    row = rows.Result("TensorRT", "fp16", batch=4)
+    row.add_run([1.0] * 600, enqueue_ms=0.1, ahead_ms=0.5)
+    row.add_run([*[2.0] * 300, 9.0], enqueue_ms=0.3, ahead_ms=1.5)
+    assert (row.count, row.min_ms, row.median_ms, row.p90_ms, row.p99_ms, row.max_ms) == (901, 1.0, 1.0, 2.0, None, 9.0)
+    assert row.enqueue_ms == pytest.approx(0.2) and row.ahead_images_per_s == pytest.approx(4000)
+    assert row.images_per_s == pytest.approx(4 * 901 / (600 + 600 + 9) * 1e3) and [run["count"] for run in row.runs] == [
+        600,
+        301,
+    ]
+    row.add_run([1.0] * 99)
+    assert row.count == 1000 and row.p99_ms == 2.0
+    (tmp_path / "row.json").write_text(json.dumps(row.facts))
+    assert rows.Result.read(tmp_path / "row.json") == row
+
+
+def test_a_time_of_another_computation_bears_a_warning(tmp_path):
+    """Where labelled images tell, they decide; else the images of the speed test do."""
     (tmp_path / "rows").mkdir()
-    for transfers, batch in (("in", 1), ("in", 8), ("out", 1)):
-        path = tmp_path / "rows" / f"{transfers}-{batch}.json"
-        path.write_text(json.dumps({**facts, "transfers": transfers, "batch": batch}))
+    for precision, speeds, exact in (("fp16", 1.0, None), ("int8", 0.89, None), ("fp32", 0.5, 0.97)):
+        row = rows.Result(
+            "TensorRT", precision, model="m", batch=1, top1_agreement=speeds, agreement=exact, host="here", date="d"
+        )
+        row.add_run([1.0])
+        (tmp_path / "rows" / f"{precision}.json").write_text(json.dumps(row.facts))
     rows.report(tmp_path)
-    titles = [line for line in (tmp_path / "engines.md").read_text().splitlines() if line.startswith("## ")]
-    assert titles == [f"## m (weights: random), transfers {where} the time, ms a batch" for where in ("in", "out of")]
-    pictures = [(tmp_path / name).read_text() for name in ("m-rates.svg", "m-rates-2.svg")]
-    assert "m, batch 8" in pictures[0] and "m, batch 1, transfers out" in pictures[1]
+    text = (tmp_path / "engines.md").read_text()
+    assert text.count("| TensorRT | ") == 4 and text.count("| TensorRT ⚠ | int8 | 1 |") == 2 and rows.DOUBT in text
+    assert "times_us" not in (tmp_path / "engines.json").read_text()
+
+
+def test_intervals_are_wilson_s_and_agresti_and_min_s():
+    """Against the formulas' published examples, and counting: they hold the truth in about 95 % of samples."""
+    found, low, high = accuracy.share(np.arange(10) < 9)
+    assert (found, round(low, 3), round(high, 3)) == (0.9, 0.596, 0.982)
+    assert accuracy.share(np.ones(364, bool))[1:] == (pytest.approx(0.98956, abs=1e-5), 1.0)
+    right, before = (
+        np.array([1] * 80 + [1] * 5 + [0] * 3 + [0] * 12, bool),
+        np.array([1] * 80 + [0] * 5 + [1] * 3 + [0] * 12, bool),
+    )
+    assert accuracy.difference(right, before)[0] == pytest.approx(0.02)
+    assert accuracy.difference(right, right) == (0, pytest.approx(-1.959964 / 102), pytest.approx(1.959964 / 102))
+    draw, held = np.random.default_rng(0), [0, 0]
+    for _ in range(2000):
+        kinds = draw.choice(4, 200, p=[0.85, 0.06, 0.03, 0.06])  # both right, only the first, only the second, neither
+        right, before = (kinds == 0) | (kinds == 1), (kinds == 0) | (kinds == 2)
+        for index, (truth, (_, low, high)) in enumerate(
+            ((0.91, accuracy.share(right)), (0.03, accuracy.difference(right, before)))
+        ):
+            held[index] += low <= truth <= high
+    assert all(0.93 < each / 2000 < 0.97 for each in held)
+
+
+def test_words_choose_contenders():
+    names = [f"{each.name} {each.precision}" for each in compare_engines.chosen("=TensorRT fp16,(nhwc)")]
+    assert names == ["ONNX Runtime CUDA (NHWC) fp16", "TensorRT fp16"]
+    assert compare_engines.chosen("") == list(compare_engines.CONTENDERS) and not compare_engines.chosen("none")
+
+
+def test_trtexec_s_times_become_a_row(tmp_path):
+    """And the row is in the table beside ours; what is no such file is said."""
+    each = {"h2dMs": 0.5, "computeMs": 1.0, "d2hMs": 0.25, "latencyMs": 1.75, "startEnqMs": 1.0, "endEnqMs": 1.125}
+    spans = {"startH2dMs": 10.0, "endD2hMs": 14.0}
+    row = trtexec.row_of([{**each, **spans}, {**each, **spans, "computeMs": 3.0, "latencyMs": 3.75}], "times.json")
+    assert (row.h2d_ms, row.compute_ms, row.d2h_ms, row.enqueue_ms, row.median_ms, row.ahead_ms) == (
+        0.5,
+        2.0,
+        0.25,
+        0.125,
+        2.75,
+        2.0,
+    )
+    for wrong in ([], {}, None, [{"h2dMs": 1}], [{**each, **spans, "d2hMs": "soon"}]):
+        with pytest.raises(UsageFault, match=r"x\.json is not what trtexec --exportTimes writes"):
+            trtexec.row_of(wrong, "x.json")
 
 
 @pytest.mark.slow
@@ -74,8 +137,8 @@ def test_present_engines_are_run_and_absent_ones_say_what_they_need(engines):
     assert {("PyTorch eager", "fp32"), ("ONNX Runtime CPU", "fp32")} <= ran
     for row in rows:
         if "median_ms" in row:
-            assert row["min_ms"] <= row["median_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
-            assert row["largest_difference"] <= compare_engines.TOLERANCE[row["precision"]] and row["count"] >= 20
+            assert row["min_ms"] <= row["median_ms"] <= row["p90_ms"] <= row["p95_ms"] <= row["max_ms"]
+            assert row["largest_difference"] <= compare_engines.TOLERANCE[row["precision"]] and row["count"] >= 40
     absent = {row["engine"]: row["problem"] for row in rows if "problem" in row}
     if ("TensorRT", "fp16") not in ran:
         assert "needs TensorRT and an NVIDIA GPU" in absent["TensorRT"]
@@ -100,21 +163,22 @@ def test_finished_rows_are_not_run_again(engines):
 @pytest.mark.slow
 def test_the_comparison_leaves_tables_and_a_picture(engines):
     text = (engines[0] / "engines.md").read_text()
-    assert "## resnet18" in text and "## Accuracy on 4 labelled images" in text and "## Not run" in text
-    assert (engines[0] / "resnet18-rates.svg").stat().st_size
+    assert "## resnet18" in text and "## Accuracy of resnet18 on 4 labelled images" in text and "## Not run" in text
+    assert (engines[0] / "resnet18.svg").stat().st_size
 
 
 @pytest.fixture
 def compared(checkout, tmp_path, monkeypatch):
     """Compare one contender with the reference on two images, its accuracy as well; gives its row."""
-    monkeypatch.setattr(contenders, "ROOT", checkout.folder)
+    monkeypatch.setattr(task, "ROOT", checkout.folder)
     images = np.stack([np.full((3, 224, 224), value, np.float32) for value in (-1, 1)])
-    task = contenders.Task("resnet18", "random", 2, True)
-    expected = compare_engines.reference(task, images)
-    options = argparse.Namespace(seconds=0.1, out=tmp_path)
+    job = task.Task("resnet18", "random", 2)
+    expected = inputs.reference(job, images)
+    monkeypatch.setattr(compare_engines, "batch_of", lambda *_: (images, expected))
+    options = argparse.Namespace(seconds=0.1, out=tmp_path, rounds=2, mark=0, calibration_images=None)
 
     def compare(contender):
-        compare_engines.compare(task, contender, images, expected, (images, np.array([0, 1]), expected), options)
+        compare_engines.compare(job, [contender], (images, np.array([0, 1]), expected), options)
         (row,) = (tmp_path / "rows").iterdir()
         return json.loads(row.read_text())
 
@@ -128,8 +192,8 @@ class Changed:
         self.change, self.closed = change, False
 
     @contextlib.contextmanager
-    def prepare(self, task, precision):
-        with contenders.onnx_runtime(task, precision, "CPU") as ready:
+    def prepare(self, job, precision):
+        with on_onnx_runtime.on_cpu(job, precision) as ready:
             try:
                 yield self.change(ready)
             finally:
@@ -137,50 +201,84 @@ class Changed:
 
 
 def test_an_engine_with_wrong_outputs_has_no_time_and_is_closed(compared):
-    wrong = Changed(lambda ready: dataclasses.replace(ready, output=lambda given: ready.output(given)[::-1]))
-    row = compared(contenders.Contender("ONNX Runtime CPU", "fp32", wrong.prepare))
+    wrong = Changed(lambda ready: dataclasses.replace(ready, output=lambda: ready.output()[::-1]))
+    row = compared(task.Contender("ONNX Runtime CPU", "fp32", wrong.prepare))
     assert "WrongOutputs" in row["problem"] and "median_ms" not in row and "top1" not in row
     assert wrong.closed
 
 
-def test_an_engine_that_fails_while_its_accuracy_is_found_keeps_its_time(compared, capsys):
+def test_an_engine_that_fails_while_its_accuracy_is_found_keeps_its_times(compared, capsys):
     times = itertools.count()
 
     def change(ready):
         def load(images):
-            if next(times):
+            if next(times) > 2:  # the check's, and one for each of two runs
                 raise RuntimeError("out of memory")
             return ready.load(images)
 
         return dataclasses.replace(ready, load=load)
 
     failing = Changed(change)
-    row = compared(contenders.Contender("ONNX Runtime CPU", "fp32", failing.prepare))
-    assert row["median_ms"] > 0 and failing.closed
+    row = compared(task.Contender("ONNX Runtime CPU", "fp32", failing.prepare))
+    assert row["median_ms"] > 0 and len(row["runs"]) == 2 and failing.closed
     assert row["problem"] == "RuntimeError: out of memory" and "top1" not in row
     assert "out of memory" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("transfers", [True, False])
-def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(checkout, monkeypatch, transfers):
-    """On the simulated GPU, which TensorRT's contender takes for a real one here."""
-    monkeypatch.setattr(contenders, "ROOT", checkout.folder)
+def test_a_row_is_run_until_it_has_its_rounds(compared):
+    """And its images are right or not, and known with an interval."""
+    loads = []
+    counted = Changed(lambda ready: dataclasses.replace(ready, load=lambda images: loads.append(1) or ready.load(images)))
+    contender = task.Contender("ONNX Runtime CPU", "fp32", counted.prepare)
+    row = compared(contender)
+    assert len(row["runs"]) == 2 and row["count"] == sum(run["count"] for run in row["runs"]) and row["agreement"] == 1
+    assert row["top1_low"] < row["top1"] + 1e-9 < row["top1_high"] + 1e-9 and row["gained"] == 0 and row["gained_low"] < 0
+    before = len(loads)
+    assert compared(contender) == row and len(loads) == before
+
+
+@pytest.fixture
+def on_simulator(checkout, monkeypatch):
+    """The simulated GPU, which TensorRT's contender takes for a real one here."""
+    monkeypatch.setattr(task, "ROOT", checkout.folder)
     monkeypatch.setattr(backend, "_current", None)
     here = backend.select("simulated", "h200")
     monkeypatch.setattr(backend, "select", lambda name: here)
-    monkeypatch.setattr(
-        contenders.Task, "plan", lambda task, precision: checkout.plans / f"resnet18-{precision}.simulated.plan"
-    )
-    task = contenders.Task("resnet18", "random", 2, transfers)
-    images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
-    with contenders.tensorrt(task, "fp16") as ready:
-        for given in (images, images[::-1]):
-            logits = ready.output(ready.infer(ready.load(given)))
-            assert models.largest_difference(logits, compare_engines.reference(task, given)) < 3e-2
-        assert ready.memory_mb() > 0
-    del ready
-    assert not here.leaks()
+    plans = checkout.plans
+    monkeypatch.setattr(task.Task, "plan", lambda job, precision: plans / f"resnet18-{precision}.simulated.plan")
+    yield here
     simulator.start().close()
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(on_simulator, graph):
+    """One at a time and one ahead; the parts of a batch are what the device is said to take for them."""
+    job = task.Task("resnet18", "random", 2)
+    images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
+    with on_tensorrt.tensorrt(job, "fp16", graph=graph) as ready:
+        for given in (images, images[::-1]):
+            ready.load(given)
+            ready.infer()
+            assert models.largest_difference(ready.output(), inputs.reference(job, given)) < 3e-2
+        assert ready.memory_mb() > 0 and ("--useCudaGraph" in ready.command) == graph
+        parts, pace_ms = ready.lane.parts(5), ready.lane.ahead(5)
+        assert parts["h2d_ms"] == pytest.approx(1204224 / 55.4e6, rel=0.6)  # what the H200's link takes, and a copy's start
+        assert 0.9 * parts["compute_ms"] <= pace_ms < parts["h2d_ms"] + parts["compute_ms"]
+        assert (parts["enqueue_ms"] < 0.02) == graph
+        for slot in ready.lane.slots:
+            assert models.largest_difference(slot.host_output, inputs.reference(job, images[::-1])) < 3e-2
+        ready.lane.marked(4)
+        trace = on_simulator.trace()
+        assert len(trace.measured) == 4 and len(set(trace.batches_of(trace.h2d)) & {*trace.measured}) == 4
+    del ready, slot
+    assert not on_simulator.leaks() and not on_simulator.races()
+
+
+def test_a_gpu_without_tensorrt_is_found_by_cuda_alone(monkeypatch):
+    monkeypatch.setattr(backend, "_current", None)
+    monkeypatch.setattr(backend, "gpu", lambda: ("the runtime", "NVIDIA X", "9.0"))
+    here = backend.select_cuda()
+    assert backend.current() is here and (here.device, here.cudart, here.tensorrt) == ("NVIDIA X", "the runtime", None)
 
 
 # -- loops
@@ -214,13 +312,17 @@ def test_a_pipeline_s_window_is_its_own(monkeypatch):
 
     def run(*what):
         said.extend(map(str, what))
-        Record(stage="7", per_batch_ms=1.5).write(what[-1])
+        latency = {"median": 4.0, "p95": 5.0, "p99": 6.0}
+        Record(stage="7", per_batch_ms=1.5, measured=99, latency_ms=latency, parts_ms={"h2d": 0.5}).write(what[-1])
 
-    ready = contenders.Ready("x", *[None] * 3)
-    monkeypatch.setattr(contenders, "run_quietly", run)
-    monkeypatch.setattr(contenders, "tensorrt", lambda task, precision: contextlib.nullcontext(ready))
-    with contenders.pipeline(contenders.Task("resnet18", "random", 2, True), "fp16") as prepared:
-        assert prepared.rate().per_batch_ms == 1.5
+    ready = task.Ready("x", *[None] * 3)
+    monkeypatch.setattr(on_tensorrt, "run_quietly", run)
+    monkeypatch.setattr(on_tensorrt, "tensorrt", lambda job, precision: contextlib.nullcontext(ready))
+    row = rows.Result("TensorRT pipeline (stage 7)", "fp16", batch=3)
+    with on_tensorrt.pipeline(task.Task("resnet18", "random", 3), "fp16") as prepared:
+        compare_engines.speed(row, prepared, None, 1.0)
+    assert (row.ahead_ms, row.ahead_images_per_s, row.median_ms, row.p99_ms, row.h2d_ms) == (1.5, 2000, 4.0, None, 0.5)
+    stage_options.parser("").parse_args(said[1:])  # ends the test where stages no longer have one of them
     assert said[0] == "7_cuda_graph.py" and not {"--batches", "--measure"} & {*said}
 
 
@@ -280,7 +382,7 @@ def test_results_of_another_device_are_not_predicted(checkout, tmp_path):
     "stage, precision, code, said",
     [
         ("14_mine", None, 2, "14_mine is no stage of this ladder"),
-        ("4_use_fp16", "int8", 3, "4_use_fp16 ended with exit code 3 on the simulated h200: the build ended with exit code 2"),
+        ("4_use_fp16", "bf16", 3, "4_use_fp16 ended with exit code 2 on the simulated h200: argument --precision: invalid"),
     ],
 )
 def test_what_cannot_be_predicted_is_said(checkout, tmp_path, stage, precision, code, said):

@@ -377,7 +377,7 @@ def test_a_gpu_s_results_are_whole_once_all_windows_are_there(tmp_path):
         assert runner.is_current(script) is whole
 
 
-def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces):
+def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces, capsys):
     """Nine windows in five processes, each verified and with its parts; controls are made once, and not profiled."""
     options, said = argparse.Namespace(out=tmp_path, repeats=5, force=False, **dict.fromkeys(profiler.PASSED_ON)), []
 
@@ -416,6 +416,13 @@ def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces):
     found = Record.read(tmp_path / "4_x.json")
     assert found.repeats_ms == [1, 2, 2, 3, 3, 4, 4, 5, 5] and found.per_batch_ms == 3.0 and found.parts_ms == PARTS
     assert found.fp32_max_abs_diff == 0.25 and found.profiled
+    assert [line for line in capsys.readouterr().out.splitlines() if line[0] != " "] == [
+        "round 1 of 5",
+        *(f"round {each} of 5, about 1 min to go" for each in (2, 3, 4, 5)),
+        "under nsys 9, about 1 min to go",
+    ]
+    runner.steps_s = [70.0, 6.0, 6.5, 45.0, 6.2]  # two with builds
+    assert runner.remaining(50) == ", about 5 min to go"
     assert len({*rounds}) == len(rounds) == 4 and {*rounds} <= {*closed}  # in another process in each round
 
 

@@ -1,0 +1,220 @@
+"""A pipeline that does not end: a stage's ``infer`` on a thread of its own, and pictures for it from any other.
+
+The stage sees a ``Session`` as always. Only that its batches have no end, come when somebody hands pictures in, and that their
+predictions go back to whoever that was.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, Union
+
+import numpy as np
+
+from common import decode, options, ranges
+from common.decoders import CpuDecoder, Files, GpuDecoder
+from common.errors import EnvironmentFault, UsageFault, WrongOutputs
+from common.photographs import synthetic_jpeg
+from common.postprocess import Predictions, top1
+from common.run import Infer, Session
+from common.session import load
+from common.verify import check, run_serially
+
+TURN = 20_000
+"""Batches after which the pipeline is built anew: a stage keeps a little of each of its batches."""
+AHEAD = 16  # batches that are being read, by a thread each
+REST_S = 0.002  # between two looks for a batch where there is none
+PATIENCE_S = 60.0  # in which a pipeline that has something to do finishes a batch, or it has failed
+TESTED, DRAWN = 6, 8  # batches of the self-test, and different pictures in it
+
+Row = tuple[Union[str, None], Union[float, None], Union[str, None]]
+"""Of a picture: its class, the probability, and instead of both why it could not be read."""
+
+
+class Ended(EnvironmentFault):
+    """There will be no more pictures."""
+
+
+@dataclass
+class Answer:
+    """Rows of a picture each, and when their work began and ended, in nanoseconds of the backend's clock."""
+
+    rows: list[Row]
+    begun_ns: int
+    ended_ns: int
+
+
+@dataclass
+class Part:
+    """A batch's pictures on their way, and where its rows are waited for. ``outputs`` are kept where they are a list."""
+
+    files: Files
+    answers: Any  # a SimpleQueue
+    outputs: list[np.ndarray] | None = None
+    begun_ns: int = 0
+
+
+class Flow(Session):
+    """One GPU with a plan and a stage's pipeline on it. Raises a ``Fault`` where the plan cannot be used, or where what comes
+    out of the pipeline is not what a serial run says. ``by_pillow`` counts pictures that the decoder did not take."""
+
+    def __init__(self, chosen: Namespace, infer: Infer) -> None:
+        # Made before a simulator takes these classes' place: those who hand in pictures are no threads of the simulated host.
+        self._queue: Callable[[], Any] = SimpleQueue
+        self._incoming, self._turn, self._rest = SimpleQueue[Union[Part, None]](), threading.Lock(), threading.Event()
+        self.here, self.size = options.select_backend(chosen)
+        self.options, self.engine = chosen, load(chosen, [self.size.batch])
+        if not self.engine.classifies:
+            raise UsageFault(f"{self.engine.plan} gives {', '.join(map(str, self.engine.outputs))}, and this is for classes.")
+        self.notes, self.batches = list(self.engine.notes), [self._empty()] * TURN
+        self.unreadable: dict[str, str] = {}  # of pictures on their way
+        self._decoder = decode.make(decode.choose(chosen.decoder, self.engine), self.engine, self.unreadable)
+        self._decoder.threads = 1  # so that its batches are those of ``_going``, one by one
+        self.predictions, self.by_pillow = Predictions(self.engine.facts.get("labels", [])), 0
+        self._going = deque[Part]()
+        self._error: BaseException = Ended("the pipeline was ended")
+        self._finished_s = time.monotonic()
+        self._pool = ThreadPoolExecutor(AHEAD) if self.here.simulator is None else None
+        threading.Thread(target=self._run, args=(infer,), daemon=True).start()
+        try:
+            self._test()
+        except BaseException:
+            self.close()
+            raise
+
+    def predict(self, pictures: Sequence[tuple[str, Any]]) -> Answer:
+        """A row for each of ``pictures``, in their order: a name that no other picture has at this time, and something with
+        ``read_bytes``. Any thread may call, and several: while one waits for its last batches, the next one's follow."""
+        answers, found, size = self._queue(), list[Answer](), self.size.batch
+        work = iter([pictures[first : first + size] for first in range(0, len(pictures), size)])
+        with self._turn:
+            ahead, sent = deque(self._begin(batch) for batch in islice(work, AHEAD)), 0
+            while ahead:
+                self._incoming.put(Part(ahead.popleft()(), answers))
+                ahead.extend(self._begin(batch) for batch in islice(work, 1))
+                sent += 1
+                if sent > AHEAD:
+                    found.append(self._answer(answers))
+        found += [self._answer(answers) for _ in range(len(found), sent)]
+        return Answer([row for answer in found for row in answer.rows], found[0].begun_ns, found[-1].ended_ns)
+
+    def _answer(self, answers: Any) -> Answer:
+        ended = False
+        while True:
+            try:
+                answer = answers.get(timeout=PATIENCE_S)
+            except Empty:
+                if time.monotonic() - self._finished_s < PATIENCE_S:
+                    continue
+                if ended:
+                    raise Ended(f"nothing has come out of the pipeline for {2 * PATIENCE_S:.0f} s") from None
+                self.close()  # lets those go that wait for pictures, so that what has failed is heard
+                ended = True
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+    def _begin(self, pictures: Sequence[tuple[str, Any]]) -> Callable[[], Files]:
+        """Begin to read a batch's files; what is returned waits for them. (A simulated host reads in no time.)"""
+        return self._pool.submit(self._read, pictures).result if self._pool else partial(self._read, pictures)
+
+    def _read(self, pictures: Sequence[tuple[str, Any]]) -> Files:
+        found = []
+        for name, source in pictures:
+            try:
+                found.append((name, source.read_bytes()))
+            except OSError as error:
+                self.unreadable[name] = error.strerror or str(error)
+                found.append((name, b""))
+        return found
+
+    def close(self) -> None:
+        """End the pipeline; who has no more pictures must, or the process does not end."""
+        self._incoming.put(None)
+
+    # -- what the stage sees
+
+    @property
+    def decoder(self) -> CpuDecoder | GpuDecoder:
+        return self._decoder
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return self.batches[0].shape
+
+    def read_files(self, index: int) -> Any:
+        """Of the next batch; its ``result`` waits for somebody who has one."""
+        return self
+
+    def result(self) -> Files:
+        while self._incoming.empty():
+            self._rest.wait(REST_S)  # so the simulator sees it wait
+        part = self._incoming.get()
+        if part is None:
+            self.close()  # for whoever waits behind this one
+            raise self._error
+        part.begun_ns = self.here.clock_ns()
+        self._going.append(part)
+        return part.files
+
+    def begin(self, index: int) -> None:
+        pass
+
+    def submit(self, index: int) -> Any:
+        return ranges.pushed(ranges.INFER, index)
+
+    def finish(self, index: int, host_output: np.ndarray) -> None:
+        part, self._finished_s = self._going.popleft(), time.monotonic()
+        with ranges.pushed(ranges.POSTPROCESS, len(part.files)):
+            if part.outputs is not None:
+                part.outputs.append(host_output.copy())
+            classes, probabilities = map(np.ndarray.tolist, top1(host_output[: len(part.files)]))
+            labels = {number: self.predictions.label(number) for number in set(classes)}
+            rows: list[Row] = [(labels[number], probability, None) for number, probability in zip(classes, probabilities)]
+            for row, (name, _) in enumerate(part.files if self.unreadable or self._decoder.left_to_pillow else ()):
+                left, why = self._decoder.left_to_pillow.pop(name, None), self.unreadable.pop(name, None)
+                self.by_pillow += left is not None and why is None
+                rows[row] = rows[row] if why is None else (None, None, why)
+        races = [WrongOutputs(f"a race, whatever the outputs are: {race}") for race in self.here.races() or []]
+        part.answers.put(races[0] if races else Answer(rows, part.begun_ns, self.here.clock_ns()))
+
+    # -- its thread
+
+    def _run(self, infer: Infer) -> None:
+        try:
+            while True:
+                infer(self)
+        except BaseException as error:
+            self._error = error
+        for part in self._going:
+            part.answers.put(self._error)
+        while True:
+            late = self._incoming.get()
+            if late is not None:
+                late.answers.put(self._error)
+
+    def _test(self) -> None:
+        """Hold synthetic pictures that went through the pipeline to a serial run of the same; it is warm afterwards."""
+        drawn, outputs = [synthetic_jpeg(index, 0) for index in range(DRAWN)], list[np.ndarray]()
+        answers, pixels = self._queue(), [self._empty() for _ in range(TESTED)]
+        parts = [[(f"{row}", drawn[(row + first) % DRAWN]) for row in range(self.size.batch)] for first in range(TESTED)]
+        for files in parts:
+            self._incoming.put(Part(files, answers, outputs))
+        for _ in parts:
+            self._answer(answers)
+        for files, batch in zip(parts, pixels):
+            self._decoder.to_host(files, batch)
+        check(outputs, run_serially(self.engine, pixels))
+
+    def _empty(self) -> np.ndarray:
+        return np.empty(self.engine.input_shape(self.size.batch), self.engine.input_type)

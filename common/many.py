@@ -1,0 +1,160 @@
+"""A run over many processes: what each does with a shard, how Ray is started, and what is said of them all at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+import warnings
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from common import options
+from common.console import err, out, printable
+from common.errors import EnvironmentFault, UsageFault
+from common.files import check_writable, sha256, write_json
+from common.flow import Flow
+from common.shards import Pictures, Shard, shards, tidy
+
+BATCHES = 64  # of a shard
+STORE = 256 << 20  # bytes of Ray's own memory on this machine: only names go through it
+DEATHS = 3  # workers in a row, for each GPU, that cannot start
+RETRIES = 3  # of a shard whose worker died with it
+Deal = Callable[[Namespace, "list[Shard]"], Iterable["dict[str, Any]"]]
+
+
+def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
+    """Predict a shard's pictures and write them; what is to be said of it. Times are the worker's, in seconds."""
+    before = flow.by_pillow
+    numbers = range(shard.first, shard.first + len(shard.names))
+    answer = flow.predict(list(zip(map(str, numbers), pictures.sources(shard.names))))
+    names = [printable(name or Path(pictures.root).name) for name in shard.names]
+    classes, probabilities, reasons = zip(*answer.rows)
+    shard.write(numbers, names, classes, probabilities, reasons)
+    return {
+        "shard": Path(shard.path).name,
+        "images": len(answer.rows),
+        "unreadable": len(reasons) - reasons.count(None),
+        "by_pillow": flow.by_pillow - before,
+        "worker": f"{platform.node()}:{os.getpid()}",
+        "begun_s": answer.begun_ns / 1e9,
+        "ended_s": answer.ended_ns / 1e9,
+        "conditions": conditions(flow),
+    }
+
+
+def conditions(flow: Flow) -> dict[str, Any]:
+    here, chosen = flow.here, flow.options
+    engine = {"engine": here.library, "precision": chosen.precision, "input": str(flow.engine.input_type)}
+    sizes = {"batch": flow.size.charged, "computed_batch": flow.size.batch, "scale": here.scale}
+    gpu = {
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "cores": len(os.sched_getaffinity(0)) if here.simulator is None else None,
+    }
+    return {"backend": here.name, "device": here.device, **engine, **sizes, "decoder": flow.decoder.name, **gpu}
+
+
+@contextlib.contextmanager
+def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Ray's ``data`` and what a worker takes, with Ray started on this machine unless there is an address. Settles
+    ``chosen.gpus``."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        core, data = import_module("ray"), import_module("ray.data")
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(f"there is no {error.name} in this Python: pip install -e '.[ray]', or --part 0/1.") from None
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1"}
+    if chosen.gpus and chosen.backend not in ("auto", "simulated"):
+        local["num_gpus"] = chosen.gpus
+    with core.init(logging_level="error", **({"address": chosen.address} if chosen.address else local)):
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+        there = int(core.cluster_resources().get("GPU", 0)) if chosen.backend != "simulated" else 0
+        if not there and chosen.backend not in ("auto", "simulated"):
+            raise EnvironmentFault(f"--backend {chosen.backend}: Ray sees no GPU here.")
+        if 0 < there < (chosen.gpus or 0):
+            raise UsageFault(f"--gpus {chosen.gpus}: Ray sees {there} here.")
+        chosen.backend = chosen.backend if there else "simulated"
+        chosen.gpus = chosen.gpus or there or 2
+        err.print(f"{chosen.gpus} workers, {'a GPU each' if there else 'each a simulated GPU'}", markup=False)
+        context = data.DataContext.get_current()
+        context.enable_progress_bars, context.print_on_execution_start = False, False
+        context.memory_usage_poll_interval_s = None  # whose thread would be one of the simulated host's
+        context.max_errored_blocks = -1  # what is left is told at the end
+        context.max_consecutive_actor_init_deaths = DEATHS * chosen.gpus
+        warnings.filterwarnings("ignore", ".*ray_remote_args")  # nothing else has max_task_retries
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            yield data, {"num_gpus": 1 if there else 0, "num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
+        except core.exceptions.RayError as error:
+            said = [line for line in str(error).splitlines() if line.strip()][-1]
+            raise EnvironmentFault(f"Ray gave up: {said}. What is done is kept; the same command does the rest.") from error
+
+
+def run(chosen: Namespace, deal: Deal) -> None:
+    """Do what is not done yet, and say what came of it. Raises ``EnvironmentFault`` where something is left."""
+    started, images = time.monotonic(), chosen.images
+    chosen.images = images if "://" in images else str(Path(images).resolve())
+    chosen.predictions, name = chosen.predictions.resolve(), Path(sys.argv[0]).stem
+    chosen.plan = chosen.plan and chosen.plan.resolve()
+    chosen.precision = chosen.precision or (None if chosen.plan else "fp16")
+    check_writable(chosen.json)
+    facts = {
+        "plan_sha256": sha256(chosen.plan) if chosen.plan and chosen.plan.is_file() else None,
+        "precision": chosen.precision,
+    }
+    size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
+    every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)
+    if chosen.part:
+        own = every[chosen.part[0] :: chosen.part[1]]
+        every, left = own, [shard for shard in own if shard in left]
+    if len(left) < len(every):
+        err.print(f"{name}: {len(every) - len(left)} of {len(every)} shards are done already")
+    done = list(deal(chosen, left)) if left else []
+    found = {**summary(done), "wall_s": time.monotonic() - started, "shards": done}
+    if chosen.json:
+        write_json(chosen.json, {"stage": name, "images_from": images, **found})
+    for line in said(found):
+        out.print(line, markup=False)
+    tidy(chosen.predictions, left)
+    missing = [Path(shard.path).stem for shard in left if not Path(shard.path).exists()]
+    if missing:
+        what = f"{len(missing)} of {len(every)} shards are not done ({', '.join(missing[:3])}{', …' * (len(missing) > 3)})"
+        raise EnvironmentFault(f"{what}; why is said above. The same command does them.")
+
+
+def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all shards: counts, and images a second: of each worker while it was at work, and of all of them together."""
+    workers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in done:
+        workers[each["worker"]].append(each)
+    rates = []
+    for worker, own in sorted(workers.items()):
+        span = max(each["ended_s"] for each in own) - min(each["begun_s"] for each in own)
+        images, facts = sum(each["images"] for each in own), own[0]["conditions"]
+        rates.append(
+            {"worker": worker, "images": images, "span_s": span, "images_per_s": images * facts["scale"] / span, **facts}
+        )
+    counts = {key: sum(each[key] for each in done) for key in ("images", "unreadable", "by_pillow")}
+    return {**counts, "images_per_s": sum(each["images_per_s"] for each in rates), "workers": rates}
+
+
+def said(found: dict[str, Any]) -> Iterator[str]:
+    for each in found["workers"]:
+        what = f"{each['precision']}, batch {each['batch']}, {each['input']} by {each['decoder']}"
+        rate = f"{each['images']:,} pictures, {each['images_per_s']:,.0f} images/s"
+        yield f"{each['worker']}: {rate} ({each['device']}, {each['engine']}, {what})"
+    yield f"{found['images']:,} pictures in {found['wall_s']:.1f} s; {found['images_per_s']:,.0f} images/s while at work"
+    if found["unreadable"]:
+        yield f"{found['unreadable']:,} of them cannot be read; their rows say why"
+    if found["by_pillow"]:
+        yield f"{found['by_pillow']:,} were decoded by Pillow"

@@ -1,0 +1,165 @@
+"""Below the batch: which kernels, and which of the model's layers, a batch's time goes to, and what lies between them.
+
+    python -m scripts.layers out/4_use_fp16.sqlite                     a traced stage
+    python -m scripts.layers out/eager.sqlite out/tensorrt.sqlite      two contenders, one after the other
+    python -m scripts.layers profile.json                              what trtexec --exportProfile wrote
+
+A trace is `nsys export --type sqlite` of a run whose batches bear the ladder's ranges, as those of the stages and of
+`scripts.compare_engines --mark` do. TensorRT names the layer that launches a kernel, unless a CUDA graph does; a layer's name
+has the nodes in it that were fused into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import program
+from common.console import out
+from common.errors import UsageFault
+from common.files import column, columns, grid
+from common.options import positive
+from common.trace import PUSH_POP, Reader, Trace, TraceError, read
+from harness.analysis import analyse
+
+KINDS = {
+    "normalization": r"batch_?norm|bn_|layer_?norm",
+    "pooling or reduction": r"pool|reduc|mean|softmax",
+    "convolution or matrix product": r"conv|gemm|fprop|cutlass|nvjet|wgrad|dgrad|scudnn|gemv|mma_",
+    "layout or copy": r"nchw|nhwc|transpose|permut|copy|_mov|cast|convert|reformat|memset",
+    "elementwise": r"elementwise|pointwise|relu|add|mul|sigmoid|clamp|generated|triton|silu|bias",
+}
+"""What a kernel does: the first kind of which its name has a word (a convolution's tells its layout too, pooling's as well)."""
+OTHER, GRAPH = "other", "a whole CUDA graph"
+
+
+@dataclass
+class Line:
+    """Of the tables: milliseconds a batch, and their share of all kernels'."""
+
+    name: str = column("name")
+    launches: float = column("launches a batch", "{:.1f}")
+    per_batch_ms: float = column("ms a batch", "{:.4f}")
+    share: float = column("share", "{:.1%}")
+
+
+def kind(kernel: str) -> str:
+    """What a kernel does, as far as its name tells."""
+    return next((name for name, words in KINDS.items() if re.search(words, kernel, re.IGNORECASE)), OTHER)
+
+
+def kernels(path: Path, trace: Trace) -> list[tuple[str, str, int]]:
+    """(kernel, layer or "", ns) of all kernels that the measured batches submitted."""
+    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        reader = Reader(connection, path)
+        named = "CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName JOIN StringIds f ON f.id = k.demangledName"
+        rows = reader.rows(named, "k.start, k.correlationId, s.value, f.value")
+        ranges = reader.rows(
+            f"NVTX_EVENTS n LEFT JOIN StringIds s ON s.id = n.textId WHERE n.eventType = {PUSH_POP} AND n.end IS NOT NULL "
+            "ORDER BY n.start",
+            "n.start, n.end, n.globalTid, COALESCE(n.text, s.value)",
+        )
+    calls = trace.calls_of(trace.kernels)
+    own = np.isin(trace.ranges_of(calls), trace.measured)
+    lengths = np.diff(trace.kernels.intervals)[:, 0]
+    layers = layers_of(trace, calls, ranges)
+    names = {(start, correlation): brief(str(short), str(full)) for start, correlation, short, full in rows}
+    keys = zip(trace.kernels.intervals[:, 0].tolist(), trace.kernels.correlations.tolist())
+    found = [(names.get(key, GRAPH), layer, int(ns)) for key, layer, ns in zip(keys, layers, lengths)]
+    return [each for each, is_own in zip(found, own) if is_own]
+
+
+def brief(short: str, full: str) -> str:
+    """PyTorch's elementwise kernels are all called alike; what they do is among the template's arguments."""
+    inner = re.findall(r"(\w*(?:[Ff]unctor|_kernel_cuda|Ops)\w*)", full.partition("<")[2])
+    return f"{short}: {inner[0]}" if "elementwise" in short and inner else short
+
+
+def layers_of(trace: Trace, calls: np.ndarray, ranges: list[tuple]) -> list[str]:
+    """The name of the innermost range around each kernel's launch that is inside the batch's own; "" where there is none."""
+    found, inside = [""] * len(calls), trace.ranges_of(calls)
+    threads = {thread: [row for row in ranges if row[2] == thread] for thread in {row[2] for row in ranges}}
+    for thread, own in threads.items():
+        starts = np.array([row[0] for row in own])
+        for index in np.flatnonzero((calls >= 0) & (inside >= 0)):
+            if trace.calls.threads[calls[index]] != thread:
+                continue
+            called, (batch_start, _) = trace.calls.intervals[calls[index], 0], trace.infer[inside[index]]
+            last = int(np.searchsorted(starts, called, side="right")) - 1
+            while last >= 0 and own[last][0] > batch_start:
+                if own[last][1] >= called:
+                    found[index] = str(own[last][3])
+                    break
+                last -= 1
+    return ["" if name.endswith("ExecutionContext::enqueue") else name for name in found]
+
+
+def table(times: dict[str, list[int]], batches: int, most: int) -> list[str]:
+    """The ``most`` longest of what has so many times (ns) over so many batches, and what is left together."""
+    total = sum(map(sum, times.values())) or 1
+    ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
+    rest = [ns for _, each in ordered[most:] for ns in each]
+    shown = [*ordered[:most], *([(f"{len(ordered) - most} others", rest)] if rest else [])]
+    lines = [Line(name, len(each) / batches, sum(each) / 1e6 / batches, sum(each) / total) for name, each in shown]
+    return grid([vars(line) for line in lines], columns(Line))
+
+
+def grouped(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name, ns in pairs:
+        found.setdefault(name, []).append(ns)
+    return found
+
+
+def of_trace(path: Path, most: int) -> list[str]:
+    """What a trace tells, in Markdown. Raises ``TraceError`` for what is none."""
+    trace = read(path)
+    found, batches, told = kernels(path, trace), len(trace.measured), analyse(trace)
+    launched = len(found) / batches
+    lines = [f"## {path.stem}", ""]
+    lines += [f"{told.per_batch_ms:.3f} ms a batch over {batches} batches, traced: {launched:.0f} kernels, which take ", ""]
+    lines[-2] += f"{told.compute_ms:.3f} ms, and {told.launch_gaps_ms:.3f} ms of gaps between them; {told.launches} launches."
+    for title, pairs in (
+        ("what they do", [(kind(kernel), ns) for kernel, _, ns in found]),
+        ("layer", [(layer, ns) for _, layer, ns in found if layer]),
+        ("kernel", [(kernel, ns) for kernel, _, ns in found]),
+    ):
+        if pairs:
+            lines += [f"By {title}:", "", *table(grouped(pairs), batches, most), ""]
+    return lines
+
+
+def of_profile(path: Path, most: int) -> list[str]:
+    """What trtexec tells of a plan's layers, in Markdown. Raises ``UsageFault`` for what it has not written."""
+    try:
+        first, *layers = json.loads(path.read_text(encoding="utf-8"))
+        runs, times = int(first["count"]), dict[str, list[int]]()
+        for layer in layers:  # of all runs together
+            times.setdefault(str(layer["name"]), []).append(int(float(layer["timeMs"]) * 1e6 / runs))
+        return [f"## {path.stem}: {runs} runs", "", *table(times, 1, most), ""]
+    except (OSError, LookupError, TypeError, ValueError, ZeroDivisionError):
+        raise UsageFault(f"{path} is not what trtexec --exportProfile writes.") from None
+
+
+def main() -> None:
+    p = program.parser(__doc__)
+    p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a trace, or a profile of trtexec's")
+    p.add_argument("--most", type=positive, default=12, metavar="N", help="of each table's longest (default: %(default)s)")
+    options = p.parse_args()
+    for path in options.files:
+        of: Any = of_profile if path.suffix == ".json" else of_trace
+        try:
+            out.print("\n".join(of(path, options.most)), markup=False, highlight=False, soft_wrap=True)
+        except TraceError as error:
+            raise UsageFault(str(error)) from None
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,5 @@
+"""See sim/predict_scale.py."""
+
+import runpy
+
+runpy.run_module("sim.predict_scale", run_name="__main__", alter_sys=True)

@@ -1,0 +1,5 @@
+"""See harness/side_by_side.py."""
+
+import runpy
+
+runpy.run_module("harness.side_by_side", run_name="__main__", alter_sys=True)

@@ -1,0 +1,353 @@
+"""Stage 12: the predictions of one pipeline by many processes, nothing lost and nothing twice, whoever is killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from common import flow, options
+from common.cuda import CudaError
+from common.files import read_json
+from common.photographs import synthetic_jpeg
+from common.record import Record
+from common.shards import Pictures, shards, tidy
+from sim import predict_scale
+from sim.enums import cudaError_t as CudaErrors
+from tests.conftest import SIMULATED
+
+STAGE, COUNT, SHARD, POISONED = "12_many_gpus.py", 150, 16, 50
+OPTIONS = (*SIMULATED, "--plan", "plans/tiny.plan", "--batch", "4", "--decoder", "pillow")
+HERE = ("--shard", SHARD, "--format", "csv", "--gpus", 2)
+KILLS = signal.SIGTERM, signal.SIGKILL
+with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Small ones, one of them no picture and one of them empty."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index in range(COUNT):
+        (folder / f"{index:04d}.jpg").write_bytes(synthetic_jpeg(index, 7, 60, 48))
+    (folder / f"{POISONED:04d}.jpg").write_bytes(b"no picture")
+    (folder / f"{COUNT - 1:04d}.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def right(checkout, photographs, tmp_path_factory) -> dict[str, tuple[str, float]]:
+    """Class and probability of each picture by stage 11, in one process."""
+    path = tmp_path_factory.mktemp("right") / "names.csv"
+    done = checkout.run("11_jpeg_decode.py", *OPTIONS, "--images", photographs, "--predictions", path, "--no-controls")
+    assert done.returncode == 0, done.stderr
+    return {row["image"]: (row["class"], float(row["probability"])) for row in rows(path)}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(out: Path, right: dict[str, tuple[str, float]]) -> None:
+    """Each picture once, in order, with the class that one pipeline gives it; the others with the reason."""
+    found = [row for path in sorted(out.glob("*.csv")) for row in rows(path)]
+    assert [int(row["index"]) for row in found] == list(range(COUNT))
+    assert [row["image"] for row in found] == [f"{index:04d}.jpg" for index in range(COUNT)]
+    assert {row["image"]: row["error"] for row in found if row["error"]} == {"0050.jpg": "no JPEG", "0149.jpg": "empty"}
+    predicted = {row["image"]: (row["class"], float(row["probability"])) for row in found if not row["error"]}
+    assert predicted.keys() == right.keys()
+    for name, (number, probability) in predicted.items():
+        assert number == right[name][0] and probability == pytest.approx(right[name][1], abs=1e-6)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_parts_without_ray_do_all_of_it(checkout, photographs, right, tmp_path):
+    for index in range(2):
+        done = checkout.run(STAGE, *OPTIONS, *HERE, "--images", photographs, "--predictions", tmp_path, "--part", f"{index}/2")
+        assert done.returncode == 0, done.stderr
+        assert len(list(tmp_path.glob("*.csv"))) == (5, 10)[index]
+        assert ("2 of them cannot be read" in done.stdout) == bool(index)  # both lie in odd shards
+    check(tmp_path, right)
+
+
+def test_parquet_in_parquet_out_and_folders_by_their_address(checkout, photographs, right, tmp_path):
+    """Rows of two files with row groups that are no shards; a folder's address stands for a bucket's."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = [path.read_bytes() for path in sorted(photographs.iterdir())]
+    for name, part in (("a", contents[:70]), ("b", contents[70:])):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        table = arrow.table({"label": list(range(len(part))), "image": part})
+        parquet.write_table(table, tmp_path / "tables" / f"{name}.parquet", row_group_size=33)
+    for images, out in ((tmp_path / "tables", "rows"), (photographs.as_uri(), "files")):
+        where = ("--images", images, "--predictions", tmp_path / out, "--shard", 16, "--part", "0/1")
+        done = checkout.run(STAGE, *OPTIONS, *where)
+        assert done.returncode == 0, done.stderr
+        found = [row for path in sorted((tmp_path / out).glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+        assert [row["index"] for row in found] == list(range(COUNT))
+        wrong = {POISONED: "no JPEG", COUNT - 1: "empty"}
+        expected = [(right.get(f"{index:04d}.jpg", (None,))[0], wrong.get(index)) for index in range(COUNT)]
+        assert [(row["class"], row["error"]) for row in found] == expected
+        assert found[71]["image"] == ("b.parquet#1" if out == "rows" else "0071.jpg")
+
+
+def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photographs):
+    pictures, out = Pictures(str(photographs)), tmp_path / "out"
+    every, left = shards(pictures, out, 16, ".csv", {"precision": "fp16"})
+    assert (
+        left == every
+        and sum(len(shard.names) for shard in every) == COUNT
+        and every[-1].path.endswith("000000144-000000149.csv")
+    )
+    every[3].write([], [], [], [], [])
+    begun = [out / f".{Path(shard.path).name}.a1b2c3" for shard in every[3:5]]
+    for path in begun:
+        path.touch()
+    tidy(out, every)
+    assert [path.exists() for path in begun] == [False, True]  # the other may be being written
+    assert shards(pictures, out, 16, ".csv", {"precision": "fp16"})[1] == [shard for shard in every if shard != every[3]]
+    for size, facts in ((17, {"precision": "fp16"}), (16, {"precision": "fp32"})):
+        with pytest.raises(Exception, match="predictions of another run"):
+            shards(pictures, out, size, ".csv", facts)
+    with pytest.raises(Exception, match="there is no"):
+        shards(Pictures(str(tmp_path / "nothing")), out, 16, ".csv", {})
+
+
+def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sentence(checkout, photographs, tmp_path):
+    where = ("--images", photographs, "--predictions", tmp_path / "out", "--part", "0/1")
+    assert checkout.run(STAGE, *OPTIONS, *where, "--shard", 60).returncode == 0
+    done = checkout.run(STAGE, *OPTIONS, *where, "--shard", 61)
+    assert done.returncode == 2 and "predictions of another run (shard 60 and not 61)" in " ".join(done.stderr.split())
+    done = checkout.run(STAGE, *OPTIONS, *where, "--plan", "plans/none.plan", "--shard", 60)
+    assert done.returncode in (2, 3) and "error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_ray_the_run_ends_in_a_sentence(checkout, photographs, tmp_path):
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('no ray', name='ray')")
+    where = ("--images", photographs, "--predictions", tmp_path / "out")
+    done = checkout.run(STAGE, *OPTIONS, *where, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 3 and "there is no ray in this Python: pip install -e '.[ray]', or --part 0/1" in done.stderr
+
+
+@pytest.fixture
+def pipeline(checkout, monkeypatch):
+    """Stage 11's, without an end, in this process."""
+    monkeypatch.chdir(checkout.folder)
+    monkeypatch.setattr(flow, "TURN", 50)
+    words = [*OPTIONS, "--images", "none", "--predictions", "none"]
+    made = flow.Flow(options.many("").parse_args(list(map(str, words))), import_module("11_jpeg_decode").infer)
+    yield made
+    made.close()
+    made.here.simulator.close()
+
+
+class Gone:
+    def read_bytes(self) -> bytes:
+        raise FileNotFoundError(2, "gone")
+
+
+def test_pictures_go_in_from_anywhere_and_rows_come_back_in_order(pipeline, monkeypatch):
+    """Also where the pipeline is built anew meanwhile, and where a file is gone."""
+    data = [synthetic_jpeg(index, 7, 60, 48) for index in range(5)]
+    contents = [(str(index), SimpleNamespace(read_bytes=lambda index=index: data[index % 5])) for index in range(210)]
+    contents[100] = ("100", Gone())
+    found, again = pipeline.predict(contents).rows, pipeline.predict(contents).rows
+    assert len(contents) > 4 * len(pipeline.batches) and found == again and found[100] == (None, None, "gone")
+    assert all(row == found[index % 5] for index, row in enumerate(found) if index != 100)
+    assert len(set(found[:5])) > 2 and not pipeline.unreadable
+
+
+def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
+    monkeypatch.setattr(flow, "PATIENCE_S", 3.0)
+    simulator = pipeline.here.simulator
+    simulator.fail_at(simulator.calls + 40, CudaErrors.cudaErrorIllegalAddress)
+    contents = [(str(index), SimpleNamespace(read_bytes=lambda: b"")) for index in range(400)]
+    for _ in range(2):  # and everybody after
+        with pytest.raises(CudaError, match="cudaErrorIllegalAddress"):
+            pipeline.predict(contents)
+
+
+def test_the_link_of_each_gpu_alone_and_of_all_at_once(checkout):
+    """A simulated link is shared with nobody."""
+    done = checkout.run("-m", "harness.side_by_side", "link", *SIMULATED, "--gpus", 2, "--out", "side")
+    assert done.returncode == 0, done.stderr
+    for row in read_json(checkout.folder / "side" / "link.json")["rows"]:
+        rate, count = 55.43 if row["what"] == "copy h2d" else 55.34, len(row["gpus"].split(","))
+        assert row["together"] == pytest.approx(count * rate, rel=0.01) and row["efficiency"] == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("switch, cores, decodes, images, limiter", [
+    (1, 32, False, 8000.0, "each GPU's link"),
+    (4, 32, False, 2 * 55.43e9 / 55.43e6, "the switch"),
+    (1, 16, True, 16 * 462.0, "the host's cores"),
+    (1, 32, True, 8000.0, "each process's decoder"),
+])  # fmt: skip
+def test_n_gpus_do_n_times_one_s_work_until_they_share_something(switch, cores, decodes, images, limiter):
+    record = Record(images_per_s=1000.0, parts_ms={"h2d": 2.0, "compute": 1.0})
+    shared = Namespace(device="h200", gpus_a_switch=switch, cores=cores)
+    found = predict_scale.row("work", record, 55_430_000, 1_000_000, decodes, shared)
+    assert found["images_per_s_1"] == pytest.approx(1000.0) and found["images_per_s_8"] == pytest.approx(images)
+    assert found["limiter"] == limiter and found["host_gb_s"] == pytest.approx(images / 1000)
+
+
+class Driver:
+    """The stage with Ray in a process of its own; ``said`` is all that it and its workers say."""
+
+    def __init__(self, checkout, out: Path, photographs: Path, script: object = STAGE) -> None:
+        self.out, self.log = out, out.parent / f"{out.name}.log"
+        command = [sys.executable, script, *OPTIONS, *HERE, "--images", photographs, "--predictions", out]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, count: int) -> None:
+        """Until so many shards are done."""
+        while len(list(self.out.glob("*.csv"))) < count:
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
+    def workers(self) -> list[int]:
+        """Of this driver; their parent is its raylet."""
+        mine = set()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command, status = (entry / "cmdline").read_bytes(), (entry / "stat").read_text()
+                parent = Path("/proc", status.rpartition(") ")[2].split()[1])
+                above = int((parent / "stat").read_text().rpartition(") ")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            if b"MapWorker" in command and above == self.process.pid:
+                mine.add(int(entry.name))
+        return sorted(mine)
+
+    def end(self) -> int:
+        return self.process.wait(timeout=120)
+
+
+@pytest.fixture
+def drive(checkout, photographs, tmp_path) -> Iterator:
+    started: list[Driver] = []
+
+    def start(script: object = STAGE) -> Driver:
+        started.append(Driver(checkout, tmp_path / "names", photographs, script))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+
+
+@with_ray
+def test_a_killed_worker_s_shards_are_done_by_another(drive, right):
+    driver = drive()
+    driver.wait_for(2)
+    os.kill(driver.workers()[0], signal.SIGKILL)
+    assert driver.end() == 0, driver.said
+    check(driver.out, right)
+    workers = re.findall(r"^\S+:\d+: (\d+) pictures", driver.said, re.MULTILINE)
+    assert len(workers) >= 2 and sum(map(int, workers)) == COUNT and "2 of them cannot be read" in driver.said
+
+
+@with_ray
+@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in KILLS)])
+def test_a_driver_that_was_ended_does_the_rest_when_it_is_started_again(drive, right, number):
+    driver = drive()
+    driver.wait_for(2)
+    workers = driver.workers()
+    driver.process.send_signal(number)
+    assert driver.end() == (-number if number == signal.SIGKILL else 130), driver.said
+    assert number == signal.SIGKILL or driver.said.endswith("12_many_gpus: interrupted\n")
+    while any(Path("/proc", str(worker)).exists() for worker in workers):  # they outlive a killed driver by a moment
+        time.sleep(0.1)
+    before = {path: path.stat().st_mtime_ns for path in driver.out.glob("*.csv")}
+    again = drive()
+    assert again.end() == 0, again.said
+    assert f"{len(before)} of 10 shards are done already" in again.said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    check(driver.out, right)
+
+
+BROKEN = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+from common import program
+from common.errors import EnvironmentFault
+stage = import_module("12_many_gpus")
+
+class Broken(stage.Worker):
+    def __init__(self, chosen):
+        started = chosen.predictions / f".started-{os.getpid()}"
+        started.touch()
+        if len(list(chosen.predictions.glob(".started-*"))) <= FAIL:
+            raise EnvironmentFault("this plan is no plan here")
+        super().__init__(chosen)
+
+    def do(self, shard):
+        if KILLS in range(shard.first, shard.first + len(shard.names)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().do(shard)
+
+stage.Worker = Broken
+program.run(stage.main)
+"""
+
+
+def broken(folder: Path, fail: int = 0, kills: int = -1) -> Path:
+    """The stage with workers of which the first ``fail`` cannot start, or with a picture that kills whoever looks at it."""
+    script = folder / "broken.py"
+    script.write_text(BROKEN.replace("FAIL", str(fail)).replace("KILLS", str(kills)))
+    return script
+
+
+def forget_the_starts(out: Path) -> None:
+    for path in out.glob(".started-*"):
+        path.unlink()
+
+
+@with_ray
+def test_a_plan_that_one_worker_cannot_load_costs_only_that_worker(checkout, drive, right, tmp_path):
+    driver = drive(broken(checkout.folder, fail=1))
+    assert driver.end() == 0, driver.said
+    forget_the_starts(driver.out)
+    check(driver.out, right)
+    assert "this plan is no plan here" in driver.said
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_plan_that_no_worker_can_load_ends_the_run_with_its_reason(checkout, drive, right):
+    driver = drive(broken(checkout.folder, fail=999))
+    assert driver.end() == 3, driver.said
+    last = driver.said.strip().splitlines()[-1]
+    assert "this plan is no plan here" in last and not list(driver.out.glob("*.csv"))
+    assert drive().end() == 0
+    forget_the_starts(driver.out)
+    check(driver.out, right)
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_picture_that_kills_is_told_and_costs_only_the_shards_beside_it(checkout, drive, right):
+    driver = drive(broken(checkout.folder, kills=POISONED))
+    assert driver.end() == 3, driver.said
+    last = driver.said.strip().splitlines()[-1]
+    assert "of 10 shards are not done" in last and "000000048-000000063" in last, driver.said
+    assert len(list(driver.out.glob("*.csv"))) >= 7  # what was on its way beside it each time is left, too
+    assert drive().end() == 0
+    forget_the_starts(driver.out)
+    check(driver.out, right)
