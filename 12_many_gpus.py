@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from common import many, options, program
-from common.decode import shared_out
+from common.decoders import shared_out
 from common.errors import OURS
 from common.flow import Flow
 from common.shards import Pictures, Shard

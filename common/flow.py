@@ -22,7 +22,7 @@ from typing import Any, Union
 import numpy as np
 
 from common import decode, options, ranges
-from common.decode import CpuDecoder, Files, GpuDecoder
+from common.decoders import CpuDecoder, Files, GpuDecoder
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.photographs import synthetic_jpeg
 from common.postprocess import Predictions, top1
