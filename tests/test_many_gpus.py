@@ -207,8 +207,10 @@ class Driver:
     def __init__(self, checkout, out: Path, photographs: Path, script: object = STAGE) -> None:
         self.out, self.log = out, out.parent / f"{out.name}.log"
         command = [sys.executable, script, *OPTIONS, *HERE, "--images", photographs, "--predictions", out]
+        surroundings = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # a cluster that nobody has asked for is left alone
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, stdout=log, stderr=subprocess.STDOUT)
+            outputs = {"stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, env=surroundings, **outputs)
 
     @property
     def said(self) -> str:
