@@ -72,7 +72,8 @@ def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
     except ModuleNotFoundError as error:
         raise EnvironmentFault(f"there is no {error.name} in this Python: pip install -e '.[ray]', or --part 0/1.") from None
     heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1"}
+    local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": STORE}
+    local["_node_ip_address"] = "127.0.0.1"
     if chosen.gpus and chosen.backend not in ("auto", "simulated"):
         local["num_gpus"] = chosen.gpus
     with core.init(logging_level="error", **({"address": chosen.address} if chosen.address else local)):
@@ -87,12 +88,12 @@ def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
         chosen.gpus = chosen.gpus or there or 2
         err.print(f"{chosen.gpus} workers, {'a GPU each' if there else 'each a simulated GPU'}", markup=False)
         context = data.DataContext.get_current()
-        context.enable_progress_bars, context.print_on_execution_start = False, False
+        context.print_on_execution_start = False
         context.memory_usage_poll_interval_s = None  # whose thread would be one of the simulated host's
         context.max_errored_blocks = -1  # what is left is told at the end
         context.max_consecutive_actor_init_deaths = DEATHS * chosen.gpus
         warnings.filterwarnings("ignore", ".*ray_remote_args")  # nothing else has max_task_retries
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # a worker that cannot start is one
         try:
             yield data, {"num_gpus": 1 if there else 0, "num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
         except core.exceptions.RayError as error:

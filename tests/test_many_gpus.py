@@ -10,10 +10,14 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -168,6 +172,23 @@ def test_pictures_go_in_from_anywhere_and_rows_come_back_in_order(pipeline, monk
     assert len(set(found[:5])) > 2 and not pipeline.unreadable
 
 
+def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first():
+    idle = object.__new__(flow.Flow)
+    vars(idle).update(here=SimpleNamespace(clock_ns=time.monotonic_ns), _rest=Event(), _error=flow.Ended())
+    vars(idle).update(_incoming=SimpleQueue(), _going=deque(), _taken=0, _asked=0)
+    asked = [idle.read_files(index) for index in range(3)]
+    parts = [flow.Part([(str(index), b"")], None) for index in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        last, second = threads.submit(asked[2].result), threads.submit(asked[1].result)
+        for part in parts:
+            idle._incoming.put(part)
+        assert asked[0].result() == parts[0].files and second.result(10) == parts[1].files
+        idle.close()
+        with pytest.raises(flow.Ended):
+            last.result(10)
+    assert list(idle._going) == parts
+
+
 def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
     monkeypatch.setattr(flow, "PATIENCE_S", 3.0)
     simulator = pipeline.here.simulator
@@ -207,8 +228,10 @@ class Driver:
     def __init__(self, checkout, out: Path, photographs: Path, script: object = STAGE) -> None:
         self.out, self.log = out, out.parent / f"{out.name}.log"
         command = [sys.executable, script, *OPTIONS, *HERE, "--images", photographs, "--predictions", out]
+        surroundings = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # a cluster that nobody has asked for is left alone
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, stdout=log, stderr=subprocess.STDOUT)
+            outputs = {"stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen([*map(str, command)], cwd=checkout.folder, env=surroundings, **outputs)
 
     @property
     def said(self) -> str:
