@@ -150,6 +150,7 @@ def derive(raw: dict[str, Any], source: str) -> str:
         same = name if measured else "fp16"
         opt, compute = plans[same]["opt"], plans[same]["compute"]
         at_opt = f"fitted: compute at batch {opt}, {compute[str(opt)] / 1e3:.3f} ms"
+        at_opt += f", {when['date']}" if (when := plans[same].get("measured")) else ""  # added to an earlier calibration
         found.tflop_s[name] = fitted.arithmetic_rates[same] / 1e3
         found.shares[name] = fitted.last_wave_shares[same]
         found.rate_is[name] = at_opt if measured else "not measured: FP16's rate stands in"

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 
 from common import backend, plans
+from common.photographs import synthetic_jpeg
 from sim import calibrate, device_file, runtime, simulator
 from sim import device as devices
 from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def int8(checkout, tmp_path_factory):
+    """The layers of an INT8 file, whatever its scales are."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(2):
+        (folder / f"{index}.jpg").write_bytes(synthetic_jpeg(index, 0))
+    done = checkout.run("0_build.py", "--export-only", "--int8", "--calibration-images", folder)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +51,7 @@ def test_the_modelled_kernels_are_within_a_tenth_of_every_measured_compute_time(
             modelled_us = device_file.compute_us(device, device_file.network(name.split(",")[0]), int(batch), plan["opt"])
             assert modelled_us == pytest.approx(measured_us, rel=0.10), (name, batch)
             checked += 1
-    assert checked == 7
+    assert checked == 10
 
 
 def test_calibrating_a_simulated_gpu_gives_back_its_figures(checkout, monkeypatch):
