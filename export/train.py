@@ -85,6 +85,12 @@ def load(files: list[Path], size: int) -> np.ndarray:
         return np.stack(list(pool.map(load_photograph, files, repeat(size))))
 
 
+def drawn(shuffle: np.random.Generator, count: int, steps: int) -> Iterator[np.ndarray]:
+    """The numbers of ``BATCH`` of ``count`` images for each of ``steps``, all in a new order in each epoch."""
+    order = np.concatenate([shuffle.permutation(count) for _ in range(ceil(steps * BATCH / count))])
+    yield from np.split(order[: steps * BATCH], steps)
+
+
 def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: int) -> float:
     """Train on ``root``/train, from ImageNet's weights where torch has them already, else from seeded random ones; write the
     weights with the class names; returns the accuracy on ``root``/test."""
@@ -104,9 +110,7 @@ def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: in
         task = progress.add_task(doing, total=sum(steps for _, steps in schedule))
         for size, steps in schedule:
             rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-            order = np.concatenate([shuffle.permutation(len(files)) for _ in range(ceil(steps / per_epoch))])
-            for step in range(steps):
-                chosen = order[step * BATCH : (step + 1) * BATCH]
+            for chosen in drawn(shuffle, len(files), steps):
                 images = torch.from_numpy(load([files[index] for index in chosen], size))
                 batch = images.to(device, memory_format=torch.channels_last)
                 loss = torch.nn.functional.cross_entropy(model(batch), targets[chosen], label_smoothing=0.05)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common import postprocess
 from common.errors import UsageFault
@@ -123,6 +125,16 @@ def test_another_precision_than_asked_for_is_refused(checkout, int8_plan):
 
 
 # -- training
+
+
+@given(st.integers(1, 3000), st.integers(1, 300))
+def test_each_step_of_a_training_has_a_whole_batch(count, steps):
+    """Also the last ones, where the images are no multiple of a batch: of an epoch's none is there twice."""
+    batches = list(train.drawn(np.random.default_rng(0), count, steps))
+    assert [len(batch) for batch in batches] == [train.BATCH] * steps
+    order = np.concatenate(batches)
+    for first in range(0, len(order), count):
+        assert len({*order[first : first + count].tolist()}) == len(order[first : first + count])
 
 
 def test_the_digits_are_split_once_and_for_all(tmp_path):
