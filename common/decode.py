@@ -50,8 +50,8 @@ class Source:
 
     def __init__(self, sources: Mapping[str, Path | Callable[[], bytes]], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
-        # More threads only wait for the interpreter's lock: beside the H200 one reads 83,716 files of 51 KB a second from the page
-        # cache, two 56,983, eight 27,217
+        # More threads wait for the interpreter's lock: beside an H200 one reads 83,716 files of 51 KB a second from the page
+        # cache, two 56,983, eight 27,217 (reports/h200-jpeg/probe.txt)
         self._reader = ThreadPoolExecutor(1)
 
     def read(self, names: Sequence[str], count: int) -> Future[Files]:
