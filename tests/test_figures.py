@@ -247,6 +247,16 @@ def test_a_stage_that_decodes_is_limited_by_its_decoder():
     assert "then decode limits: 1.5" in gone
 
 
+def test_a_limiter_that_was_kept_is_of_the_same_limit(tmp_path):
+    folder = shutil.copytree(ROOT / "reports" / "h200-jpeg", tmp_path / "copy", ignore=shutil.ignore_patterns("records"))
+    kept = json.loads((folder / "comparison.json").read_text())
+    for limit_ms, wanted in ((kept["stages"][0]["limit_ms"], "launch"), (1.302, "decode")):
+        kept["stages"][0].update(limit_ms=limit_ms, limiter="launch")
+        (folder / "comparison.json").write_text(json.dumps(kept))
+        (found,) = compare.Comparison(folder).rows
+        assert (found.limiter, round(found.gpu_idle, 2)) == (wanted, 0.69)
+
+
 def test_submission_is_waited_for_only_where_batches_are_on_their_way_side_by_side():
     """Submitting takes 1.9 of 2 ms. A serial stage waits inside; in one that is ahead of the GPU, the GPU waits for it."""
     for late_ms, expected in ((2.0, "serialized"), (2.3, "serialized"), (2.5, "launch"), (6.0, "launch")):
