@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from common.parts import PARTS
+from common.parts import ALL_PARTS, PARTS
 from common.record import FAULT
 from harness.rows import Row, steps
 
@@ -41,6 +41,9 @@ def proposal(stage: Row, rows: list[Row]) -> str:
         pageable = (stage.h2d_gb_s or 0) < PINNED_SHARE * traced
     else:
         pageable = PINNED_SHARE * parts.get("h2d", 0) > (pinned or 0)
+    if what == "serialized" and "decode" in parts:
+        waits = f"the decoder waits for its files{at_best(stage, stage.limit_ms)}"
+        return f"{waits}: read them by themselves (python -m scripts.decoders)"
     if what == "serialized":
         if stage.allocations:
             done = f"{stage.allocations:.0f} allocations and frees a batch stand between the batches"
@@ -111,9 +114,9 @@ def becomes(parts: dict[str, float], **changed: float | None) -> str:
     after = {**parts, **{name: ms for name, ms in changed.items() if ms is not None}}
     if not parts or None in changed.values():
         return ""
-    moves = ", ".join(f"{PARTS[name]} {parts[name]:.3g} → {ms:.3g} ms" for name, ms in changed.items())
+    moves = ", ".join(f"{ALL_PARTS[name]} {parts[name]:.3g} → {ms:.3g} ms" for name, ms in changed.items())
     part = max(after, key=lambda name: after[name])
-    return f"; {moves}, then {PARTS[part]} limits: {after[part]:.3g}, {less(max(parts.values()), after[part])}"
+    return f"; {moves}, then {ALL_PARTS[part]} limits: {after[part]:.3g}, {less(max(parts.values()), after[part])}"
 
 
 def in_bytes(stage: Row, rows: list[Row], nbytes: int) -> str:

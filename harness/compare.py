@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +25,7 @@ from common.console import err, out, printable, wrapped
 from common.errors import EnvironmentFault, UsageFault
 from common.files import read_json, write_csv, write_json, write_text
 from common.host import beside
-from common.parts import PARTS
+from common.parts import ALL_PARTS, PARTS
 from common.record import FAULT, Conditions, Record, fits, from_json, ladder_order
 from common.timeline import Timeline, timeline
 from common.trace import Trace, TraceError, read
@@ -172,7 +173,7 @@ def row(record: Record, analysis: Analysis | None) -> Row:
     found.parts_ms = None
     if parts.keys() >= set(PARTS):
         found.parts_ms, found.faulty = parts, replace(record, parts_ms=parts).faulty
-        part = max(PARTS, key=lambda name: parts[name])
+        part = max((name for name in ALL_PARTS if name in parts), key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
         found.limiter = limiter(parts[part], part, record.per_batch_ms, waits_ms(record, analysis, parts[part]))
     if found.faulty:
@@ -213,8 +214,8 @@ def relate(rows: list[Row]) -> None:
         stage.speedup_vs_previous = speed(stage) / speed(before)
     alike = [stage for stage in steps(rows) if stage.parts_ms and stage.images == rows[0].images]
     for stage in alike:
-        fastest = {name: min(other.parts_ms[name] for other in alike if other.parts_ms) for name in PARTS}
-        stage.ladder_limit_ms = max(fastest.values())
+        fastest = (min(other.parts_ms.get(name, inf) for other in alike if other.parts_ms) for name in stage.parts_ms or {})
+        stage.ladder_limit_ms = max(fastest)
         stage.percent_of_ladder_limit = 100 * stage.ladder_limit_ms / stage.per_batch_ms
 
 

@@ -8,7 +8,7 @@
 Runs stage 11 once for each folder and decoder. `alone` is the decoder's rate with nothing else at work; `disk to names` that of
 the measured window, in which files are read, decoded, copied, inferred and post-processed; `of the slowest` is how much of the
 slowest part's own rate that is. A window reads the files of eight batches again and again, so they come from the page cache;
-`read` is the rate at which the whole folder is read once by as many threads. A simulated decoder has the device file's rate,
+`read` is the rate at which one thread, as there, reads the whole folder once. A simulated decoder has the device file's rate,
 that of files of 500×375, whatever their size; `read` is this machine's even then.
 """
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from common import jpeg, program
 from common.backend import NAMES
 from common.console import err, out, printable
-from common.decode import READERS, TOGETHER, content
+from common.decode import content
 from common.errors import EnvironmentFault, UsageFault
 from common.feed import shown
 from common.files import grid, write_json, write_text
@@ -94,9 +94,7 @@ def read_rate(folder: Path) -> float:
     """Files a second, each read once."""
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     started = time.perf_counter()
-    parts = [paths[first : first + TOGETHER] for first in range(0, len(paths), TOGETHER)]
-    with ThreadPoolExecutor(READERS) as pool:
-        read = sum(pool.map(lambda part: sum(1 for path in part if content(path)), parts))
+    read = sum(1 for path in paths if content(path))
     return read / (time.perf_counter() - started)
 
 

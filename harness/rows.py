@@ -116,7 +116,8 @@ def kept(path: Path, rows: list[Row]) -> list[str]:
     for row, before in same:
         for name in TRACED:
             setattr(row, name, getattr(before, name) if getattr(row, name) is None else getattr(row, name))
-        row.limiter = before.limiter  # of which the trace tells whether launches are awaited
+        if row.limit_ms == before.limit_ms:
+            row.limiter = before.limiter  # of which the trace tells whether launches are awaited
     return [row.stage for row, _ in same]
 
 

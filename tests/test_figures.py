@@ -232,6 +232,31 @@ def test_one_percent_beyond_the_limit_is_a_fault(ms, faulty):
     assert record(ms).faulty is rows(record(ms))[0].faulty is faulty
 
 
+def test_a_stage_that_decodes_is_limited_by_its_decoder():
+    """The H200's, of which copies and compute leave 5.3 ms a batch; the whole waits where it is far from that limit, too."""
+    told = Record.read(ROOT / "reports" / "h200-jpeg" / "11_jpeg_decode.json")
+    (found,) = rows(told)
+    assert found.limit_ms == found.ladder_limit_ms == told.parts_ms["decode"] > 5 * told.parts_ms["compute"]
+    assert found.limiter == "decode" and "bound by the decoder at 85 % of its limit: a faster one" in advice.advice([found])
+    (far,) = rows(replace(told, per_batch_ms=2.1 * found.limit_ms))
+    assert far.limiter == "serialized" and "the decoder waits for its files; at best 6.98 ms" in advice.advice([far])
+    faster = {**told.parts_ms, "decode": 3.0}
+    ladder = rows(told, replace(told, parts_ms=faster), replace(told, parts_ms={**PARTS, "compute": 2.0}))
+    assert [each.ladder_limit_ms for each in ladder] == [3.0, 3.0, pytest.approx(told.parts_ms["compute"])]
+    gone = remedied(2.0, limiter="postprocess", parts_ms={**H200, "postprocess": 2.0, "decode": 1.5})
+    assert "then decode limits: 1.5" in gone
+
+
+def test_a_limiter_that_was_kept_is_of_the_same_limit(tmp_path):
+    folder = shutil.copytree(ROOT / "reports" / "h200-jpeg", tmp_path / "copy", ignore=shutil.ignore_patterns("records"))
+    kept = json.loads((folder / "comparison.json").read_text())
+    for limit_ms, wanted in ((kept["stages"][0]["limit_ms"], "launch"), (1.302, "decode")):
+        kept["stages"][0].update(limit_ms=limit_ms, limiter="launch")
+        (folder / "comparison.json").write_text(json.dumps(kept))
+        (found,) = compare.Comparison(folder).rows
+        assert (found.limiter, round(found.gpu_idle, 2)) == (wanted, 0.69)
+
+
 def test_submission_is_waited_for_only_where_batches_are_on_their_way_side_by_side():
     """Submitting takes 1.9 of 2 ms. A serial stage waits inside; in one that is ahead of the GPU, the GPU waits for it."""
     for late_ms, expected in ((2.0, "serialized"), (2.3, "serialized"), (2.5, "launch"), (6.0, "launch")):

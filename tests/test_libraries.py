@@ -195,6 +195,21 @@ def test_every_stage_runs_on_the_lean_runtime(compatible, stage):
     assert not untold if precision == "fp32" else untold[0].startswith(layers)
 
 
+def test_without_an_fp32_plan_the_lean_runtime_leaves_that_comparison_out(compatible):
+    plan, record = compatible.plans / "resnet18-fp32.vc.plan", compatible.folder / "record.json"
+    aside = plan.rename(plan.with_name("aside"))
+    try:
+        done = compatible.run("lean", "4_use_fp16.py", *STAGES, "--json", record)
+    finally:
+        aside.rename(plan)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(record.read_text())
+    assert told["outputs_match"] and told["fp32_max_abs_diff"] is None
+    assert [
+        note for note in told["notes"] if note.startswith("not compared with the FP32 plan: no plan plans/resnet18-fp32.vc")
+    ]
+
+
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     text = " ".join(done.stderr.split())
     assert done.returncode == 3 and "Traceback" not in text, text
