@@ -10,6 +10,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
+from common.errors import EnvironmentFault
 from common.plans import ROOT
 from sim import device as devices
 from sim.device import Device
@@ -27,7 +28,11 @@ def network(precision: str) -> list[Layer]:
     """The modelled layers of the ladder's ONNX file."""
     import onnx
 
-    return layers(onnx.load(str(ROOT / "models" / f"resnet18-{precision}.onnx")))
+    path = ROOT / "models" / f"resnet18-{precision}.onnx"
+    if not path.exists():
+        options = {"fp32": "", "fp16": "", "int8": " --int8 --calibration-images DIR"}[precision]
+        raise EnvironmentFault(f"there is no {path}, whose layers are modelled: python 0_build.py --export-only{options}")
+    return layers(onnx.load(str(path)))
 
 
 def compute_us(device: Device, net: list[Layer], batch: int, opt: int) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common import backend, plans
+from common.errors import EnvironmentFault
 from common.photographs import synthetic_jpeg
 from sim import calibrate, device_file, runtime, simulator
 from sim import device as devices
@@ -105,3 +106,9 @@ def test_a_precision_is_added_to_what_was_measured_before(checkout, monkeypatch)
     added = calibrate.add(raw, "int8")
     assert {**added, "plans": {**added["plans"], "int8": None}} == {**raw, "plans": {**raw["plans"], "int8": None}}
     assert added["plans"]["int8"]["compute"] == half and added["plans"]["int8"]["measured"]["date"]
+
+
+def test_a_missing_model_is_asked_for_by_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_file, "ROOT", tmp_path)
+    with pytest.raises(EnvironmentFault, match="--export-only --int8 --calibration-images DIR"):
+        device_file.network("int8")
