@@ -24,7 +24,7 @@ from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_asyn
 from common.console import out
 from common.cuda import Stream
 from common.errors import EnvironmentFault, UsageFault
-from common.files import grid, read_json, write_json
+from common.files import grid, read_json, write_json, write_text
 from common.options import positive
 from common.plans import ROOT
 
@@ -129,7 +129,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = compare(options)
     write_json(options.out / f"{options.what}.json", {"rows": rows})
-    out.print("\n".join(["", *grid(rows, COLUMNS, 1)]), markup=False)
+    table = "\n".join(grid(rows, COLUMNS, 1))
+    write_text(options.out / f"{options.what}.md", f"{table}\n")
+    out.print(f"\n{table}", markup=False)
 
 
 if __name__ == "__main__":

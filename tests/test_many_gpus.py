@@ -189,6 +189,18 @@ def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first(
     assert list(idle._going) == parts
 
 
+@pytest.mark.parametrize("takes_s, threads", [(0.0, 1), (0.0005, 10), (0.01, flow.AHEAD)])
+def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(takes_s, threads):
+    """Every thread that reads costs the decoder, and is worth it where it waits."""
+    reader = object.__new__(flow.Flow)
+    vars(reader).update(here=SimpleNamespace(simulator=None), unreadable={}, _took=[], _pool=None)
+    slow = SimpleNamespace(read_bytes=lambda: (takes_s and time.sleep(takes_s), b"picture")[1])
+    batches = [[(f"{index}-{row}", slow) for row in range(8)] for index in range(flow.TRIED + 1)]
+    found = [begun() for begun in map(reader._begin, batches)]
+    assert found == [[(name, b"picture") for name, _ in batch] for batch in batches]
+    assert threads <= reader._pool._max_workers <= min(2 * threads - 1, flow.AHEAD)
+
+
 def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
     monkeypatch.setattr(flow, "PATIENCE_S", 3.0)
     simulator = pipeline.here.simulator
@@ -226,8 +238,9 @@ class Driver:
     """The stage with Ray in a process of its own; ``said`` is all that it and its workers say."""
 
     def __init__(self, checkout, out: Path, photographs: Path, script: object = STAGE) -> None:
-        self.out, self.log = out, out.parent / f"{out.name}.log"
-        command = [sys.executable, script, *OPTIONS, *HERE, "--images", photographs, "--predictions", out]
+        self.out, self.log, self.record = out, *(out.parent / f"{out.name}.{suffix}" for suffix in ("log", "json"))
+        where = ("--images", photographs, "--predictions", out, "--json", self.record)
+        command = [sys.executable, script, *OPTIONS, *HERE, *where]
         surroundings = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # a cluster that nobody has asked for is left alone
         with self.log.open("w") as log:
             outputs = {"stdout": log, "stderr": subprocess.STDOUT}
@@ -283,6 +296,7 @@ def test_a_killed_worker_s_shards_are_done_by_another(drive, right):
     check(driver.out, right)
     workers = re.findall(r"^\S+:\d+: (\d+) pictures", driver.said, re.MULTILINE)
     assert len(workers) >= 2 and sum(map(int, workers)) == COUNT and "2 of them cannot be read" in driver.said
+    assert {each["gpu"] for each in read_json(driver.record)["workers"]} == {"0", "1"}  # Ray's to deal out, as real ones
 
 
 @with_ray
