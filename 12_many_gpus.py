@@ -78,7 +78,7 @@ def with_ray(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]
             max_tasks_in_flight_per_actor=IN_FLIGHT + 1,
             enable_true_multi_threading=True,
         )
-        done = rows.map_batches(Worker, batch_size=None, compute=pool, fn_constructor_args=(chosen,), **resources)
+        done = rows.map_batches(Worker, batch_size=1, compute=pool, fn_constructor_args=(chosen,), **resources)
         for row in done.iter_rows():
             yield pickle.loads(row["done"])
 

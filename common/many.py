@@ -74,19 +74,23 @@ def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
     heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": STORE}
     local["_node_ip_address"] = "127.0.0.1"
-    if chosen.gpus and chosen.backend not in ("auto", "simulated"):
-        local["num_gpus"] = chosen.gpus
+    simulated = chosen.backend == "simulated"
+    if simulated:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray deals out what the simulator has, by the same code as real ones
+    if chosen.backend != "auto" and (chosen.gpus or simulated):
+        local["num_gpus"] = chosen.gpus or 2
     with core.init(logging_level="error", **({"address": chosen.address} if chosen.address else local)):
         for number, handler in heard.items():
             signal.signal(number, handler)
-        there = int(core.cluster_resources().get("GPU", 0)) if chosen.backend != "simulated" else 0
-        if not there and chosen.backend not in ("auto", "simulated"):
+        there = 0 if simulated and chosen.address else int(core.cluster_resources().get("GPU", 0))
+        if not there and chosen.backend != "auto" and not simulated:
             raise EnvironmentFault(f"--backend {chosen.backend}: Ray sees no GPU here.")
         if 0 < there < (chosen.gpus or 0):
             raise UsageFault(f"--gpus {chosen.gpus}: Ray sees {there} here.")
         chosen.backend = chosen.backend if there else "simulated"
         chosen.gpus = chosen.gpus or there or 2
-        err.print(f"{chosen.gpus} workers, {'a GPU each' if there else 'each a simulated GPU'}", markup=False)
+        what = "each a simulated GPU" if chosen.backend == "simulated" else "a GPU each"
+        err.print(f"{chosen.gpus} workers, {what}", markup=False)
         context = data.DataContext.get_current()
         context.print_on_execution_start = False
         context.memory_usage_poll_interval_s = None  # whose thread would be one of the simulated host's

@@ -24,7 +24,7 @@ from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_asyn
 from common.console import out
 from common.cuda import Stream
 from common.errors import EnvironmentFault, UsageFault
-from common.files import grid, read_json, write_json
+from common.files import grid, read_json, write_json, write_text
 from common.options import positive
 from common.plans import ROOT
 
@@ -32,7 +32,7 @@ LINK, NBYTES, QUEUED = "link", 64 << 20, 8
 WARM_S, MEASURED_S, MODELLED_S = 0.5, 1.0, 0.02  # of copies
 READY_S, WAYS_S = 6.0, 2.5  # in which a process has begun to copy, and from one way to the other
 WAYS = ("h2d", "d2h")
-COLUMNS = [("what", "what", "{}"), ("GPUs", "gpus", "{}"), ("each", "each", "{}"), ("together", "together", "{:,.4g}")]
+COLUMNS = [("what", "what", "{}"), ("GPUs", "gpus", "{}"), ("each", "each", "{}"), ("together", "together", "{:,.1f}")]
 COLUMNS += [("unit", "unit", "{}"), ("of N × alone", "efficiency", "{:.1%}")]
 
 
@@ -100,7 +100,7 @@ def compare(options: Namespace) -> list[dict[str, Any]]:
     for gpus in [*single, list(range(options.gpus))] if options.gpus > 1 else single:
         for what, unit, each in rates(options, gpus, "-".join(map(str, gpus))):
             alone.setdefault(what, each[0])
-            shown = ", ".join(f"{rate:,.4g}" for rate in each)
+            shown = ", ".join(f"{rate:,.1f}" for rate in each)
             names = ", ".join(map(str, gpus))
             share = sum(each) / (alone[what] * len(gpus))
             found.append({"what": what, "gpus": names, "each": shown, "together": sum(each), "unit": unit, "efficiency": share})
@@ -129,7 +129,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = compare(options)
     write_json(options.out / f"{options.what}.json", {"rows": rows})
-    out.print("\n".join(["", *grid(rows, COLUMNS, 1)]), markup=False)
+    table = "\n".join(grid(rows, COLUMNS, 1))
+    write_text(options.out / f"{options.what}.md", f"{table}\n")
+    out.print(f"\n{table}", markup=False)
 
 
 if __name__ == "__main__":

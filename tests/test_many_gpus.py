@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.record import Record
 from common.shards import Pictures, shards, tidy
-from sim import predict_scale
+from sim import clock, predict_scale
 from sim.enums import cudaError_t as CudaErrors
 from tests.conftest import SIMULATED
 
@@ -149,8 +148,11 @@ def pipeline(checkout, monkeypatch):
     """Stage 11's, without an end, in this process."""
     monkeypatch.chdir(checkout.folder)
     monkeypatch.setattr(flow, "TURN", 50)
+    monkeypatch.setattr(clock, "STALL_S", 60.0)  # the simulated host waits for no thread that has nothing to say to it
     words = [*OPTIONS, "--images", "none", "--predictions", "none"]
+    started = time.monotonic()
     made = flow.Flow(options.many("").parse_args(list(map(str, words))), import_module("11_jpeg_decode").infer)
+    assert time.monotonic() < started + clock.STALL_S
     yield made
     made.close()
     made.here.simulator.close()
@@ -187,6 +189,18 @@ def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first(
         with pytest.raises(flow.Ended):
             last.result(10)
     assert list(idle._going) == parts
+
+
+@pytest.mark.parametrize("takes_s, threads", [(0.0, 1), (0.0005, 10), (0.01, flow.AHEAD)])
+def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(takes_s, threads):
+    """Every thread that reads costs the decoder, and is worth it where it waits."""
+    reader = object.__new__(flow.Flow)
+    vars(reader).update(here=SimpleNamespace(simulator=None), unreadable={}, _took=[], _pool=None)
+    slow = SimpleNamespace(read_bytes=lambda: (takes_s and time.sleep(takes_s), b"picture")[1])
+    batches = [[(f"{index}-{row}", slow) for row in range(8)] for index in range(flow.TRIED + 1)]
+    found = [begun() for begun in map(reader._begin, batches)]
+    assert found == [[(name, b"picture") for name, _ in batch] for batch in batches]
+    assert threads <= reader._pool._max_workers <= min(2 * threads - 1, flow.AHEAD)
 
 
 def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
@@ -226,8 +240,9 @@ class Driver:
     """The stage with Ray in a process of its own; ``said`` is all that it and its workers say."""
 
     def __init__(self, checkout, out: Path, photographs: Path, script: object = STAGE) -> None:
-        self.out, self.log = out, out.parent / f"{out.name}.log"
-        command = [sys.executable, script, *OPTIONS, *HERE, "--images", photographs, "--predictions", out]
+        self.out, self.log, self.record = out, *(out.parent / f"{out.name}.{suffix}" for suffix in ("log", "json"))
+        where = ("--images", photographs, "--predictions", out, "--json", self.record)
+        command = [sys.executable, script, *OPTIONS, *HERE, *where]
         surroundings = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # a cluster that nobody has asked for is left alone
         with self.log.open("w") as log:
             outputs = {"stdout": log, "stderr": subprocess.STDOUT}
@@ -274,38 +289,9 @@ def drive(checkout, photographs, tmp_path) -> Iterator:
         each.process.kill()
 
 
-@with_ray
-def test_a_killed_worker_s_shards_are_done_by_another(drive, right):
-    driver = drive()
-    driver.wait_for(2)
-    os.kill(driver.workers()[0], signal.SIGKILL)
-    assert driver.end() == 0, driver.said
-    check(driver.out, right)
-    workers = re.findall(r"^\S+:\d+: (\d+) pictures", driver.said, re.MULTILINE)
-    assert len(workers) >= 2 and sum(map(int, workers)) == COUNT and "2 of them cannot be read" in driver.said
-
-
-@with_ray
-@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in KILLS)])
-def test_a_driver_that_was_ended_does_the_rest_when_it_is_started_again(drive, right, number):
-    driver = drive()
-    driver.wait_for(2)
-    workers = driver.workers()
-    driver.process.send_signal(number)
-    assert driver.end() == (-number if number == signal.SIGKILL else 130), driver.said
-    assert number == signal.SIGKILL or driver.said.endswith("12_many_gpus: interrupted\n")
-    while any(Path("/proc", str(worker)).exists() for worker in workers):  # they outlive a killed driver by a moment
-        time.sleep(0.1)
-    before = {path: path.stat().st_mtime_ns for path in driver.out.glob("*.csv")}
-    again = drive()
-    assert again.end() == 0, again.said
-    assert f"{len(before)} of 10 shards are done already" in again.said
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    check(driver.out, right)
-
-
 BROKEN = """
-import os, signal, sys
+import os, signal, sys, time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from common import program
@@ -314,15 +300,19 @@ stage = import_module("12_many_gpus")
 
 class Broken(stage.Worker):
     def __init__(self, chosen):
-        started = chosen.predictions / f".started-{os.getpid()}"
-        started.touch()
-        if len(list(chosen.predictions.glob(".started-*"))) <= FAIL:
-            raise EnvironmentFault("this plan is no plan here")
+        for number in range(FAIL):
+            with suppress(FileExistsError):
+                (chosen.predictions / f".started-{number}").touch(exist_ok=False)
+                raise EnvironmentFault("this plan is no plan here")
         super().__init__(chosen)
 
     def do(self, shard):
         if KILLS in range(shard.first, shard.first + len(shard.names)):
             os.kill(os.getpid(), signal.SIGKILL)
+        out = Path(shard.path).parent
+        while len(list(out.glob("*.csv"))) >= HOLD and not (out.parent / "go").exists():
+            (out.parent / f"holds-{os.getpid()}").touch()
+            time.sleep(0.05)
         return super().do(shard)
 
 stage.Worker = Broken
@@ -330,10 +320,11 @@ program.run(stage.main)
 """
 
 
-def broken(folder: Path, fail: int = 0, kills: int = -1) -> Path:
-    """The stage with workers of which the first ``fail`` cannot start, or with a picture that kills whoever looks at it."""
+def broken(folder: Path, fail: int = 0, kills: int = -1, hold: int = COUNT) -> Path:
+    """The stage with workers of which the first ``fail`` cannot start, that die of a picture, or that wait
+    for a file ``go`` beside the predictions when ``hold`` shards are done."""
     script = folder / "broken.py"
-    script.write_text(BROKEN.replace("FAIL", str(fail)).replace("KILLS", str(kills)))
+    script.write_text(BROKEN.replace("FAIL", str(fail)).replace("KILLS", str(kills)).replace("HOLD", str(hold)))
     return script
 
 
@@ -343,12 +334,41 @@ def forget_the_starts(out: Path) -> None:
 
 
 @with_ray
-def test_a_plan_that_one_worker_cannot_load_costs_only_that_worker(checkout, drive, right, tmp_path):
-    driver = drive(broken(checkout.folder, fail=1))
+def test_a_killed_worker_s_shards_are_done_by_another(checkout, drive, right):
+    driver = drive(broken(checkout.folder, hold=2))
+    driver.wait_for(2)
+    while not (holds := list(driver.out.parent.glob("holds-*"))):
+        time.sleep(0.02)
+    killed = int(holds[0].name.split("-")[1])
+    os.kill(killed, signal.SIGKILL)
+    (driver.out.parent / "go").touch()
     assert driver.end() == 0, driver.said
+    check(driver.out, right)
+    workers = read_json(driver.record)["workers"]
+    assert sum(each["images"] for each in workers) == COUNT and "2 of them cannot be read" in driver.said
+    assert any(not each["worker"].endswith(f":{killed}") for each in workers)
+    assert {each["gpu"] for each in workers} <= {"0", "1"}  # dealt out by Ray, as real ones are
+
+
+@with_ray
+@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in KILLS)])
+def test_a_driver_that_was_ended_does_the_rest_when_it_is_started_again(checkout, drive, right, number):
+    """Also where one of its workers cannot load the plan, which costs only that worker."""
+    driver = drive(broken(checkout.folder, hold=2))
+    driver.wait_for(2)
+    workers = driver.workers()
+    driver.process.send_signal(number)
+    assert driver.end() == (-number if number == signal.SIGKILL else 130), driver.said
+    assert number == signal.SIGKILL or driver.said.endswith("broken: interrupted\n")
+    while any(Path("/proc", str(worker)).exists() for worker in workers):  # they outlive a killed driver by a moment
+        time.sleep(0.1)
+    before = {path: path.stat().st_mtime_ns for path in driver.out.glob("*.csv")}
+    again = drive(broken(checkout.folder, fail=1))
+    assert again.end() == 0, again.said
+    assert f"{len(before)} of 10 shards are done already" in again.said and "this plan is no plan here" in again.said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
     forget_the_starts(driver.out)
     check(driver.out, right)
-    assert "this plan is no plan here" in driver.said
 
 
 @with_ray
