@@ -24,14 +24,13 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 
 
 def named(stage: Row, rows: list[Row], known: Iterable[str | None]) -> str | None:
-    """Which of the runs that are ``known``, as prediction.json calls them, the remedy names first."""
+    """Which of the runs that are ``known``, as prediction.json calls them, the remedy names first: in the stage's precision,
+    unless it names INT8."""
     found = re.search(r"stage (\d+)|INT8", proposal(stage, rows))
     if not found:
         return None
-    wanted = f"{found[1]}_" if found[1] else f"{stage.stage} --precision int8"
-    return next(
-        (each for each in known if each and each.startswith(wanted) and ("int8" in wanted) == each.endswith(" int8")), None
-    )
+    wanted, int8 = f"{found[1]}_" if found[1] else stage.stage, not found[1] or stage.precision == "int8"
+    return next((each for each in known if each and each.startswith(wanted) and each.endswith(" int8") == int8), None)
 
 
 def proposal(stage: Row, rows: list[Row]) -> str:

@@ -32,13 +32,15 @@ def row_of(times: Any, name: str) -> Result:
         found = {ours: [float(each[theirs]) for each in times] for ours, theirs in PARTS.items()}
         latencies = [float(each["latencyMs"]) for each in times]
         enqueued = [each["endEnqMs"] - each["startEnqMs"] for each in times if "endEnqMs" in each]
-        first, last = times[0], times[-1]
-        span_ms = float(last["endD2hMs"]) - float(first["startH2dMs"])
+        spans = [(float(each["startH2dMs"]), float(each["endD2hMs"])) for each in times]
+        span_ms = spans[-1][1] - spans[0][0]
     except (LookupError, TypeError, ValueError):
         raise UsageFault(f"{name} is not what trtexec --exportTimes writes.") from None
     medians = {ours: float(np.median(values)) for ours, values in {**found, "enqueue_ms": enqueued}.items() if values}
     row = Result("trtexec", version="trtexec")
-    row.add_run(latencies, ahead_ms=span_ms / len(times), **medians)
+    # not where copies and compute took turns, as by --exposeDMA
+    ahead = any(begun < ended for (_, ended), (begun, _) in zip(spans, spans[1:]))
+    row.add_run(latencies, ahead_ms=span_ms / len(times) if ahead else None, **medians)
     return row
 
 

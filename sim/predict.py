@@ -37,6 +37,7 @@ COLUMNS = [
 FOLLOWS = """\
 On the host of the calibration, stages 3, 4, 6 and 7 at batch 128 follow from what was timed: a copy, compute, their sum or the
 longer of the two. Everything else tests the model: the other stages, other batches, another host, another GPU."""
+INT8_FOLLOWS = "\nBut not INT8's compute: its rate is fitted to a plan that was timed, and all have the same modelled kernels."
 
 
 def ladder(batch: int | None) -> list[Record]:
@@ -96,7 +97,7 @@ def main() -> None:
                 modelled[called(other)] = predict(options.device, other)
         write_json(folder / "prediction.json", {"device": options.device, "stages": rows, "modelled_ms": modelled})
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
-        text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS, ""])
+        text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS + INT8_FOLLOWS * (records[0].precision == "int8"), ""])
         write_text(folder / "prediction.md", text)
         out.print(text, markup=False)
 

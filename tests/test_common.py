@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -482,6 +483,21 @@ def test_compute_is_timed_at_the_clock_of_a_window_that_a_power_cap_held_down(mo
     assert parts.at_cap_ms(session) == parts.CAP_MS
     for told in ({}, {"gpu": None}, {"gpu": {"throttled": ["heat (software)"]}}):
         assert parts.at_cap_ms(SimpleNamespace(read=told)) == 0
+    leads, engine = [], SimpleNamespace(output_shape=lambda size: (size, 3), output_type=lambda size: np.float32)
+    vars(session).update(
+        engine=engine,
+        options=None,
+        source=None,
+        batches=[np.zeros((2, 3), np.float32)],
+        distinct=1,
+        outputs=[None],
+        postprocess=lambda *_: None,
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "inferences_of", lambda *_: [])
+        patched.setattr(parts, "gpu_ms", lambda work, streams, lead_ms=0.0: leads.append(lead_ms) or 1.0)
+        parts.parts_ms(session, page_locked, [])
+    assert leads == [0, parts.CAP_MS, 0]  # copies do not heed the clock
     with Stream() as stream, DeviceBuffer(1 << 26) as buffer:
         copies, host = [], page_locked((1 << 24,))
 
@@ -493,3 +509,11 @@ def test_compute_is_timed_at_the_clock_of_a_window_that_a_power_cap_held_down(mo
         assert len(copies) == 2
         assert parts.gpu_ms([copy], [stream], lead_ms=20 * alone) == pytest.approx(alone)
         assert 20 <= len(copies) - 4 <= 22
+
+
+def test_what_several_streams_do_is_timed_to_the_end_of_the_last():
+    with Stream() as first, Stream() as second, DeviceBuffer(1 << 22) as small, DeviceBuffer(1 << 26) as large:
+        works = [partial(copy_to_device_async, small, page_locked((1 << 20,)), first)]
+        works += [partial(copy_to_host_async, page_locked((1 << 24,)), large, second)]
+        alone = parts.gpu_ms(works[1:], [second])
+        assert parts.gpu_ms(works, [first, second]) == pytest.approx(alone / 2, rel=0.05)  # of each of two

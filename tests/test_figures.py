@@ -314,6 +314,9 @@ def test_the_simulator_s_word_stands_beside_the_forecast_of_the_stage_that_is_na
     found = {row.stage: row for row in compare.Comparison(tmp_path).rows}
     assert {name: row.modelled_next_ms for name, row in found.items()} == dict(zip(times, (1.7, 1.39, 0.82)))
     assert "(the simulator says 0.82 ms)" in advice.advice(list(found.values()))
+    in_int8 = [replace(found["7_cuda_graph"], precision="int8")]
+    for known, word in ((modelled, "10_uint8_input --precision int8"), (list(modelled)[:2], None)):
+        assert advice.named(in_int8[0], in_int8, known) == word
     for broken in ("{}", "[]", '{"modelled_ms": [1]}', '{"modelled_ms": {"5_multi_streams": "x"}}'):
         (tmp_path / "prediction.json").write_text(broken)
         assert {row.modelled_next_ms for row in compare.Comparison(tmp_path).rows} == {None}

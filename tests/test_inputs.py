@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, load, save
 from common import backend, verify
 from common.engine import Engine
 from common.errors import EnvironmentFault, WrongOutputs
-from common.images import DEVIATION, MEAN, converted, planes
+from common.images import CELLS, DEVIATION, MEAN, converted, noise_images, planes
 from common.pictures import Images
 from common.tensors import End, first_rows, packed, unpacked
 from tests.conftest import SIMULATED, onnx_model
@@ -104,6 +104,13 @@ def test_bytes_are_normalised_as_torchvision_does_it_and_int8_is_less_128():
     exact = (pixels / 255 - MEAN.astype(float)[:, None, None]) / DEVIATION.astype(float)[:, None, None]
     assert np.abs(converted(pixels, "f4") - exact).max() < 1e-6
     assert (converted(pixels, "i1") == pixels.astype(int) - 128).all()
+
+
+def test_synthetic_images_differ_in_their_colour_and_in_their_fine_noise():
+    found = noise_images(range(16), (3, 7 * CELLS, 7 * CELLS), 1).reshape(16, 3, CELLS, 7, CELLS, 7)
+    coarse = found.mean((3, 5), keepdims=True)
+    alike = np.corrcoef((found - coarse).reshape(16, -1)) - np.eye(16)
+    assert np.abs(alike).max() < 0.1 and coarse.mean((2, 4)).std(0).min() > 0.5
 
 
 def test_what_bytes_do_not_have_is_clipped():
