@@ -34,6 +34,7 @@ from harness.advice import advice, named
 from harness.analysis import Analysis, analyse, limiter
 from harness.rows import RULES, Row, kept, pairs, steps
 
+ALIKE = 0.9  # share of the images on which a plan names FP32's class, below which that is told
 AHEAD = 1.2  # latency over the time of a batch from which on submission is no waiting for the batch
 WHOLE_GRAPHS = "traced with graphs as wholes, so compute has their copies in it; --cuda-graph-trace=node tells them apart"
 SHARED = ("backend", "device", "engine", "batch")  # by the rows of a table
@@ -176,6 +177,8 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         part = max((name for name in ALL_PARTS if name in parts), key=lambda name: parts[name])
         found.limit_ms, found.percent_of_limit = parts[part], 100 * parts[part] / record.per_batch_ms
         found.limiter = limiter(parts[part], part, record.per_batch_ms, waits_ms(record, analysis, parts[part]))
+    if record.fp32_top1_agreement is not None and record.fp32_top1_agreement < ALIKE:
+        found.notes.append(f"names the FP32 plan's class on {record.fp32_top1_agreement:.0%} of the images only")
     if found.faulty:
         found.notes.append(f"{record.per_batch_ms:.3f} ms is less than its limit of {found.limit_ms:.3f}: {FAULT}")
     if analysis is not None:

@@ -226,6 +226,12 @@ def test_what_is_faster_than_its_limit_is_marked_and_never_the_fastest():
     assert advice.advice([third]).startswith("No stage counts")
 
 
+def test_a_plan_that_names_other_classes_than_fp32_says_so_beside_its_time():
+    for share, told in ((0.79, True), (0.95, False), (None, False)):
+        notes = compare.row(record(2.0, fp32_top1_agreement=share), None).notes
+        assert any("79% of the images only" in note for note in notes) == told
+
+
 @pytest.mark.parametrize("ms, faulty", [(1.0, False), (0.995, False), (0.985, True), (0.95, True)])
 def test_one_percent_beyond_the_limit_is_a_fault(ms, faulty):
     """Of the record, which a stage prints, and of its row."""
