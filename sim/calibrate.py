@@ -5,7 +5,7 @@
     python -m scripts.calibrate my-gpu --derive-only      write it again from what was measured before
 
 Measuring needs TensorRT and the ladder's plans (built when missing); making the device file needs the onnx package. Where no
-Python has both, run the second line with the one that has onnx. The raw medians lie in out/my-gpu.calibration.json, and stay
+Python has both, run the last line with the one that has onnx. The raw medians lie in out/my-gpu.calibration.json, and stay
 as the record of what each number of the device file was computed from.
 
 Everything is measured through the stages' own helpers (so that Python's share is in it), piece by piece; no stage is timed
@@ -302,7 +302,7 @@ def measure() -> dict[str, Any]:
         plans["int8"] = default_plan("int8")
     raw: dict[str, Any] = {"device": properties.name.decode(), "capability": [properties.major, properties.minor]}
     raw |= {"multiprocessors": properties.multiProcessorCount, "memory_bytes": properties.totalGlobalMem}
-    raw |= {"engine": here.library, "versions": {**here.versions(), **versions()}, "date": datetime.date.today().isoformat()}
+    raw |= made_by()
     rounds = []
     with ExitStack() as resources:
         bench = Bench(resources)
@@ -323,15 +323,19 @@ def measure() -> dict[str, Any]:
 
 def add(raw: dict[str, Any], precision: str) -> dict[str, Any]:
     """``raw`` with one more precision's plan, and with when and by what that was measured."""
-    rounds, plan, here = [], default_plan(precision), backend.current()
+    rounds, plan = [], default_plan(precision)
     with ExitStack() as resources:
         bench = Bench(resources)
         for _ in range(ROUNDS):
             with undisturbed():
                 rounds.append(bench.plan(plan))
-    when = {"engine": here.library, "versions": {**here.versions(), **versions()}, "date": datetime.date.today().isoformat()}
-    plans = {**raw["plans"], precision: {**medians(rounds), "measured": when}}
-    return {**raw, "plans": plans}
+    return {**raw, "plans": {**raw["plans"], precision: {**medians(rounds), "measured": made_by()}}}
+
+
+def made_by() -> dict[str, Any]:
+    """By which libraries something is measured, and when."""
+    here = backend.current()
+    return {"engine": here.library, "versions": {**here.versions(), **versions()}, "date": datetime.date.today().isoformat()}
 
 
 def medians(found: list[Any]) -> Any:

@@ -53,21 +53,27 @@ def called(run: Record) -> str:
     return f"{run.stage}{' --precision int8' * (run.precision == 'int8')}"
 
 
+def modelled(device: str, stage: str, *options: object) -> Record:
+    """A stage's record on the simulated device. Raises ``EnvironmentFault`` where it ended without one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.json"
+        command = [sys.executable, ROOT / f"{stage}.py", "--backend", "simulated", "--device", device, "--no-verify"]
+        command += ["--json", path, *options]
+        done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True)
+        if (record := Record.read(path)) is None:
+            said = done.stderr.strip().rpartition("error: ")[2]
+            raise EnvironmentFault(f"{stage} ended with exit code {done.returncode} on the simulated {device}: {said}")
+    return record
+
+
 def predict(device: str, measured: Record) -> float:
     """Milliseconds a batch of a measured stage on the simulated device."""
     computed = min(measured.batch or 1, backend.SIMULATED_BATCH)
     sizes = {"--batch": computed, "--charge-batch": measured.batch, "--batches": min(measured.batches or 60, 60)}
     sizes["--measure"] = min(measured.measured or 50, 50)
     precision = ["--precision", measured.precision] if measured.precision else []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "record.json"
-        command = [sys.executable, str(ROOT / f"{measured.stage}.py"), "--backend", "simulated", "--device", device]
-        command += ["--no-verify", "--json", str(path), *precision, *(str(part) for option in sizes.items() for part in option)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if (predicted := Record.read(path)) is None:
-            said = done.stderr.strip().rpartition("error: ")[2]
-            raise EnvironmentFault(f"{measured.stage} ended with exit code {done.returncode} on the simulated {device}: {said}")
-    return predicted.per_batch_ms
+    given = [*precision, *(part for option in sizes.items() for part in option)]
+    return modelled(device, measured.stage, *given).per_batch_ms
 
 
 def main() -> None:
@@ -91,11 +97,11 @@ def main() -> None:
             fastest = min(record.repeats_ms or [measured])
             row = (record.stage, predicted, measured, predicted / measured - 1, fastest, predicted / fastest - 1)
             rows.append(dict(zip((key for _, key, _ in COLUMNS), row)))
-        modelled = {called(record): row["predicted_ms"] for record, row in zip(records, rows)}
+        known = {called(record): row["predicted_ms"] for record, row in zip(records, rows)}
         for other in ladder(records[0].batch):
-            if called(other) not in modelled:
-                modelled[called(other)] = predict(options.device, other)
-        write_json(folder / "prediction.json", {"device": options.device, "stages": rows, "modelled_ms": modelled})
+            if called(other) not in known:
+                known[called(other)] = predict(options.device, other)
+        write_json(folder / "prediction.json", {"device": options.device, "stages": rows, "modelled_ms": known})
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
         text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS + INT8_FOLLOWS * (records[0].precision == "int8"), ""])
         write_text(folder / "prediction.md", text)

@@ -11,53 +11,35 @@ Ray is not in it either.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from common import program
 from common.console import out
-from common.errors import EnvironmentFault
 from common.files import grid, write_json, write_text
 from common.options import positive
 from common.plans import ROOT
 from common.record import Record
 from sim import device as devices
+from sim.predict import modelled
 
 GPUS = (1, 2, 4, 8)
 IMAGE = 3 * 224 * 224  # values
 JPEG = 71_000  # bytes of a file of 500×375 at quality 90
-PILLOW_A_CORE = (
-    462  # images/s: one thread of Pillow on the H200's host, files of 500×375 (with 16 threads in one process 1,840)
-)
+PILLOW_A_CORE = 462  # images/s: one thread on the H200's host, files of 500×375 (16 threads in one process: 1,840)
 WORK = [  # title, stage, its options, bytes over the link, bytes that the host's memory moves, whether cores decode
     ("float batches, no files", "7_cuda_graph", (), 4 * IMAGE, 4 * IMAGE, False),
     ("uint8 batches, no files", "10_uint8_input", (), IMAGE, IMAGE, False),
     ("JPEG by nvImageCodec, uint8", "11_jpeg_decode", ("--decoder", "nvimagecodec"), JPEG, 2 * JPEG, False),
     ("JPEG by Pillow, uint8", "11_jpeg_decode", ("--decoder", "pillow"), IMAGE, 2 * IMAGE + 2 * JPEG, True),
 ]
-COLUMNS = [("work", "work", "{}"), ("limited by", "limiter", "{}")]
 NAMES = {
     "h2d": "each GPU's link",
     "compute": "each GPU's compute",
     "decode": "each GPU's JPEG engines",
     "postprocess": "its host thread",
 }
-
-
-def one(device: str, stage: str, *options: str) -> Record:
-    """A stage's record on the simulated device, 128 images a batch."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "record.json"
-        command = [sys.executable, str(ROOT / f"{stage}.py"), "--backend", "simulated", "--device", device, "--no-verify"]
-        done = subprocess.run([*command, *options, "--json", str(path)], check=False, capture_output=True, text=True)
-        record = Record.read(path)
-    if done.returncode or record is None:
-        raise EnvironmentFault(f"{stage} ended with exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
-    return record
 
 
 def row(work: str, record: Record, link: int, moved: int, cores_decode: bool, options: Namespace) -> dict[str, Any]:
@@ -89,14 +71,15 @@ def main() -> None:
     options = p.parse_args()
     rows = []
     for work, stage, own, link, moved, cores_decode in WORK:
-        rows.append(row(work, one(options.device, stage, *own), link, moved, cores_decode, options))
+        rows.append(row(work, modelled(options.device, stage, *own), link, moved, cores_decode, options))
         out.print(f"{work}: {rows[-1]['images_per_s_1']:,.0f} images/s on one GPU", markup=False)
-    columns = [COLUMNS[0], *((f"{count} GPU{'s' * (count > 1)}", f"images_per_s_{count}", "{:,.0f}") for count in GPUS)]
-    columns += [("host memory, GB/s at 8", "host_gb_s", "{:,.0f}"), COLUMNS[1]]
+    counts = [(f"{count} GPU{'s' * (count > 1)}", f"images_per_s_{count}", "{:,.0f}") for count in GPUS]
+    memory, limit = ("host memory, GB/s at 8", "host_gb_s", "{:,.0f}"), ("limited by", "limiter", "{}")
+    columns = [("work", "work", "{}"), *counts, memory, limit]
     name, switch = devices.load(options.device).name, options.gpus_a_switch
     sharing = f"; {switch} GPUs share a link" if switch > 1 else "; each GPU has its own link"
     above = f"{name} (modelled), batch 128, a host of {options.cores} cores{sharing}; images/s:"
-    text = "\n".join([above, "", *grid(rows, [*columns[:-1], columns[-1]], 1), ""])
+    text = "\n".join([above, "", *grid(rows, columns), ""])
     out.print(text, markup=False)
     stem = "prediction" + f"-{switch}-a-switch" * (switch > 1)
     write_json(options.out / f"{stem}.json", {"conditions": above[:-1], "rows": rows})
