@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.plans import ROOT
-from harness.nsys import POLL_S, killed_with_us
+from harness.processes import POLL_S, killed_with_us
 
 
 class InTurn:

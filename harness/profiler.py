@@ -17,7 +17,8 @@ from common.plans import ROOT
 from common.record import Record
 from common.trace import TraceError, read
 from harness.in_turn import InTurn
-from harness.nsys import Nsys, NsysError, call
+from harness.nsys import Nsys, NsysError
+from harness.processes import call
 
 WINDOWS = 2  # measured windows in each process but the first: nine in all have a middle one
 PROFILED = 50  # batches in the window of a profiled run

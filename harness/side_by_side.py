@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, read_json, write_json, write_text
 from common.options import positive
 from common.plans import ROOT
+from harness.processes import killed_with_us
 
 LINK, NBYTES, QUEUED = "link", 64 << 20, 8
 WARM_S, MEASURED_S, MODELLED_S = 0.5, 1.0, 0.02  # of copies
@@ -64,12 +66,14 @@ def copy_for(way: str, start_s: float) -> float:
 
 def at_once(commands: dict[int, list[str]]) -> dict[int, str]:
     """Run a command on each GPU at the same time; what each said. Raises ``EnvironmentFault`` where one failed."""
-    started = {}
-    for gpu, command in commands.items():
-        surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started[gpu] = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=surroundings, **pipes)  # type: ignore[call-overload]
-    found = {gpu: process.communicate() for gpu, process in started.items()}
+    started, pipes = {}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    how: dict[str, Any] = {"cwd": ROOT, "start_new_session": True, **pipes}
+    with ExitStack() as ended:
+        for gpu, command in commands.items():
+            surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+            started[gpu] = subprocess.Popen([sys.executable, *command], env=surroundings, **how)
+            ended.enter_context(killed_with_us(started[gpu]))
+        found = {gpu: process.communicate() for gpu, process in started.items()}
     for gpu, process in started.items():
         if process.returncode:
             last = (found[gpu][1].strip().splitlines() or ["nothing"])[-1]

@@ -21,7 +21,7 @@ from common.trace import TraceError, read
 from harness.analysis import analyse
 from harness.compare import Comparison
 from harness.in_turn import InTurn
-from harness.nsys import call
+from harness.processes import call
 from tests.conftest import SIMULATED
 
 ENGINE, DEVICE = "TensorRT 8.6.0", "NVIDIA H200"
@@ -174,14 +174,22 @@ def test_a_signal_to_profile_all_ends_the_stage(checkout, tmp_path, how):
     assert log.read_text().endswith("6_multi_threads: interrupted\n")
 
 
-@pytest.mark.parametrize("call", ["call", "InTurn().call"])
-def test_what_a_program_has_started_ends_with_it(tmp_path, call):
-    """nsys and its stage, alone or in turn; also one that hears nothing."""
+@pytest.mark.parametrize(
+    "doing",
+    [
+        "call([sys.executable, script], log)",
+        "InTurn().call([sys.executable, script], log)",
+        "at_once({0: ['-c', 'pass'], 1: [script]})",
+    ],
+)
+def test_what_a_program_has_started_ends_with_it(tmp_path, doing):
+    """nsys and its stage, alone or in turn, and stages side by side, of which one has ended; also one that hears nothing."""
     log, script = tmp_path / "log", tmp_path / "stage.py"
-    started = f"{sys.executable} -c 'import time; time.sleep(60)' & echo $!; wait"
+    started = f"{sys.executable} -c 'import time; time.sleep(60)' & echo $! >>{log}; wait"
     script.write_text(f"import subprocess; subprocess.run(['sh', '-c', {started!r}])")
-    code = f"from pathlib import Path; from common import program; from harness.nsys import call\n\
-from harness.in_turn import InTurn; program.run(lambda: {call}([{sys.executable!r}, {str(script)!r}], Path({str(log)!r})))"
+    code = f"import sys; from pathlib import Path; from common import program; from harness.processes import call\n\
+from harness.in_turn import InTurn; from harness.side_by_side import at_once\n\
+script, log = {str(script)!r}, Path({str(log)!r}); program.run(lambda: {doing})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     while not (log.exists() and log.read_text().strip()):
         time.sleep(0.05)
