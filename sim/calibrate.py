@@ -45,8 +45,7 @@ from sim.device_file import CLASSES, IMAGE, PAIRS
 
 BATCHES = (1, 16, 128)
 SMALL = 4096
-ROUNDS = 3
-TURNS = 200
+ROUNDS, TURNS = 3, 200
 Call = Callable[[], object]
 
 

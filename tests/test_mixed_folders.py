@@ -21,7 +21,7 @@ from common.trace import TraceError, read
 from harness.analysis import analyse
 from harness.compare import Comparison
 from harness.in_turn import InTurn
-from harness.processes import call
+from harness.processes import call, killed_with_us
 from tests.conftest import SIMULATED
 
 ENGINE, DEVICE = "TensorRT 8.6.0", "NVIDIA H200"
@@ -197,6 +197,13 @@ script, log = {str(script)!r}, Path({str(log)!r}); program.run(lambda: {doing})"
     assert process.communicate(timeout=30)[1].endswith("interrupted\n") and process.returncode == 130
     state = Path(f"/proc/{log.read_text().split()[0]}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_an_error_is_not_lost_where_what_was_started_has_ended():
+    process = subprocess.Popen([sys.executable, "-c", "pass"], start_new_session=True)
+    process.wait()
+    with pytest.raises(KeyError), killed_with_us(process):
+        raise KeyError
 
 
 IN_TURN = """
