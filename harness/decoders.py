@@ -107,7 +107,7 @@ def run(folder: Path, decoder: str, options: Namespace) -> Record:
     ]
     command = [sys.executable, ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder]
     done = subprocess.run([*map(str, [*command, *passed]), "--json", str(path)], check=False, capture_output=True, text=True)
-    record = Record.read(path) if path.exists() else None
+    record = Record.read(path)
     if record is None or done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise EnvironmentFault(f"{folder.name} with {decoder} ended with exit code {done.returncode}: {said}")

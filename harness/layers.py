@@ -122,10 +122,10 @@ def of_trace(path: Path, most: int) -> list[str]:
     """What a trace tells, in Markdown. Raises ``TraceError`` for what is none."""
     trace = read(path)
     found, batches, told = kernels(path, trace), len(trace.measured), analyse(trace)
-    launched = len(found) / batches
-    lines = [f"## {path.stem}", ""]
-    lines += [f"{told.per_batch_ms:.3f} ms a batch over {batches} batches, traced: {launched:.0f} kernels, which take ", ""]
-    lines[-2] += f"{told.compute_ms:.3f} ms, and {told.launch_gaps_ms:.3f} ms of gaps between them; {told.launches} launches."
+    kernels_ms = f"{len(found) / batches:.0f} kernels, which take {told.compute_ms:.3f} ms"
+    gaps_ms = f"{told.launch_gaps_ms:.3f} ms of gaps between them; {told.launches} launches."
+    whole = f"{told.per_batch_ms:.3f} ms a batch over {batches} batches, traced: {kernels_ms}, and {gaps_ms}"
+    lines = [f"## {path.stem}", "", whole, ""]
     for title, pairs in (
         ("what they do", [(kind(kernel), ns) for kernel, _, ns in found]),
         ("layer", [(layer, ns) for _, layer, ns in found if layer]),

@@ -17,6 +17,7 @@ from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_asyn
 from common.cuda import Event, Stream
 from common.errors import EnvironmentFault
 from common.images import write
+from common.run import used_memory
 
 Enqueue = Callable[[], None]
 Runner = Callable[[DeviceBuffer, DeviceBuffer], Enqueue]
@@ -30,6 +31,12 @@ def gpu() -> backend.Backend:
         return backend.select("tensorrt")
     except EnvironmentFault:
         return backend.select_cuda()
+
+
+def growth_mb() -> Callable[[], float]:
+    """What tells by how many MB the memory in use on the GPU has grown since now."""
+    before = used_memory()
+    return lambda: (used_memory() - before) / 1e6
 
 
 class Slot:

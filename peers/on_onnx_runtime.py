@@ -13,9 +13,8 @@ from common.buffers import DeviceBuffer
 from common.cuda import Stream
 from common.errors import EnvironmentFault
 from common.libraries import first
-from common.run import used_memory
 from export import models
-from peers.lane import Enqueue, Lane, gpu
+from peers.lane import Enqueue, Lane, gpu, growth_mb
 from peers.task import Missing, Ready, Task
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -59,7 +58,7 @@ def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
     if hasattr(ort, "preload_dlls"):
         first("torch")  # which brings CUDA's and cuDNN's libraries; without it they are sought in their own packages
         ort.preload_dlls()
-    used_before = used_memory()
+    memory_mb = growth_mb()
     if provider == "TensorRT":
         size = "x".join(map(str, task.input_shape))
         shapes = {f"trt_profile_{which}_shapes": f"{models.INPUT}:{size}" for which in ("min", "opt", "max")}
@@ -95,9 +94,6 @@ def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
             return wait_and_run
 
         lane = Lane(resources, stream, task.input_shape, shapes_out, runner)
-
-        def memory_mb() -> float:
-            return (used_memory() - used_before) / 1e6
 
         yield Ready(f"ONNX Runtime {ort.__version__}", lane.load, lane.infer, lane.output, here.device, lane, memory_mb)
         stream.synchronize()

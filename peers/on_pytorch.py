@@ -13,10 +13,9 @@ import numpy as np
 from common.buffers import DeviceBuffer
 from common.cuda import Stream
 from common.libraries import first
-from common.run import used_memory
 from export import models
 from export.networks import create_model
-from peers.lane import Enqueue, Lane, gpu
+from peers.lane import Enqueue, Lane, gpu, growth_mb
 from peers.task import Missing, Ready, Task
 
 
@@ -37,7 +36,7 @@ def pytorch(task: Task, precision: str, **how: str) -> Iterator[Ready]:
         return
     here = gpu()
     torch.cuda.empty_cache()  # what another contender has left there would be used without being counted
-    used_before = used_memory()
+    memory_mb = growth_mb()
     network = create_model(task.model, task.weights, models.SEED)[0].to("cuda", **form)
 
     def whole(images: Any) -> Any:
@@ -63,9 +62,6 @@ def pytorch(task: Task, precision: str, **how: str) -> Iterator[Ready]:
         def load(images: np.ndarray) -> None:
             torch.cuda.set_stream(external)  # which the contender before may have left to its own
             lane.load(images)
-
-        def memory_mb() -> float:
-            return (used_memory() - used_before) / 1e6
 
         try:
             yield Ready(version, load, lane.infer, lane.output, here.device, lane, memory_mb)

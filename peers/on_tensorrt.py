@@ -18,9 +18,8 @@ from common.errors import EnvironmentFault, Fault
 from common.libraries import first
 from common.plans import unusable
 from common.record import Record
-from common.run import used_memory
 from export import models
-from peers.lane import Enqueue, Lane
+from peers.lane import Enqueue, Lane, growth_mb
 from peers.on_pytorch import pytorch
 from peers.processes import run_quietly
 from peers.task import Missing, Ready, Task
@@ -40,7 +39,7 @@ def tensorrt(task: Task, precision: str, graph: bool = False) -> Iterator[Ready]
         profile = ",".join([str(task.batch)] * 3)
         if problem := task.build("--backend", "tensorrt", *wanted, "--profile", profile, "--output", plan):
             raise Missing(f"a plan; the build failed: {problem}")
-    used_before, engine = used_memory(), Engine(plan)
+    memory_mb, engine = growth_mb(), Engine(plan)
     engine.require_precision(precision)
     profile_index = engine.profile_for(task.batch)
     context = engine.create_context(profile_index)
@@ -67,9 +66,6 @@ def tensorrt(task: Task, precision: str, graph: bool = False) -> Iterator[Ready]
         lane = Lane(
             resources, stream, engine.input_shape(task.batch), engine.output_shape(task.batch), runner, engine.input_type
         )
-
-        def memory_mb() -> float:
-            return (used_memory() - used_before) / 1e6
 
         build_s, words = engine.facts.get("build_s"), command(plan, task, graph)
         yield Ready(here.library, lane.load, lane.infer, lane.output, here.device, lane, memory_mb, build_s, words)

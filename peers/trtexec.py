@@ -60,7 +60,7 @@ def main() -> None:
         times = None
     row = row_of(times, str(options.times))
     row.model, row.weights_name, row.precision = options.model, Path(options.weights).name, options.precision
-    row.batch, row.device, row.host = options.batch, options.device, ""
+    row.batch, row.device = options.batch, options.device
     row.settle()
     write_json(
         options.out / "rows" / f"trtexec-{options.model}-{options.precision}-b{options.batch}.json", row.facts, indent=None
