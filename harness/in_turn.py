@@ -28,7 +28,7 @@ class InTurn:
 
     def call(self, command: list[str], log: Path) -> int:
         """Run a stage, its output into a log; its exit code."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:  # it was killed, between two stages
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
             self._process = subprocess.Popen([command[0], "-m", __name__], cwd=ROOT, start_new_session=True, **pipes)
         process = self._process

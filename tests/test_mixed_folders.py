@@ -199,6 +199,16 @@ script, log = {str(script)!r}, Path({str(log)!r}); program.run(lambda: {doing})"
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+def test_a_process_that_is_killed_between_two_stages_is_no_stage_s_end(tmp_path):
+    script, shared = tmp_path / "stage.py", InTurn()
+    script.touch()
+    assert shared.call([sys.executable, str(script)], tmp_path / "log") == 0
+    shared._process.kill()
+    shared._process.wait()
+    assert shared.call([sys.executable, str(script)], tmp_path / "log") == 0
+    shared.close()
+
+
 def test_an_error_is_not_lost_where_what_was_started_has_ended():
     process = subprocess.Popen([sys.executable, "-c", "pass"], start_new_session=True)
     process.wait()
