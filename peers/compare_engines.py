@@ -29,7 +29,7 @@ from common import program
 from common.clock import undisturbed
 from common.console import out
 from common.cuda import versions
-from common.errors import WrongOutputs
+from common.errors import UsageFault, WrongOutputs
 from common.files import write_json
 from common.host import processor
 from common.options import natural, positives
@@ -188,9 +188,15 @@ def compare(task: Task, contenders: Sequence[Contender], photographs: Labelled |
 
 
 def chosen(words: str) -> list[Contender]:
-    """All contenders with one of these comma-separated words in their name and precision; `=word`: that begin with it."""
-    wanted = [word.strip().lower() for word in words.split(",")]
-    return [each for each in CONTENDERS if any(word in f"={each.name} {each.precision}".lower() for word in wanted)]
+    """All contenders with one of these comma-separated words in their name and precision; `=word`: that begin with it; "none"
+    is none of them. Raises ``UsageFault`` for a word that no contender has."""
+    wanted = [word.strip() for word in words.split(",")]
+    found = {word: [each for each in CONTENDERS if word.lower() in f"={each.name} {each.precision}".lower()] for word in wanted}
+    for word in wanted:
+        if not found[word] and word != "none":
+            names = ", ".join(dict.fromkeys(each.name for each in CONTENDERS))
+            raise UsageFault(f"--engines: none has {word!r} in name or precision; there are {names}.")
+    return [each for each in CONTENDERS if any(each in some for some in found.values())]
 
 
 def parse_options() -> Namespace:

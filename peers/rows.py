@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from common.console import out
-from common.files import column, columns, grid, read_json, write_json, write_text
+from common.files import Column, column, columns, grid, read_json, write_json, write_text
 from common.record import Record, from_json
 from peers.contenders import CONTENDERS
 
@@ -128,6 +129,11 @@ class Result:
 
 
 SPEED, WHERE, ACCURACY = (columns(Result, table=table) for table in ALL)
+WIDE = 144  # characters that a terminal needs for all columns; a narrower one has the rest in engines.md
+NARROW = (
+    columns(Result, "engine precision batch median_ms p99_ms images_per_s ahead_ms"),
+    columns(Result, "engine precision batch enqueue_ms h2d_ms compute_ms d2h_ms largest_difference", table="parts"),
+)
 DOUBT = f"{WARNING} names the class of FP32 for less than {AGREES:.0%} of the images: the time of another computation."
 
 
@@ -137,15 +143,39 @@ def report(folder: Path) -> None:
     order = [(contender.name, contender.precision) for contender in CONTENDERS]
     place = {who: number for number, who in enumerate(order)}
     found.sort(key=lambda row: (row.model, row.batch, place.get((row.engine, row.precision), len(order))))
+    lines = page(found, SPEED, WHERE)
+    screen = out if out.is_terminal else Console(width=200, highlight=False)
+    seen = lines if screen.width >= WIDE else page(found, *NARROW)
+    screen.print(Markdown("\n".join(seen)), soft_wrap=False)
+    kept = [{name: value for name, value in row.facts.items() if name != "times_us"} for row in found]
+    write_json(folder / "engines.json", {"conditions": lines[0], "rows": kept})
+    write_text(folder / "engines.md", "\n".join(lines))
+    written = ["engines.json, .md"]
+    try:
+        written += [draw(model, mine, folder) for (model, _), mine in by_model(found).items()]
+    except ImportError:
+        out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
+    out.print(f"written: {folder}/{', '.join(written)}", markup=False)
+
+
+def by_model(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """The rows that have a time, by model and weights."""
+    kinds: dict[tuple[str, str], list[Result]] = {}
+    for row in found:
+        if row.median_ms is not None:
+            kinds.setdefault((row.model, row.weights_name), []).append(row)
+    return kinds
+
+
+def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Column]) -> list[str]:
+    """The tables with these columns, in Markdown."""
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
-    lines, kinds = [conditions(rows), ""], dict[tuple[str, ...], list[Result]]()
-    for row in rows:
-        kinds.setdefault((row.model, row.weights_name), []).append(row)
-    for (model, weights), mine in kinds.items():
+    lines = [conditions(rows), ""]
+    for (model, weights), mine in by_model(found).items():
         cells = [row.shown for row in mine]
-        lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, SPEED, words=2), ""]
+        lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, speed, words=2), ""]
         lines += [f"{DOUBT}\n"] * any(row.doubtful for row in mine)
-        lines += [f"### {model}: where a batch's time goes, ms", "", *grid(cells, WHERE, words=2), ""]
+        lines += [f"### {model}: where a batch's time goes, ms", "", *grid(cells, where, words=2), ""]
     for model, weights in dict.fromkeys((row.model, row.weights_name) for row in exact):
         mine = [row for row in exact if (row.model, row.weights_name) == (model, weights)]
         accuracy = grid([row.shown for row in mine], ACCURACY, words=2)
@@ -154,16 +184,7 @@ def report(folder: Path) -> None:
         lines += ["## The same by trtexec", "", *dict.fromkeys(commands), ""]
     if problems := not_run(found):
         lines += ["## Not run", "", *problems, ""]
-    (out if out.is_terminal else Console(width=200, highlight=False)).print(Markdown("\n".join(lines)))
-    kept = [{name: value for name, value in row.facts.items() if name != "times_us"} for row in found]
-    write_json(folder / "engines.json", {"conditions": lines[0], "rows": kept})
-    write_text(folder / "engines.md", "\n".join(lines))
-    written = ["engines.json, .md"]
-    try:
-        written += [draw(model, mine, folder) for (model, _), mine in kinds.items()]
-    except ImportError:
-        out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
-    out.print(f"written: {folder}/{', '.join(written)}", markup=False)
+    return lines
 
 
 def draw(model: str, rows: list[Result], folder: Path) -> str:
@@ -198,7 +219,7 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
     return f"{model}.svg"
 
 
-def not_run(rows: list[Result]) -> list[str]:
+def not_run(rows: Sequence[Result]) -> list[str]:
     """A line for each problem, with the contenders that had it."""
     whose: dict[str, list[str]] = {}
     for row in rows:
@@ -209,6 +230,8 @@ def not_run(rows: list[Result]) -> list[str]:
 
 def conditions(rows: list[Result]) -> str:
     """What the numbers were obtained on."""
+    if not rows:
+        return "No engine has been timed."
     devices, hosts, versions = (
         ", ".join(dict.fromkeys(vars(row)[name] for row in rows if vars(row)[name])) for name in ("device", "host", "version")
     )

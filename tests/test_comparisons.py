@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
 
 from common import backend, verify
 from common import options as stage_options
@@ -83,6 +86,25 @@ def test_a_time_of_another_computation_bears_a_warning(tmp_path):
     assert "times_us" not in (tmp_path / "engines.json").read_text()
 
 
+def test_the_tables_fit_a_narrow_terminal_and_reasons_are_whole(tmp_path, monkeypatch):
+    row = rows.Result("ONNX Runtime CUDA (CUDA graph)", "fp16", model="m", batch=128, top1_agreement=1.0, enqueue_ms=1234.5)
+    row.add_run([1234.5] * 1000, ahead_ms=1234.5, h2d_ms=1.0, compute_ms=1000.0, d2h_ms=1.0)
+    lacking = rows.Result(
+        "PyTorch eager", "fp16", model="m", batch=128, problem="needs " + "many different words " * 9 + "(last)"
+    )
+    for name, each in (("a", row), ("b", lacking)):
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        (tmp_path / "rows" / f"{name}.json").write_text(json.dumps(each.facts))
+    for width in (80, rows.WIDE):
+        printed = io.StringIO()
+        monkeypatch.setattr(rows, "out", Console(file=printed, force_terminal=True, no_color=True, width=width, soft_wrap=True))
+        rows.report(tmp_path)
+        text = Text.from_ansi(printed.getvalue()).plain
+        assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("written")) <= width
+        assert "…" not in text and text.count("1234.500") >= 2 and "(last)" in text and ("p90" in text) == (width > 80)
+    assert "p90" in (tmp_path / "engines.md").read_text()
+
+
 def test_intervals_are_wilson_s_and_agresti_and_min_s():
     """Against the formulas' published examples, and counting: they hold the truth in about 95 % of samples."""
     found, low, high = accuracy.share(np.arange(10) < 9)
@@ -109,6 +131,8 @@ def test_words_choose_contenders():
     names = [f"{each.name} {each.precision}" for each in compare_engines.chosen("=TensorRT fp16,(nhwc)")]
     assert names == ["ONNX Runtime CUDA (NHWC) fp16", "TensorRT fp16"]
     assert compare_engines.chosen("") == list(compare_engines.CONTENDERS) and not compare_engines.chosen("none")
+    with pytest.raises(UsageFault, match=r"'eagr'.*there are PyTorch eager, "):
+        compare_engines.chosen("runtime,eagr")
 
 
 def test_trtexec_s_times_become_a_row(tmp_path):
