@@ -108,8 +108,11 @@ def destination(options: argparse.Namespace, onnx: Path) -> tuple[Path, Path | N
 
 
 def rebuild(plan: Path, facts: dict[str, Any]) -> str:
-    """The command that makes a plan again; without ``facts`` nobody knows of which model, and that is left to be filled in."""
-    words = facts.get("command") or ["python", "0_build.py", "--onnx-file", "MODEL.onnx", "--output", str(plan)]
+    """The command that makes a plan again; without ``facts`` nobody knows of which model, and that is left to be filled in. A
+    file that is there and has no plan's name is not to be overwritten: an ONNX file is the model, of others none is known."""
+    output = plan.with_suffix(".plan") if plan.exists() else plan
+    model = str(plan) if plan.suffix == ".onnx" and plan != output else "MODEL.onnx"
+    words = facts.get("command") or ["python", "0_build.py", "--onnx-file", model, "--output", str(output)]
     compatible = plan.name.endswith(LIBRARIES[0].compatible_suffix) or not backend.current().kind.builds
     return " ".join([*words, *[COMPATIBLE] * (compatible and COMPATIBLE not in words)])  # by a Python that has TensorRT
 

@@ -29,6 +29,19 @@ def fails(done, code: int, *parts: str) -> str:
     return text
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "notes.txt", "model.engine"])
+@pytest.mark.parametrize("sidecar", [False, True])
+def test_a_file_that_is_no_plan_is_not_to_be_overwritten(checkout, tmp_path, name, sidecar):
+    """An ONNX file given as the plan is the likeliest of mistakes: the hint names it as the model."""
+    file = tmp_path / name
+    file.write_text("not a plan")
+    if sidecar:
+        (tmp_path / f"{name}.json").write_text("{}")
+    model = file if file.suffix == ".onnx" else "MODEL.onnx"
+    told = fails(checkout.run(*STAGE, "--plan", file), 3, f"--onnx-file {model} --output {file.with_suffix('.plan')}")
+    assert f"--output {file}" not in told
+
+
 def test_a_plan_that_is_not_there(checkout, tmp_path):
     fails(
         checkout.run(*STAGE, "--plan", tmp_path / "none.plan"),
