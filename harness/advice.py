@@ -14,19 +14,22 @@ BUSY = 0.97  # share of a batch's time from which on its kernels leave nothing b
 OVERLAPPED = 0.5  # share of the shorter of copy and compute from which on a stage counts as one that overlaps them
 PINNED_SHARE = 0.6  # a copy slower than this share of the run's fastest is taken for one from pageable memory
 NBYTES = {"float32": 4, "float16": 2}  # of what could be sent as bytes instead
+FIRST = re.compile(r"stage (\d+)|INT8")  # what a remedy names first
 
 
 def remedy(stage: Row, rows: list[Row]) -> str:
     """What to try next for one stage, given the others of its run, and what that can bring: by the measured parts, and by the
     simulator where that was asked."""
     said = proposal(stage, rows)
-    return said if stage.modelled_next_ms is None else f"{said} (the simulator says {stage.modelled_next_ms:.3g} ms)"
+    if stage.modelled_next_ms is None or not (named_first := FIRST.search(said)):
+        return said
+    return f"{said} (the simulator says {stage.modelled_next_ms:.3g} ms for {named_first[0]})"
 
 
 def named(stage: Row, rows: list[Row], known: Iterable[str | None]) -> str | None:
     """Which of the runs that are ``known``, as prediction.json calls them, the remedy names first: in the stage's precision,
     unless it names INT8."""
-    found = re.search(r"stage (\d+)|INT8", proposal(stage, rows))
+    found = FIRST.search(proposal(stage, rows))
     if not found:
         return None
     wanted, int8 = f"{found[1]}_" if found[1] else stage.stage, not found[1] or stage.precision == "int8"

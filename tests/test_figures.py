@@ -319,7 +319,8 @@ def test_the_simulator_s_word_stands_beside_the_forecast_of_the_stage_that_is_na
     (tmp_path / "prediction.json").write_text(json.dumps({"modelled_ms": modelled}))
     found = {row.stage: row for row in compare.Comparison(tmp_path).rows}
     assert {name: row.modelled_next_ms for name, row in found.items()} == dict(zip(times, (1.7, 1.39, 0.82)))
-    assert "(the simulator says 0.82 ms)" in advice.advice(list(found.values()))
+    assert "(the simulator says 0.82 ms for INT8)" in advice.advice(list(found.values()))
+    assert "(the simulator says 1.39 ms for stage 10)" in advice.remedy(found["7_cuda_graph"], [*found.values()])
     in_int8 = [replace(found["7_cuda_graph"], precision="int8")]
     for known, word in ((modelled, "10_uint8_input --precision int8"), (list(modelled)[:2], None)):
         assert advice.named(in_int8[0], in_int8, known) == word
