@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from contextlib import ExitStack
@@ -90,11 +91,14 @@ def rates(options: Namespace, gpus: list[int], index: str) -> list[tuple[str, st
     records = {gpu: options.out / f"{options.what}-{index}-gpu{gpu}.json" for gpu in gpus}
     base = [f"{options.what}.py", "--backend", options.backend, *options.arguments]
     own: dict[int, list[str]] = {gpu: [] for gpu in gpus}
-    if options.what.startswith("12_"):
-        folder = str(options.out / f"predictions-{index}")
-        own = {gpu: ["--predictions", folder, "--part", f"{place}/{len(gpus)}"] for place, gpu in enumerate(gpus)}
-    at_once({gpu: [*base, *own[gpu], "--json", str(record)] for gpu, record in records.items()})
-    return [(options.what, "images/s", [float(read_json(path)["images_per_s"]) for path in records.values()])]
+    with tempfile.TemporaryDirectory(prefix="predictions-", dir=options.out) as folder:  # done shards would not be done again
+        if options.what.startswith("12_"):
+            own = {gpu: ["--predictions", folder, "--part", f"{place}/{len(gpus)}"] for place, gpu in enumerate(gpus)}
+        at_once({gpu: [*base, *own[gpu], "--json", str(record)] for gpu, record in records.items()})
+    found = [float(read_json(path)["images_per_s"]) for path in records.values()]
+    if not all(found):
+        raise UsageFault(f"{len(gpus)} GPUs, and not a shard for each: give more pictures, or fewer a shard (--shard N).")
+    return [(options.what, "images/s", found)]
 
 
 def compare(options: Namespace) -> list[dict[str, Any]]:

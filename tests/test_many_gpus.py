@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -23,10 +25,12 @@ import pytest
 
 from common import flow, options
 from common.cuda import CudaError
+from common.errors import UsageFault
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.record import Record
 from common.shards import Pictures, shards, tidy
+from harness import side_by_side
 from sim import clock, predict_scale
 from sim.enums import cudaError_t as CudaErrors
 from tests.conftest import SIMULATED
@@ -220,6 +224,27 @@ def test_the_link_of_each_gpu_alone_and_of_all_at_once(checkout):
     for row in read_json(checkout.folder / "side" / "link.json")["rows"]:
         rate, count = 55.43 if row["what"] == "copy h2d" else 55.34, len(row["gpus"].split(","))
         assert row["together"] == pytest.approx(count * rate, rel=0.01) and row["efficiency"] == pytest.approx(1, rel=0.01)
+
+
+def test_shards_are_done_again_side_by_side_and_a_gpu_without_one_is_no_result(tmp_path, monkeypatch):
+    """Predictions that were there would make a rate of nothing, and a GPU without work half of what two can do."""
+    given, asked = Namespace(what="12_many_gpus", backend="simulated", arguments=[], out=tmp_path, gpus=2, each=False), []
+
+    def stage(commands):
+        for *words, json_path in commands.values():
+            folder, place = Path(words[words.index("--predictions") + 1]), words[words.index("--part") + 1][0]
+            assert folder.is_dir() and not (folder / place).exists()
+            (folder / place).touch()
+            asked.append(folder)
+            Path(json_path).write_text(json.dumps({"images_per_s": 11987.5 if int(place) < count else 0}))
+        return {}
+
+    monkeypatch.setattr(side_by_side, "at_once", stage)
+    for count in (2, 2, 1):
+        with pytest.raises(UsageFault, match="--shard") if count < 2 else contextlib.nullcontext():
+            _, both = side_by_side.compare(given)
+            assert both["each"] == "11,987.5, 11,987.5" and both["efficiency"] == 1
+    assert len({*asked}) == 6 and not any(folder.exists() for folder in asked)
 
 
 @pytest.mark.parametrize("switch, cores, decodes, images, limiter", [
