@@ -2,6 +2,7 @@
 
     python -m scripts.predict_scale
     python -m scripts.predict_scale --cores 64 --gpus-a-switch 2
+    python -m scripts.predict_scale --out reports/scale              the table in docs/scale.md
 
 Runs stages 7, 10 and 11 on one simulated GPU. What each GPU has for itself (its link, its JPEG engines, its multiprocessors)
 grows with N. What the host has once does not: cores, of which each decodes so many pictures a second; a switch, if GPUs share
@@ -67,7 +68,7 @@ def main() -> None:
     p.add_argument("--cores", type=positive, default=32, metavar="N", help="of the host (default: %(default)s)")
     shared = "how many GPUs share one link to the host (default: %(default)s, each has its own)"
     p.add_argument("--gpus-a-switch", type=positive, default=1, metavar="N", help=shared)
-    p.add_argument("--out", type=Path, default=ROOT / "reports" / "scale", metavar="DIR", help="default: reports/scale/")
+    p.add_argument("--out", type=Path, default=ROOT / "out" / "scale", metavar="DIR", help="default: out/scale/")
     options = p.parse_args()
     rows = []
     for work, stage, own, link, moved, cores_decode in WORK:
