@@ -52,11 +52,13 @@ class Ended(EnvironmentFault):
 
 @dataclass
 class Answer:
-    """Rows of a picture each, and when their work began and ended, in nanoseconds of the backend's clock."""
+    """Rows of a picture each, when their work began and ended, in nanoseconds of the backend's clock, and how many of the
+    pictures the decoder left to Pillow."""
 
     rows: list[Row]
     begun_ns: int
     ended_ns: int
+    by_pillow: int
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Part:
 
 class Flow(Session):
     """One GPU with a plan and a stage's pipeline on it. Raises a ``Fault`` where the plan cannot be used, or where what comes
-    out of the pipeline is not what a serial run says. ``by_pillow`` counts pictures that the decoder did not take."""
+    out of the pipeline is not what a serial run says."""
 
     def __init__(self, chosen: Namespace, infer: Infer) -> None:
         # Made before a simulator takes these classes' place: those who hand in pictures are no threads of the simulated host.
@@ -84,7 +86,7 @@ class Flow(Session):
         self.notes, self.batches = list(self.engine.notes), [self._empty()] * TURN
         self.unreadable: dict[str, str] = {}  # of pictures on their way
         self._decoder = decode.make(decode.choose(chosen.decoder, self.engine), self.engine, self.unreadable)
-        self.predictions, self.by_pillow = Predictions(self.engine.facts.get("labels", [])), 0
+        self.predictions = Predictions(self.engine.facts.get("labels", []))
         self._going, self._asked, self._taken = deque[Part](), 0, 0  # how many batches the stage wants, and has
         self._error: BaseException = Ended("the pipeline was ended")
         self._finished_s = time.monotonic()
@@ -111,7 +113,8 @@ class Flow(Session):
                 if sent > AHEAD:
                     found.append(self._answer(answers))
         found += [self._answer(answers) for _ in range(len(found), sent)]
-        return Answer([row for answer in found for row in answer.rows], found[0].begun_ns, found[-1].ended_ns)
+        by_pillow = sum(answer.by_pillow for answer in found)
+        return Answer([row for answer in found for row in answer.rows], found[0].begun_ns, found[-1].ended_ns, by_pillow)
 
     def _answer(self, answers: Any) -> Answer:
         ended = False
@@ -198,12 +201,13 @@ class Flow(Session):
             classes, probabilities = map(np.ndarray.tolist, top1(host_output[: len(part.files)]))
             labels = {number: self.predictions.label(number) for number in set(classes)}
             rows: list[Row] = [(labels[number], probability, None) for number, probability in zip(classes, probabilities)]
+            by_pillow = 0
             for row, (name, _) in enumerate(part.files if self.unreadable or self._decoder.left_to_pillow else ()):
                 left, why = self._decoder.left_to_pillow.pop(name, None), self.unreadable.pop(name, None)
-                self.by_pillow += left is not None and why is None
+                by_pillow += left is not None and why is None
                 rows[row] = rows[row] if why is None else (None, None, why)
         races = [WrongOutputs(f"a race, whatever the outputs are: {race}") for race in self.here.races() or []]
-        part.answers.put(races[0] if races else Answer(rows, part.begun_ns, self.here.clock_ns()))
+        part.answers.put(races[0] if races else Answer(rows, part.begun_ns, self.here.clock_ns(), by_pillow))
 
     # -- its thread
 

@@ -33,7 +33,6 @@ Deal = Callable[[Namespace, "list[Shard]"], Iterable["dict[str, Any]"]]
 
 def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
     """Predict a shard's pictures and write them; what is to be said of it. Times are the worker's, in seconds."""
-    before = flow.by_pillow
     numbers = range(shard.first, shard.first + len(shard.names))
     answer = flow.predict(list(zip(map(str, numbers), pictures.sources(shard.names))))
     names = [printable(name or Path(pictures.root).name) for name in shard.names]
@@ -43,7 +42,7 @@ def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
         "shard": Path(shard.path).name,
         "images": len(answer.rows),
         "unreadable": len(reasons) - reasons.count(None),
-        "by_pillow": flow.by_pillow - before,
+        "by_pillow": answer.by_pillow,
         "worker": f"{platform.node()}:{os.getpid()}",
         "begun_s": answer.begun_ns / 1e9,
         "ended_s": answer.ended_ns / 1e9,

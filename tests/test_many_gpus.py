@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from threading import Event
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from common import flow, options
@@ -28,6 +29,7 @@ from common.cuda import CudaError
 from common.errors import UsageFault
 from common.files import read_json
 from common.photographs import synthetic_jpeg
+from common.postprocess import Predictions
 from common.record import Record
 from common.shards import Pictures, shards, tidy
 from harness import side_by_side
@@ -419,3 +421,15 @@ def test_a_picture_that_kills_is_told_and_costs_only_the_shards_beside_it(checko
     assert drive().end() == 0
     forget_the_starts(driver.out)
     check(driver.out, right)
+
+
+def test_a_batch_counts_its_own_pictures_that_were_left_to_pillow():
+    """Not those of other shards, which are on their way at the same time; and none that not even Pillow could read."""
+    one, answers = flow.Flow.__new__(flow.Flow), SimpleQueue()
+    one._decoder = SimpleNamespace(left_to_pillow={"0": "grey", "1": "cut", "9": "another batch's"})
+    one.unreadable, one.predictions = {"1": "cut"}, Predictions([])
+    one.here = SimpleNamespace(races=list, clock_ns=lambda: 5)
+    one._going = deque([flow.Part([("0", b""), ("1", b""), ("2", b"")], answers)])
+    one.finish(0, np.eye(3, dtype=np.float32))
+    answer = answers.get()
+    assert answer.by_pillow == 1 and [why for *_, why in answer.rows] == [None, "cut", None]
