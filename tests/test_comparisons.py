@@ -124,7 +124,15 @@ def test_trtexec_s_times_become_a_row(tmp_path):
         2.75,
         2.0,
     )
-    for wrong in ([], {}, None, [{"h2dMs": 1}], [{**each, **spans, "d2hMs": "soon"}]):
+    strange = [
+        {"d2hMs": "soon"},
+        {"latencyMs": float("nan")},
+        {"latencyMs": 0},
+        {"h2dMs": -1},
+        {"computeMs": 10**400},
+        {"endD2hMs": 9},
+    ]
+    for wrong in ([], {}, None, [{"h2dMs": 1}], *([{**each, **spans, **one}] for one in strange)):
         with pytest.raises(UsageFault, match=r"x\.json is not what trtexec --exportTimes writes"):
             trtexec.row_of(wrong, "x.json")
 
