@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common import backend, plans
+from common.errors import UsageFault
 from common.photographs import synthetic_jpeg
 from sim import calibrate, device_file, runtime, simulator
 from sim import device as devices
@@ -105,3 +106,15 @@ def test_a_precision_is_added_to_what_was_measured_before(checkout, monkeypatch)
     added = calibrate.add(raw, "int8")
     assert {**added, "plans": {**added["plans"], "int8": None}} == {**raw, "plans": {**raw["plans"], "int8": None}}
     assert added["plans"]["int8"]["compute"] == half and added["plans"]["int8"]["measured"]["date"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"plans": []}', '{"plans": {}, "copies": 5}', "[" * 100_000])
+def test_medians_that_nobody_measured_are_said_before_a_gpu_is_asked(monkeypatch, tmp_path, content):
+    """And no device file is written of them; what lacks more than the plans is said when it is derived."""
+    (tmp_path / "raw.json").write_text(content)
+    monkeypatch.setattr(calibrate, "ROOT", tmp_path)
+    for how in [["--derive-only"], *([["--add", "int8"]] if "copies" not in content else [])]:
+        monkeypatch.setattr("sys.argv", ["calibrate", "mine", "--raw", str(tmp_path / "raw.json"), *how])
+        with pytest.raises(UsageFault, match=r"raw\.json"):
+            calibrate.main()
+    assert not (tmp_path / "sim").exists()
