@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common import backend, verify
 from common import options as stage_options
-from common.errors import UsageFault
+from common.errors import EnvironmentFault, UsageFault
 from common.images import noise_images
 from common.record import Record, Window
 from common.session import WARM_UP
@@ -135,6 +135,12 @@ def test_trtexec_s_times_become_a_row(tmp_path):
     for wrong in ([], {}, None, [{"h2dMs": 1}], *([{**each, **spans, **one}] for one in strange)):
         with pytest.raises(UsageFault, match=r"x\.json is not what trtexec --exportTimes writes"):
             trtexec.row_of(wrong, "x.json")
+
+
+def test_tables_of_no_rows_are_not_written(tmp_path):
+    with pytest.raises(EnvironmentFault, match="no engine's row"):
+        rows.report(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.slow
