@@ -341,14 +341,6 @@ def medians(found: list[Any]) -> Any:
     return median(found)
 
 
-def measured(raw: Path) -> dict[str, Any]:
-    """The medians of before. Raises ``UsageFault`` where there are none."""
-    found = read_json(raw)
-    if not isinstance(found.get("plans"), dict):
-        raise UsageFault(f"{raw} has no medians that were measured before.")
-    return found
-
-
 def main() -> None:
     p = program.parser(__doc__)
     p.add_argument("name", help="the device file's name, and what --device will call it")
@@ -358,16 +350,17 @@ def main() -> None:
     options = p.parse_args()
     raw = (options.raw or ROOT / "out" / f"{options.name}.calibration.json").resolve()
     output = ROOT / "sim" / "devices" / f"{options.name}.toml"
-    before = measured(raw) if options.derive_only or options.add else {}
+    before = read_json(raw)
+    if (options.derive_only or options.add) and not isinstance(before.get("plans"), dict):
+        raise UsageFault(f"{raw} has no medians that were measured before.")
     if not options.derive_only:
         backend.select("tensorrt")
         write_json(raw, add(before, options.add) if options.add else measure())
         err.print(f"written: {raw}")
     try:
-        text = device_file.derive(measured(raw), os.path.relpath(raw, ROOT))
+        write_text(output, device_file.derive(read_json(raw), os.path.relpath(raw, ROOT)))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UsageFault(f"{raw} is not what was measured of a GPU ({error!r}).") from error
-    write_text(output, text)
     err.print(f"written: {output}")
 
 
