@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,11 +108,18 @@ class Trace:
 
 def read(path: Path) -> Trace:
     """Raises ``TraceError`` for a file that is no export, or one without our ranges or any GPU work."""
+    with opened(path) as reader:
+        return reader.trace()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Reader]:
+    """A trace's reader; whatever is raised inside of what the file holds is a ``TraceError``."""
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
     try:
         with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            return Reader(connection, path).trace()
+            yield Reader(connection, path)
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         mend = f"nsys export --type sqlite -o {path.stem}.sqlite REPORT.nsys-rep"
         raise TraceError(f"{path} is not an SQLite export of Nsight Systems ({error}): {mend}") from None

@@ -22,6 +22,7 @@ from common import backend, program
 from common.console import err, out
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
+from common.files import write_text
 from common.options import natural, positive
 from common.tensors import End
 
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--trust-plan", action="store_true", help="load a version-compatible plan that no sidecar proves")
     options = parser.parse_args()
     name = options.plan.name.split(".")[0] if options.name is None else options.name
-    if name != Path(name).name or not name:
+    if name != Path(name).name or name in ("", "..") or not name.isprintable():
         raise UsageFault(f"--name {name}: a model's name is that of a folder.")
     here = backend.select(options.backend)
     if here.kind.backend == "rtx":
@@ -153,9 +154,8 @@ def main() -> None:
         (new / "1").mkdir()
         shutil.copyfile(options.plan, new / "1" / "model.plan")
         if labelled:
-            (new / "labels.txt").write_text("".join(" ".join(label.split()) + "\n" for label in labels), encoding="utf-8")
-        text = configuration(engine, name, options.instances, options.delay_us, labelled)
-        (new / "config.pbtxt").write_text(text, encoding="utf-8")
+            write_text(new / "labels.txt", "".join(" ".join(label.split()) + "\n" for label in labels))
+        write_text(new / "config.pbtxt", configuration(engine, name, options.instances, options.delay_us, labelled))
     warn(engine)
     out.print(f"wrote {folder}; start it: {command(engine, options.repository, options.instances)}", markup=False)
 

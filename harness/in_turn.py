@@ -1,7 +1,7 @@
 """Stages one after the other in one process, which starts Python, CUDA and TensorRT once for all of them.
 
 ``python -m harness.in_turn`` reads a stage's log and command line from a line of its input, as JSON, runs it as Python runs a
-script, and answers with a line, the exit code.
+script, and answers with 0 on a line; one that fails ends the process, as it would its own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import runpy
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from common.errors import OURS
 from common.plans import ROOT
 from harness.processes import POLL_S, killed_with_us
 
@@ -28,6 +30,7 @@ class InTurn:
 
     def call(self, command: list[str], log: Path) -> int:
         """Run a stage, its output into a log; its exit code."""
+        log.touch()  # what cannot be written is told here, and not by the process
         if self._process is None or self._process.poll() is not None:  # it was killed, between two stages
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
             self._process = subprocess.Popen([command[0], "-m", __name__], cwd=ROOT, start_new_session=True, **pipes)
@@ -37,11 +40,12 @@ class InTurn:
             process.stdin.write(json.dumps([str(log), *command[1:]]).encode() + b"\n")
             while not select.select([process.stdout], [], [], POLL_S)[0]:
                 pass
-            answer = process.stdout.readline()
-        code = int(answer or process.wait())
-        if code != 0 or not answer:
-            self.close()
-        return code
+            if process.stdout.readline():
+                return 0
+            while process.poll() is None:
+                time.sleep(POLL_S)
+        self.close()
+        return process.returncode or OURS  # 0 without an answer is no end of a stage
 
     def close(self) -> None:
         if self._process is not None:
@@ -49,16 +53,15 @@ class InTurn:
             self._process = None
 
 
-def run(arguments: list[str]) -> int:
-    """Run a script with its arguments in this process; its exit code."""
+def run(arguments: list[str]) -> None:
+    """Run a script with its arguments in this process. Raises what ends a script that fails."""
     sys.argv = arguments
-    code: Any = 0
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as done:
-        code = done.code or 0
+        if done.code:
+            raise
     gc.collect()  # what the stage held of the GPU and of page-locked memory, and only a cycle of references still does
-    return code
 
 
 def main() -> None:
@@ -68,9 +71,9 @@ def main() -> None:
         with open(log, "ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        code = run(arguments)
+        run(arguments)
         sys.stdout.flush()
-        print(code, file=answers)
+        print(0, file=answers)
 
 
 if __name__ == "__main__":

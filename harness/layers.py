@@ -11,10 +11,9 @@ has the nodes in it that were fused into it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sqlite3
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from common.console import out
 from common.errors import UsageFault
 from common.files import column, columns, grid
 from common.options import positive
-from common.trace import PUSH_POP, Reader, Trace, TraceError, read
+from common.trace import PUSH_POP, Trace, TraceError, opened, read
 from harness.analysis import analyse
 
 KINDS = {
@@ -57,8 +56,7 @@ def kind(kernel: str) -> str:
 
 def kernels(path: Path, trace: Trace) -> list[tuple[str, str, int]]:
     """(kernel, layer or "", ns) of all kernels that the measured batches submitted."""
-    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        reader = Reader(connection, path)
+    with opened(path) as reader:
         named = "CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName JOIN StringIds f ON f.id = k.demangledName"
         rows = reader.rows(named, "k.start, k.correlationId, s.value, f.value")
         ranges = reader.rows(
@@ -140,11 +138,11 @@ def of_profile(path: Path, most: int) -> list[str]:
     """What trtexec tells of a plan's layers, in Markdown. Raises ``UsageFault`` for what it has not written."""
     try:
         first, *layers = json.loads(path.read_text(encoding="utf-8"))
-        runs, times = int(first["count"]), dict[str, list[int]]()
+        runs, times = positive(str(first["count"])), dict[str, list[int]]()
         for layer in layers:  # of all runs together
             times.setdefault(str(layer["name"]), []).append(int(float(layer["timeMs"]) * 1e6 / runs))
         return [f"## {path.stem}: {runs} runs", "", *table(times, 1, most), ""]
-    except (OSError, LookupError, TypeError, ValueError, ZeroDivisionError):
+    except (OSError, LookupError, TypeError, ValueError, ArgumentTypeError, OverflowError, RecursionError):
         raise UsageFault(f"{path} is not what trtexec --exportProfile writes.") from None
 
 

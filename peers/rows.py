@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from common.console import out
+from common.errors import EnvironmentFault
 from common.files import Column, column, columns, grid, read_json, write_json, write_text
 from common.record import Record, from_json
 from peers.contenders import CONTENDERS
@@ -140,6 +141,8 @@ DOUBT = f"{WARNING} names the class of FP32 for less than {AGREES:.0%} of the im
 def report(folder: Path) -> None:
     """Print the tables and write them, as JSON, Markdown and pictures, from the rows that are there."""
     found = [Result.read(path) for path in sorted((folder / "rows").glob("*.json"))]
+    if not found:
+        raise EnvironmentFault(f"{folder / 'rows'} has no engine's row.")
     order = [(contender.name, contender.precision) for contender in CONTENDERS]
     place = {who: number for number, who in enumerate(order)}
     found.sort(key=lambda row: (row.model, row.batch, place.get((row.engine, row.precision), len(order))))

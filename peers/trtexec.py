@@ -24,6 +24,7 @@ from peers.processes import ROOT
 from peers.rows import Result
 
 PARTS = {"h2d_ms": "h2dMs", "compute_ms": "computeMs", "d2h_ms": "d2hMs"}
+SHORTEST_MS = 1e-4  # what a row can tell from nothing
 
 
 def row_of(times: Any, name: str) -> Result:
@@ -34,7 +35,10 @@ def row_of(times: Any, name: str) -> Result:
         enqueued = [each["endEnqMs"] - each["startEnqMs"] for each in times if "endEnqMs" in each]
         spans = [(float(each["startH2dMs"]), float(each["endD2hMs"])) for each in times]
         span_ms = spans[-1][1] - spans[0][0]
-    except (LookupError, TypeError, ValueError):
+        told = np.array([*latencies, span_ms, *enqueued, *(ms for values in found.values() for ms in values)], float)
+        if not np.isfinite(told).all() or told.min() < 0 or min(span_ms, *latencies) < SHORTEST_MS:
+            raise ValueError
+    except (LookupError, TypeError, ValueError, OverflowError):
         raise UsageFault(f"{name} is not what trtexec --exportTimes writes.") from None
     medians = {ours: float(np.median(values)) for ours, values in {**found, "enqueue_ms": enqueued}.items() if values}
     row = Result("trtexec", version="trtexec")
@@ -55,8 +59,8 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
     options = p.parse_args()
     try:
-        times = json.loads(options.times.read_text())
-    except ValueError:
+        times = json.loads(options.times.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         times = None
     row = row_of(times, str(options.times))
     row.model, row.weights_name, row.precision = options.model, Path(options.weights).name, options.precision

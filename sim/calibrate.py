@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -36,7 +35,8 @@ from common.clock import undisturbed
 from common.console import err
 from common.cuda import Event, Stream, cudart, versions
 from common.engine import Context, Engine
-from common.files import write_json, write_text
+from common.errors import UsageFault
+from common.files import read_json, write_json, write_text
 from common.images import DISTINCT, noise_images
 from common.plans import ROOT, default_plan
 from common.run import Session
@@ -353,11 +353,17 @@ def main() -> None:
     options = p.parse_args()
     raw = (options.raw or ROOT / "out" / f"{options.name}.calibration.json").resolve()
     output = ROOT / "sim" / "devices" / f"{options.name}.toml"
+    before = read_json(raw)
+    if (options.derive_only or options.add) and not isinstance(before.get("plans"), dict):
+        raise UsageFault(f"{raw} has no medians that were measured before.")
     if not options.derive_only:
         backend.select("tensorrt")
-        write_json(raw, add(json.loads(raw.read_text(encoding="utf-8")), options.add) if options.add else measure())
+        write_json(raw, add(before, options.add) if options.add else measure())
         err.print(f"written: {raw}")
-    write_text(output, device_file.derive(json.loads(raw.read_text(encoding="utf-8")), os.path.relpath(raw, ROOT)))
+    try:
+        write_text(output, device_file.derive(read_json(raw), os.path.relpath(raw, ROOT)))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageFault(f"{raw} is not what was measured of a GPU ({error!r}).") from error
     err.print(f"written: {output}")
 
 

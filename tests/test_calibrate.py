@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import backend, plans
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, UsageFault
 from common.photographs import synthetic_jpeg
 from sim import calibrate, device_file, runtime, simulator
 from sim import device as devices
@@ -112,3 +112,15 @@ def test_a_missing_model_is_asked_for_by_the_command_that_makes_it(tmp_path, mon
     monkeypatch.setattr(device_file, "ROOT", tmp_path)
     with pytest.raises(EnvironmentFault, match="--export-only --int8 --calibration-images DIR"):
         device_file.network("int8")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"plans": []}', '{"plans": {}, "copies": 5}', "[" * 100_000])
+def test_medians_that_nobody_measured_are_said_before_a_gpu_is_asked(monkeypatch, tmp_path, content):
+    """And no device file is written of them; what lacks more than the plans is said when it is derived."""
+    (tmp_path / "raw.json").write_text(content)
+    monkeypatch.setattr(calibrate, "ROOT", tmp_path)
+    for how in [["--derive-only"], *([["--add", "int8"]] if "copies" not in content else [])]:
+        monkeypatch.setattr("sys.argv", ["calibrate", "mine", "--raw", str(tmp_path / "raw.json"), *how])
+        with pytest.raises(UsageFault, match=r"raw\.json"):
+            calibrate.main()
+    assert not (tmp_path / "sim").exists()

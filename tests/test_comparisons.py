@@ -18,7 +18,7 @@ from rich.text import Text
 
 from common import backend, verify
 from common import options as stage_options
-from common.errors import UsageFault, WrongOutputs
+from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.images import noise_images
 from common.record import Record, Window
 from common.session import WARM_UP
@@ -150,9 +150,23 @@ def test_trtexec_s_times_become_a_row(tmp_path):
     )
     in_turn = [{**each, **spans}, {**each, "startH2dMs": 14.5, "endD2hMs": 18.0}]
     assert trtexec.row_of(in_turn, "times.json").ahead_ms is None
-    for wrong in ([], {}, None, [{"h2dMs": 1}], [{**each, **spans, "d2hMs": "soon"}]):
+    strange = [
+        {"d2hMs": "soon"},
+        {"latencyMs": float("nan")},
+        {"latencyMs": 0},
+        {"h2dMs": -1},
+        {"computeMs": 10**400},
+        {"endD2hMs": 9},
+    ]
+    for wrong in ([], {}, None, [{"h2dMs": 1}], *([{**each, **spans, **one}] for one in strange)):
         with pytest.raises(UsageFault, match=r"x\.json is not what trtexec --exportTimes writes"):
             trtexec.row_of(wrong, "x.json")
+
+
+def test_tables_of_no_rows_are_not_written(tmp_path):
+    with pytest.raises(EnvironmentFault, match="no engine's row"):
+        rows.report(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.slow

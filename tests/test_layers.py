@@ -8,7 +8,7 @@ import sqlite3
 
 import pytest
 
-from common.trace import read
+from common.trace import TraceError, read
 from harness import layers
 from tests.conftest import ROOT
 
@@ -95,12 +95,23 @@ def test_trtexec_s_profile_is_a_table(tmp_path):
     assert "| conv | 1.0 | 3.0000 | 75.0% |" in layers.of_profile(tmp_path / "profile.json", 5)
 
 
+def test_a_trace_without_kernels_names_is_said(real):
+    """A trace that can be compared lacks nothing but what this reads more of it."""
+    with sqlite3.connect(real) as connection:
+        connection.execute("ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL RENAME COLUMN demangledName TO mangled")
+    with pytest.raises(TraceError, match="demangledName"):
+        layers.of_trace(real, 5)
+
+
 def test_what_is_no_trace_is_said(checkout, tmp_path):
     for name, content in (
         ("a.json", "{}"),
         ("b.json", "[]"),
         ("c.sqlite", "text"),
         ("d.json", '[{"count": 0}, {"name": "x"}]'),
+        ("e.json", '[{"count": 1}, {"name": "x", "timeMs": Infinity}]'),
+        ("f.json", '[{"count": -1}, {"name": "x", "timeMs": 1}]'),
+        ("g.json", "[" * 100_000),
     ):
         (tmp_path / name).write_text(content)
         done = checkout.run("-m", "scripts.layers", tmp_path / name)

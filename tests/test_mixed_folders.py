@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import OURS
 from common.record import Record, Window
 from common.trace import TraceError, read
 from harness.analysis import analyse
 from harness.compare import Comparison
 from harness.in_turn import InTurn
-from harness.processes import call, killed_with_us
+from harness.processes import GRACE_S, call, killed_with_us
 from tests.conftest import SIMULATED
 
 ENGINE, DEVICE = "TensorRT 8.6.0", "NVIDIA H200"
@@ -244,6 +246,35 @@ def test_stages_in_turn_share_a_process_until_one_fails(tmp_path):
     shared.close()
     pids = [first.split()[0] for first, *_ in logs]
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] != pids[5] and len({*pids}) == 3
+
+
+def test_a_shared_process_that_is_gone_is_no_stage_that_was_right(tmp_path):
+    """Whether it went in a stage, without a word, or between two; and a log that cannot be written is the caller's error."""
+    quiet, good, shared, log = tmp_path / "quiet.py", tmp_path / "good.py", InTurn(), tmp_path / "log"
+    quiet.write_text("import os; os._exit(0)")
+    good.write_text("")
+    assert shared.call([sys.executable, str(quiet)], log) == OURS
+    assert shared.call([sys.executable, str(good)], log) == 0
+    os.killpg(shared._process.pid, signal.SIGKILL)
+    shared._process.wait()
+    assert shared.call([sys.executable, str(good)], log) == 0
+    with pytest.raises(OSError):
+        shared.call([sys.executable, str(good)], tmp_path / "missing" / "log")
+    shared.close()
+
+
+def test_an_interrupted_stage_ends_the_shared_process_at_once(tmp_path):
+    """Not after the time in which what hears nothing is ended."""
+    script, log = tmp_path / "stage.py", tmp_path / "log"
+    script.write_text("import time; from common import program; program.run(lambda: print(1, flush=True) or time.sleep(60))")
+    code = f"from pathlib import Path; from common import program; from harness.in_turn import InTurn\n\
+program.run(lambda: InTurn().call([{sys.executable!r}, {str(script)!r}], Path({str(log)!r})))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while not (log.exists() and log.read_text().strip()):
+        time.sleep(0.05)
+    process.terminate()
+    started = time.monotonic()
+    assert process.communicate(timeout=30)[1].endswith("interrupted\n") and time.monotonic() - started < GRACE_S / 2
 
 
 def test_the_exit_code_of_a_program_is_given_back(tmp_path):

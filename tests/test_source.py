@@ -167,8 +167,8 @@ def test_the_house_stays_small():
         assert lines(path) <= LONG.get(path.name, 250), path
 
 
-SIM, ALL = 4490, 15540
-LONG = {"calibrate.py": 365, "runtime.py": 260}
+SIM, ALL = 4493, 15580
+LONG = {"calibrate.py": 368, "runtime.py": 260}
 
 # -- tools
 

@@ -114,13 +114,13 @@ def test_a_plan_for_one_batch_size_and_with_labels(checkout, tmp_path):
     built = checkout.run("0_build.py", *SIMULATED, "--onnx-file", tmp_path / "fixed.onnx", "--output", plan)
     assert built.returncode == 0, built.stderr
     facts = json.loads((tmp_path / "fixed.plan.json").read_text())
-    (tmp_path / "fixed.plan.json").write_text(json.dumps({**facts, "labels": ["a", "b", "c\nd", "é", "f"]}))
+    (tmp_path / "fixed.plan.json").write_text(json.dumps({**facts, "labels": ["a", "b", "c\nd", "é", "\ud800"]}))
     export(checkout, tmp_path / "served", plan)
     folder = tmp_path / "served" / "fixed"
     config = parsed((folder / "config.pbtxt").read_text())
     assert (config.max_batch_size, [*config.input[0].dims], config.input[0].data_type) == (0, [4, 3, 16, 16], 6)  # INT8
     assert [*config.output[0].dims] == [4, 5] and config.output[0].label_filename == "labels.txt"
-    assert (folder / "labels.txt").read_text(encoding="utf-8").split("\n") == ["a", "b", "c d", "é", "f", ""]
+    assert (folder / "labels.txt").read_text(encoding="utf-8").split("\n") == ["a", "b", "c d", "é", "\\ud800", ""]
     assert [spec.batch_size for spec in config.optimization.cuda.graph_spec] == [0]
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_exported(checkout, tmp_path):
     cut = tmp_path / "cut.plan"
     cut.write_bytes(plan.read_bytes()[:-5])
     fails(checkout.run(*EXPORT, cut, tmp_path / "served"), 3, "is not a plan that this TensorRT can load")
-    for name in ("", "a/b", "."):
+    for name in ("", "a/b", ".", "..", "a\nb"):
         fails(checkout.run(*EXPORT, plan, tmp_path / "served", "--name", name), 2, "a model's name is that of a folder")
     assert not (tmp_path / "served").exists()
     (tmp_path / "served").write_text("a file")
