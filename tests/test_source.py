@@ -168,7 +168,7 @@ def test_the_house_stays_small():
 
 
 SIM, ALL = 4493, 15580
-LONG = {"calibrate.py": 368, "runtime.py": 260}
+LONG = {"calibrate.py": 372, "runtime.py": 260}
 
 # -- tools
 
