@@ -6,7 +6,9 @@ ended, however, is begun again by the same command, and does what is not there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +25,14 @@ COLUMNS = ("index", "image", "class", "probability", "error")
 WORK = "work.json"  # beside the shards: what they are of
 
 
+ROW = re.compile(r"(.*\.parquet)?#(\d+)", re.DOTALL)  # the name of a picture in a file of Parquet, or in ``root`` itself
+
+
 @dataclass(frozen=True)
 class Content:
-    """A picture's file in memory, or why it could not be read."""
+    """A picture's file in memory."""
 
-    data: bytes = b""
-    why: str | None = None
+    data: bytes
 
     def read_bytes(self) -> bytes:
         return self.data
@@ -47,8 +51,9 @@ class File:
 
 
 class Pictures:
-    """A folder of pictures, a folder or file of Parquet that has them in its first column of bytes, or either in a bucket, by
-    its address (``s3://…``). ``names`` are the files', or ``FILE.parquet#ROW``, in an order that is always the same."""
+    """A folder of pictures, a folder or file of Parquet that has them in its first column of bytes (or of structs with a field
+    ``bytes``), or either in a bucket, by its address (``s3://…``). ``names`` are the files', or ``FILE.parquet#ROW``, in an
+    order that is always the same. Raises a ``Fault`` that names what cannot be read."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -56,52 +61,82 @@ class Pictures:
     @cached_property
     def _remote(self) -> tuple[Any, str] | None:
         """The file system of an address, and the path in it."""
-        return import_module("pyarrow.fs").FileSystem.from_uri(self.root) if "://" in self.root else None
+        if "://" not in self.root:
+            return None
+        try:
+            return import_module("pyarrow.fs").FileSystem.from_uri(self.root)
+        except (ValueError, OSError) as error:
+            raise UsageFault(f"--images {self.root}: {str(error).splitlines()[0]}") from None
 
     @cached_property
     def names(self) -> list[str]:
         if self._remote:
             system, path = self._remote
-            found = system.get_file_info(import_module("pyarrow.fs").FileSelector(path, recursive=True))
-            files = [each.path[len(path) :].lstrip("/") for each in found if each.is_file]
+            choose = import_module("pyarrow.fs").FileSelector(path, recursive=True)
+            found = [] if system.get_file_info(path).is_file else system.get_file_info(choose)
+            files = [each.path[len(path) :].lstrip("/") for each in found if each.is_file] if found else [""]
         else:
             root = Path(self.root)
-            files = [each.relative_to(root).as_posix() for each in root.rglob("*")] if root.is_dir() else [""] * root.is_file()
+            inside = [each.relative_to(root).as_posix() for each in root.rglob("*") if each.is_file()] if root.is_dir() else []
+            files = inside or [""] * root.is_file()
         kept = sorted(name for name in files if Path(name or self.root).suffix.lower() in SUFFIXES | {".parquet"})
         if not kept:
             raise UsageFault(f"--images {self.root}: there is no {', '.join(sorted(SUFFIXES))} or .parquet file.")
         return [each for name in kept for each in (self._rows(name) if (name or self.root).endswith(".parquet") else [name])]
 
     def _rows(self, name: str) -> list[str]:
-        return [f"{name}#{row}" for row in range(self._table(name).metadata.num_rows)]
+        with self._table(name) as table:
+            return [f"{name}#{row}" for row in range(table.metadata.num_rows)]
 
-    def _table(self, name: str) -> Any:
-        parquet = import_module("pyarrow.parquet")
-        if self._remote:
-            return parquet.ParquetFile("/".join(filter(None, (self._remote[1], name))), filesystem=self._remote[0])
-        return parquet.ParquetFile(Path(self.root) / name)
+    def _path(self, name: str) -> str:
+        return "/".join(filter(None, (self._remote[1] if self._remote else self.root, name)))
+
+    @contextlib.contextmanager
+    def _table(self, name: str) -> Iterator[Any]:
+        try:
+            yield import_module("pyarrow.parquet").ParquetFile(self._path(name), filesystem=self._remote and self._remote[0])
+        except (ValueError, OSError) as error:  # Arrow's are both
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise EnvironmentFault(f"--images {self.root}: {name or 'it'} cannot be read as Parquet ({why}).") from None
 
     def sources(self, names: Sequence[str]) -> Iterator[Any]:
         """Something with ``read_bytes`` for each of ``names``. Rows of Parquet are read here; they follow one another."""
-        for table, group in groupby(names, lambda name: name.rpartition(".parquet#")[0]):
-            if table or self.root.endswith(".parquet"):
-                yield from self._contents(f"{table}.parquet" if table else "", [int(name.rpartition("#")[2]) for name in group])
-            elif self._remote:
-                yield from (File(f"{self._remote[1]}/{name}", self._remote[0]) for name in group)
+        for table, group in groupby(names, lambda name: (row := ROW.fullmatch(name)) and (row[1] or "")):
+            if table is not None:
+                yield from self._contents(table, [int(name.rpartition("#")[2]) for name in group])
             else:
-                yield from (File(f"{self.root}/{name}" if name else self.root) for name in group)
+                yield from (File(self._path(name), self._remote and self._remote[0]) for name in group)
 
     def _contents(self, name: str, rows: list[int]) -> Iterator[Content]:
-        table, start = self._table(name), 0
-        [column, *_] = [field.name for field in table.schema_arrow if "binary" in str(field.type)] or [None]
-        if column is None:
-            raise UsageFault(f"--images {self.root}: {name} has no column of bytes.")
-        for group in range(table.num_row_groups):
-            end = start + table.metadata.row_group(group).num_rows
-            if inside := [row - start for row in rows if start <= row < end]:
-                values = table.read_row_group(group, columns=[column]).column(0)
-                yield from (Content(values[row].as_py() or b"") for row in inside)
-            start = end
+        with self._table(name) as table:
+            if (column := self._column(table.schema_arrow)) is None:
+                raise UsageFault(f"--images {self.root}: {name or 'it'} has no column of bytes.")
+            start = 0
+            for group in range(table.num_row_groups):
+                end = start + table.metadata.row_group(group).num_rows
+                if inside := [row - start for row in rows if start <= row < end]:
+                    values = table.read_row_group(group, columns=[column]).column(0)
+                    found = (values[row].as_py() for row in inside)
+                    yield from (Content((each["bytes"] if isinstance(each, dict) else each) or b"") for each in found)
+                start = end
+
+    def _column(self, schema: Any) -> str | None:
+        """The first of bytes, or of structs with a field ``bytes``."""
+        kinds = import_module("pyarrow.types")
+
+        def holds(kind: Any) -> bool:
+            return kinds.is_binary(kind) or kinds.is_large_binary(kind)
+
+        for field in schema:
+            if holds(field.type):
+                return field.name
+            if (
+                kinds.is_struct(field.type)
+                and (own := field.type.get_field_index("bytes")) >= 0
+                and holds(field.type.field(own).type)
+            ):
+                return f"{field.name}.bytes"
+        return None
 
 
 @dataclass(frozen=True)
@@ -131,6 +166,8 @@ def shards(pictures: Pictures, out: Path, size: int, suffix: str, facts: dict[st
     names = pictures.names
     if out.exists() and not out.is_dir():
         raise EnvironmentFault(f"cannot write into {out}: it is no folder.")
+    if "://" not in pictures.root and Path(pictures.root).resolve() in out.resolve().parents:
+        raise UsageFault(f"--predictions {out} lies in --images: the shards would be taken for pictures the next time.")
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     work = {"images": pictures.root, "pictures": len(names), "names_sha256": digest, "shard": size, "suffix": suffix, **facts}
     before = read_json(out / WORK)

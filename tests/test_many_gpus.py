@@ -26,7 +26,7 @@ import pytest
 
 from common import flow, options
 from common.cuda import CudaError
-from common.errors import UsageFault
+from common.errors import EnvironmentFault, UsageFault
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.postprocess import Predictions
@@ -109,6 +109,43 @@ def test_parquet_in_parquet_out_and_folders_by_their_address(checkout, photograp
         expected = [(right.get(f"{index:04d}.jpg", (None,))[0], wrong.get(index)) for index in range(COUNT)]
         assert [(row["class"], row["error"]) for row in found] == expected
         assert found[71]["image"] == ("b.parquet#1" if out == "rows" else "0071.jpg")
+
+
+def test_pictures_in_structs_of_parquet_and_names_that_look_like_rows(tmp_path):
+    """As Hugging Face keeps them, between columns that are no pictures; beside a folder's pipe, subfolders and odd names."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    structs = [{"bytes": b"one", "path": "a"}, {"bytes": b"two", "path": None}, None]
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    lists = arrow.array([[b"x"]] * 3, arrow.list_(arrow.binary()))
+    (tmp_path / "t.parquet").mkdir()
+    parquet.write_table(
+        arrow.table({"other": lists, "image": arrow.array(structs, kind)}), tmp_path / "t.parquet" / "p.parquet"
+    )
+    (tmp_path / "b.parquet#7.jpg").write_bytes(b"three")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.jpg")
+    for root in (str(tmp_path), tmp_path.as_uri()):
+        pictures = Pictures(root)
+        assert pictures.names == ["b.parquet#7.jpg", *(f"t.parquet/p.parquet#{row}" for row in range(3))]
+        assert [each.read_bytes() for each in pictures.sources(pictures.names)] == [b"three", b"one", b"two", b""]
+    for root in (str(tmp_path / "t.parquet" / "p.parquet"), (tmp_path / "t.parquet" / "p.parquet").as_uri()):
+        assert Pictures(root).names == ["#0", "#1", "#2"]
+        assert [each.read_bytes() for each in Pictures(root).sources(["#1"])] == [b"two"]
+
+
+def test_what_holds_no_pictures_is_named(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EnvironmentFault, match=r"cut\.parquet cannot be read as Parquet"):
+        Pictures(str(tmp_path)).names  # noqa: B018
+    parquet.write_table(arrow.table({"label": [1]}), tmp_path / "cut.parquet")
+    pictures = Pictures(str(tmp_path))
+    with pytest.raises(UsageFault, match=r"cut\.parquet has no column of bytes"):
+        list(pictures.sources(pictures.names))
+    with pytest.raises(UsageFault, match="--images foo://bar"):
+        Pictures("foo://bar").names  # noqa: B018
+    with pytest.raises(UsageFault, match="lies in --images"):
+        shards(pictures, tmp_path / "out", 16, ".csv", {})
 
 
 def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photographs):
