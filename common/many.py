@@ -127,7 +127,7 @@ def run(chosen: Namespace, deal: Deal) -> None:
     found = {**summary(done), "wall_s": time.monotonic() - started, "shards": done}
     if chosen.json:
         write_json(chosen.json, {"stage": name, "images_from": images, **found})
-    for line in said(found):
+    for line in said(found) if done else []:
         out.print(line, markup=False)
     tidy(chosen.predictions, left)
     missing = [Path(shard.path).stem for shard in left if not Path(shard.path).exists()]
@@ -137,19 +137,23 @@ def run(chosen: Namespace, deal: Deal) -> None:
 
 
 def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of all shards: counts, and images a second: of each worker while it was at work, and of all of them together."""
-    workers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Of all shards: counts, and images a second: of each worker while it was at work, and of all of them together. Two workers
+    of one GPU were there one after the other, because the first one died."""
+    workers, gpus = defaultdict(list), defaultdict(list)
     for each in done:
+        host, _, _ = each["worker"].rpartition(":")
         workers[each["worker"]].append(each)
-    rates = []
-    for worker, own in sorted(workers.items()):
-        span = max(each["ended_s"] for each in own) - min(each["begun_s"] for each in own)
-        images, facts = sum(each["images"] for each in own), own[0]["conditions"]
-        rates.append(
-            {"worker": worker, "images": images, "span_s": span, "images_per_s": images * facts["scale"] / span, **facts}
-        )
+        gpus[(each["conditions"]["gpu"] and (host, each["conditions"]["gpu"])) or each["worker"]].append(each)
+    rates = [{"worker": worker, **rate(own), **own[0]["conditions"]} for worker, own in sorted(workers.items())]
     counts = {key: sum(each[key] for each in done) for key in ("images", "unreadable", "by_pillow")}
-    return {**counts, "images_per_s": sum(each["images_per_s"] for each in rates), "workers": rates}
+    return {**counts, "images_per_s": sum(rate(own)["images_per_s"] for own in gpus.values()), "workers": rates}
+
+
+def rate(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of shards that were done one after the other, or two at a time."""
+    span_s = max(each["ended_s"] for each in done) - min(each["begun_s"] for each in done)
+    images = sum(each["images"] for each in done)
+    return {"images": images, "span_s": span_s, "images_per_s": images * done[0]["conditions"]["scale"] / span_s}
 
 
 def said(found: dict[str, Any]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common import flow, options
+from common import flow, many, options
 from common.cuda import CudaError
 from common.errors import EnvironmentFault, UsageFault
 from common.files import read_json
@@ -470,3 +470,17 @@ def test_a_batch_counts_its_own_pictures_that_were_left_to_pillow():
     one.finish(0, np.eye(3, dtype=np.float32))
     answer = answers.get()
     assert answer.by_pillow == 1 and [why for *_, why in answer.rows] == [None, "cut", None]
+
+
+def test_the_rate_of_a_gpu_is_not_counted_twice_where_its_worker_died():
+    """Two workers of one GPU, a second each with ten pictures, one after the other: a GPU's rate, and another GPU's."""
+
+    def shard(worker, gpu, begun_s):
+        conditions = {"scale": 1, "gpu": gpu}
+        counts = {"images": 10, "unreadable": 0, "by_pillow": 0}
+        return {"worker": f"host:{worker}", "begun_s": begun_s, "ended_s": begun_s + 1.0, "conditions": conditions, **counts}
+
+    done = [shard(1, "0", 0.0), shard(2, "0", 1.0), shard(3, "1", 0.0)]
+    found = many.summary(done)
+    assert found["images_per_s"] == 20 and [each["images_per_s"] for each in found["workers"]] == [10, 10, 10]
+    assert many.summary([shard(1, None, 0.0), shard(2, None, 0.0)])["images_per_s"] == 20  # simulated ones have no number
