@@ -22,6 +22,7 @@ from common.console import err, out, printable
 from common.errors import EnvironmentFault, UsageFault
 from common.files import check_writable, sha256, write_json
 from common.flow import Flow
+from common.host import cores
 from common.shards import Pictures, Shard, shards, tidy
 
 BATCHES = 64  # of a shard
@@ -54,10 +55,7 @@ def conditions(flow: Flow) -> dict[str, Any]:
     here, chosen = flow.here, flow.options
     engine = {"engine": here.library, "precision": chosen.precision, "input": str(flow.engine.input_type)}
     sizes = {"batch": flow.size.charged, "computed_batch": flow.size.batch, "scale": here.scale}
-    gpu = {
-        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "cores": len(os.sched_getaffinity(0)) if here.simulator is None else None,
-    }
+    gpu = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "cores": cores() if here.simulator is None else None}
     return {"backend": here.name, "device": here.device, **engine, **sizes, "decoder": flow.decoder.name, **gpu}
 
 
