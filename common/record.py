@@ -186,3 +186,9 @@ def ladder_order(name: str) -> tuple[int, str]:
     """Stages by their number; anything else after them, by name."""
     number = name.split("_")[0]
     return (int(number) if number.isdigit() else sys.maxsize, name)
+
+
+def numbered(folder: Path, last: int) -> list[Path]:
+    """The numbered stages in a folder, up to the ``last``, in order."""
+    found = sorted(folder.glob("[1-9]*_*.py"), key=lambda path: ladder_order(path.stem))
+    return [path for path in found if ladder_order(path.stem)[0] <= last]

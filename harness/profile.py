@@ -31,7 +31,7 @@ from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
 from common.plans import ROOT, default_plan
-from common.record import LADDER, ladder_order
+from common.record import LADDER, ladder_order, numbered
 from harness import tables
 from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
@@ -43,8 +43,7 @@ LAST = 11
 
 def stages() -> list[Path]:
     """The numbered scripts that run a pipeline, in order."""
-    found = [path for path in ROOT.glob("[1-9]*_*.py") if in_order(path)[0] <= LAST]
-    return sorted(found, key=in_order)
+    return numbered(ROOT, LAST)
 
 
 def in_order(script: Path) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, write_json, write_text
 from common.libraries import SIMULATED
 from common.plans import ROOT
-from common.record import LADDER, Record, ladder_order
+from common.record import LADDER, Record, numbered
 from sim import device as devices
 
 COLUMNS = [
@@ -42,7 +42,7 @@ INT8_FOLLOWS = "\nBut not INT8's compute: its rate is fitted to a plan that was 
 
 def ladder(batch: int | None) -> list[Record]:
     """What there is to run of the ladder; stage 10 in INT8, too, where its plan is there."""
-    stages = [path.stem for path in sorted(ROOT.glob("[1-9]*_*.py")) if ladder_order(path.stem)[0] <= LADDER]
+    stages = [path.stem for path in numbered(ROOT, LADDER)]
     found = [Record(stage=name, batch=batch) for name in stages]
     if (ROOT / "plans" / f"resnet18-int8-int8{SIMULATED.plan_suffix}").exists():
         found += [Record(stage=name, batch=batch, precision="int8") for name in stages if name.endswith("uint8_input")]
