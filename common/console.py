@@ -20,6 +20,13 @@ out = Lasting(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def show(markdown: str) -> None:
+    """A page: laid out where ``out`` is a terminal, Markdown as it is for a file or a program."""
+    from rich.markdown import Markdown  # takes a while, and a stage has no pages
+
+    out.print(Markdown(markdown) if out.is_terminal else markdown, markup=False, soft_wrap=not out.is_terminal)
+
+
 def printable(text: str) -> str:
     """The text with what would steer a terminal, or cannot be encoded, written as escapes."""
     if text.isprintable():

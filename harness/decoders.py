@@ -27,7 +27,7 @@ from pathlib import Path
 
 from common import jpeg, program
 from common.backend import NAMES
-from common.console import err, out, printable
+from common.console import err, printable, show
 from common.decode import content
 from common.errors import EnvironmentFault, UsageFault
 from common.feed import shown
@@ -161,7 +161,7 @@ def main() -> None:
         raise EnvironmentFault("no decoder ran; see above.")
     notes = [f"{each['pictures']} with {each['decoder']}: {note}" for each in rows for note in each["notes"]]  # type: ignore[attr-defined]
     text = "\n".join([f"{record}:\n", *grid(rows, COLUMNS, 2), ""]) + "".join(f"\n{printable(note)}\n" for note in notes)
-    out.print(text, markup=False)
+    show(text)
     write_text(options.out / "decoders.md", text)
     write_json(options.out / "decoders.json", {"conditions": str(record), "rows": rows})
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from common import program
-from common.console import out
+from common.console import show
 from common.errors import UsageFault
 from common.files import column, columns, grid
 from common.options import positive
@@ -100,7 +100,8 @@ def layers_of(trace: Trace, calls: np.ndarray, ranges: list[tuple]) -> list[str]
 
 
 def table(times: dict[str, list[int]], batches: int, most: int) -> list[str]:
-    """The ``most`` longest of what has so many times (ns) over so many batches, and what is left together."""
+    """The ``most`` longest of what has so many times (ns) over so many batches, and what is left together, if it is several."""
+    most += len(times) == most + 1
     total = sum(map(sum, times.values())) or 1
     ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
     rest = [ns for _, each in ordered[most:] for ns in each]
@@ -154,7 +155,7 @@ def main() -> None:
     for path in options.files:
         of: Any = of_profile if path.suffix == ".json" else of_trace
         try:
-            out.print("\n".join(of(path, options.most)), markup=False, highlight=False, soft_wrap=True)
+            show("\n".join(of(path, options.most)))
         except TraceError as error:
             raise UsageFault(str(error)) from None
 

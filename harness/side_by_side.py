@@ -23,7 +23,7 @@ from typing import Any
 
 from common import backend, program
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
-from common.console import out
+from common.console import out, show
 from common.cuda import Stream
 from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, read_json, write_json, write_text
@@ -139,7 +139,7 @@ def main() -> None:
     write_json(options.out / f"{options.what}.json", {"rows": rows})
     table = "\n".join(grid(rows, COLUMNS, 1))
     write_text(options.out / f"{options.what}.md", f"{table}\n")
-    out.print(f"\n{table}", markup=False)
+    show(f"\n{table}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import program
-from common.console import err, out
+from common.console import err, show
 from common.errors import Fault
 from common.files import column, columns, grid, write_text
 from common.options import positive
@@ -84,7 +84,7 @@ def main() -> int:
     peers = [peer for peer in Record.read_all(options.directory / "peers") if peer.batch == one.batch and peer.device == place]
     text = table(stages, peers)
     write_text(options.directory / "peers.md", text)
-    out.print(text, markup=False)
+    show(text)
     return failed
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
 
-from common.console import out
+from common.console import out, show
 from common.errors import EnvironmentFault
 from common.files import Column, column, columns, grid, read_json, write_json, write_text
 from common.record import Record, from_json
@@ -147,9 +145,7 @@ def report(folder: Path) -> None:
     place = {who: number for number, who in enumerate(order)}
     found.sort(key=lambda row: (row.model, row.batch, place.get((row.engine, row.precision), len(order))))
     lines = page(found, SPEED, WHERE)
-    screen = out if out.is_terminal else Console(width=200, highlight=False)
-    seen = lines if screen.width >= WIDE else page(found, *NARROW)
-    screen.print(Markdown("\n".join(seen)), soft_wrap=False)
+    show("\n".join(page(found, *NARROW) if out.is_terminal and out.width < WIDE else lines))
     kept = [{name: value for name, value in row.facts.items() if name != "times_us"} for row in found]
     write_json(folder / "engines.json", {"conditions": lines[0], "rows": kept})
     write_text(folder / "engines.md", "\n".join(lines))

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from common import backend, program
-from common.console import out
+from common.console import show
 from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, write_json, write_text
 from common.libraries import SIMULATED
@@ -105,7 +105,7 @@ def main() -> None:
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
         text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS + INT8_FOLLOWS * (records[0].precision == "int8"), ""])
         write_text(folder / "prediction.md", text)
-        out.print(text, markup=False)
+        show(text)
 
 
 if __name__ == "__main__":

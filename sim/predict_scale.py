@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import program
-from common.console import out
+from common.console import out, show
 from common.files import grid, write_json, write_text
 from common.options import positive
 from common.plans import ROOT
@@ -81,7 +81,7 @@ def main() -> None:
     sharing = f"; {switch} GPUs share a link" if switch > 1 else "; each GPU has its own link"
     above = f"{name} (modelled), batch 128, a host of {options.cores} cores{sharing}; images/s:"
     text = "\n".join([above, "", *grid(rows, columns), ""])
-    out.print(text, markup=False)
+    show(text)
     stem = "prediction" + f"-{switch}-a-switch" * (switch > 1)
     write_json(options.out / f"{stem}.json", {"conditions": above[:-1], "rows": rows})
     write_text(options.out / f"{stem}.md", text)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from common import backend, verify
+from common import backend, console, verify
 from common import options as stage_options
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.images import noise_images
@@ -97,7 +97,9 @@ def test_the_tables_fit_a_narrow_terminal_and_reasons_are_whole(tmp_path, monkey
         (tmp_path / "rows" / f"{name}.json").write_text(json.dumps(each.facts))
     for width in (80, rows.WIDE):
         printed = io.StringIO()
-        monkeypatch.setattr(rows, "out", Console(file=printed, force_terminal=True, no_color=True, width=width, soft_wrap=True))
+        terminal = Console(file=printed, force_terminal=True, no_color=True, width=width, soft_wrap=True)
+        for module in (rows, console):
+            monkeypatch.setattr(module, "out", terminal)
         rows.report(tmp_path)
         text = Text.from_ansi(printed.getvalue()).plain
         assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("written")) <= width

@@ -124,3 +124,8 @@ def test_a_simulated_stage_has_kernels_and_no_layers(checkout, tmp_path):
     assert done.returncode == 0, done.stderr
     text = "\n".join(layers.of_trace(trace, 5))
     assert "over 3 batches" in text and "By kernel:" in text and "By layer:" not in text
+
+
+def test_what_would_be_left_alone_has_its_own_line():
+    for most, left in ((1, "2 others"), (2, "| c |"), (3, "| c |")):
+        assert left in layers.table({"a": [3_000_000], "b": [2_000_000], "c": [1_000_000]}, 1, most)[-1]
