@@ -23,13 +23,13 @@ from common.errors import EnvironmentFault
 from common.files import atomic_path
 from common.photographs import load_photograph
 from common.pictures import SUFFIXES
-from export.models import needs
+from export.models import MODELS, needs
 
 SIDE = 64  # of the PNG files, pixels
 TEST_SHARE = 5  # every fifth image of a class is for testing
 SCHEDULES = {"cpu": ((64, 5), (112, 2), (224, 0.7)), "cuda": ((64, 6), (112, 3), (224, 4))}
-"""Image side and epochs: most of the learning is done on small images, which cost a twelfth. Each side has a learning rate
-that rises and falls anew, or there would be none left to get used to the last one."""
+"""Image side, of a model that takes 224, and epochs: most of the learning is done on small images, which cost a twelfth. Each
+side has a learning rate that rises and falls anew, or there would be none left to get used to the last one."""
 BATCH, LEARNING_RATE = 32, 1e-3
 
 
@@ -103,7 +103,8 @@ def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: in
     model = pretrained(model_name, len(names)).to(device, memory_format=torch.channels_last).train()
     targets = torch.tensor([names.index(label) for label in classes], device=device)
     per_epoch = ceil(len(files) / BATCH)
-    schedule = [(size, round(epochs * per_epoch)) for size, epochs in SCHEDULES[device]]
+    side = MODELS[model_name]
+    schedule = [(size * side // 224, round(epochs * per_epoch)) for size, epochs in SCHEDULES[device]]
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
     shuffle, doing = np.random.default_rng(seed), f"training on {dataset}"
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
@@ -122,7 +123,7 @@ def fine_tune(model_name: str, dataset: str, root: Path, weights: Path, seed: in
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(weights) as temporary:
         torch.save({"state_dict": state, "labels": names}, str(temporary))
-    return evaluate(model.eval(), root / "test", names, device)
+    return evaluate(model.eval(), root / "test", names, device, side)
 
 
 def pretrained(name: str, classes: int) -> Any:
@@ -137,12 +138,12 @@ def pretrained(name: str, classes: int) -> Any:
     return model
 
 
-def evaluate(model: Any, folder: Path, names: list[str], device: str) -> float:
-    """Share of the images of a labelled folder that the model names rightly."""
+def evaluate(model: Any, folder: Path, names: list[str], device: str, side: int) -> float:
+    """Share of the images of a labelled folder that the model names rightly, seen at ``side``×``side`` pixels."""
     torch, (files, classes) = needs("torch", "training"), labelled_files(folder)
     found: list[int] = []
     with torch.inference_mode():
         for first in range(0, len(files), BATCH):
-            images = torch.from_numpy(load(files[first : first + BATCH], 224)).to(device, memory_format=torch.channels_last)
+            images = torch.from_numpy(load(files[first : first + BATCH], side)).to(device, memory_format=torch.channels_last)
             found += model(images).argmax(dim=1).tolist()
     return sum(names[index] == label for index, label in zip(found, classes)) / len(files)

@@ -14,6 +14,7 @@ one table: run it once with each.
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import re
 import time
 from argparse import Namespace
@@ -44,6 +45,7 @@ from peers.task import Contender, Missing, Ready, Task
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
 """Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
 TF32, whose mantissa is FP16's. What INT8 costs is the accuracy's to say."""
+LOST = "ended the process or gave no answer in time; remove its row to try again"
 LEAST, MOST, PARTS = 20, 2000, 100  # timed inferences; at most so many with events between their parts
 
 
@@ -127,15 +129,21 @@ class Entry:
         unknown = photographs and self.row.top1 is None and "pipeline" not in self.contender.name
         return len(self.row.runs) < rounds or unknown
 
-    def attempt(self, doing: Callable[..., None], *given: Any) -> None:
-        """What it lacks, or fails at, is said in its row, and is not the end of the comparison."""
+    def attempt(self, limit: float, doing: Callable[..., None], *given: Any) -> None:
+        """What it lacks, or fails at, is said in its row, and is not the end of the comparison. Where it is the end of the
+        process, by a crash or by ``limit`` seconds without an answer (0: no limit), the row has said so before."""
+        write_json(self.path, {**self.row.facts, "problem": LOST}, indent=None)
+        if limit:
+            faulthandler.dump_traceback_later(limit, exit=True)
         try:
             doing(*given)
         except Missing as missing:
             self.fail(f"needs {missing}")
         except Exception as error:
             self.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        write_json(self.path, self.row.facts, indent=None)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            write_json(self.path, self.row.facts, indent=None)
 
     def fail(self, problem: str) -> None:
         self.row.problem, self.ready = problem, None
@@ -169,21 +177,23 @@ def compare(task: Task, contenders: Sequence[Contender], photographs: Labelled |
     task = replace(task, classes=expected.shape[1])
     entries = [Entry(task, contender, options.out) for contender in contenders]
     always = options.mark or not options.rounds
-    entries = [entry for entry in entries if always or entry.needs(options.rounds, bool(photographs))]
+    lost = [entry for entry in entries if entry.row.problem == LOST]
+    entries = [each for each in entries if each not in lost and (always or each.needs(options.rounds, bool(photographs)))]
     with ExitStack() as resources:
         for entry in entries:
             with out.status(f"{task.model}, batch {task.batch}: {entry.contender.name} {entry.contender.precision}"):
-                entry.attempt(entry.prepare, resources, images, expected)
+                entry.attempt(options.limit, entry.prepare, resources, images, expected)
         for done in range(options.rounds):
             for entry in entries:
                 if entry.ready and len(entry.row.runs) == done:
-                    entry.attempt(speed, entry.row, entry.ready, images, options.seconds)
+                    entry.attempt(options.limit, speed, entry.row, entry.ready, images, options.seconds)
         for entry in entries:
             if entry.ready and photographs and entry.needs(0, True):
-                entry.attempt(accuracy, entry.row, entry.ready, *photographs)
+                entry.attempt(options.limit, accuracy, entry.row, entry.ready, *photographs)
             if entry.ready and entry.ready.lane and options.mark:
                 entry.ready.load(images)
                 entry.ready.lane.marked(options.mark)
+        for entry in [*lost, *entries]:
             entry.say()
 
 
@@ -217,6 +227,9 @@ def parse_options() -> Namespace:
     p.add_argument("--calibration-images", type=Path, metavar="DIR", help="for INT8, see 0_build.py")
     mark = "then N more batches of each, with the ladder's ranges around them: for nsys, and scripts.compare"
     p.add_argument("--mark", type=natural, default=0, metavar="N", help=mark)
+    p.add_argument(
+        "--limit", type=float, default=0.0, metavar="S", help="end where an engine takes longer; a next call skips it"
+    )
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
     options = p.parse_args()
     options.models = options.models or ["resnet18"]

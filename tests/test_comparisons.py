@@ -8,6 +8,8 @@ import dataclasses
 import io
 import itertools
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -217,9 +219,10 @@ def compared(checkout, tmp_path, monkeypatch):
     job = task.Task("resnet18", "random", 2)
     expected = inputs.reference(job, images)
     monkeypatch.setattr(compare_engines, "batch_of", lambda *_: (images, expected))
-    options = argparse.Namespace(seconds=0.1, out=tmp_path, rounds=2, mark=0, calibration_images=None)
+    options = argparse.Namespace(seconds=0.1, out=tmp_path, rounds=2, mark=0, calibration_images=None, limit=0)
 
-    def compare(contender):
+    def compare(contender, limit=0.0):
+        options.limit = limit
         compare_engines.compare(job, [contender], (images, np.array([0, 1]), expected), options)
         (row,) = (tmp_path / "rows").iterdir()
         return json.loads(row.read_text())
@@ -265,6 +268,17 @@ def test_an_engine_that_fails_while_its_accuracy_is_found_keeps_its_times(compar
     assert row["median_ms"] > 0 and len(row["runs"]) == 2 and failing.closed
     assert row["problem"] == "RuntimeError: out of memory" and "top1" not in row
     assert "out of memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ends", [lambda *_: os._exit(9), lambda *_: time.sleep(60)], ids=["crash", "hang"])
+def test_an_engine_that_takes_the_process_with_it_says_so_and_is_left_out(compared, ends):
+    if (child := os.fork()) == 0:
+        compared(task.Contender("ONNX Runtime CPU", "fp32", ends), limit=0.5)
+        os._exit(0)
+    begun = time.monotonic()
+    assert os.waitpid(child, 0)[1] != 0 and time.monotonic() - begun < 30
+    row = compared(task.Contender("ONNX Runtime CPU", "fp32", lambda *_: pytest.fail("tried again")))
+    assert row["problem"] == compare_engines.LOST and "median_ms" not in row
 
 
 def test_a_row_is_run_until_it_has_its_rounds(compared):

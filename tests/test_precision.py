@@ -166,7 +166,19 @@ def test_a_trained_model_keeps_its_class_names_through_export(tmp_path, monkeypa
     assert models.tag("resnet18", str(weights), models.SEED) == "resnet18-digits"
 
 
-def evaluated(model, folder, names, device) -> float:
+def test_a_model_is_trained_and_tried_at_the_size_that_it_takes(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    seen = []
+    monkeypatch.setattr(train, "SCHEDULES", dict.fromkeys(("cpu", "cuda"), ((28, 1 / 45), (56, 1 / 45))))
+    monkeypatch.setattr(train, "evaluate", lambda *given: float(seen.append(given[-1]) or 0))
+    monkeypatch.setattr(
+        train, "load", lambda files, size: seen.append(size) or np.zeros((len(files), 3, size, size), np.float32)
+    )
+    train.fine_tune("efficientnet_v2_s", "digits", tmp_path / "digits", tmp_path / "weights.pt", 7)
+    assert seen == [48, 96, 384]
+
+
+def evaluated(model, folder, names, device, side) -> float:
     """Accuracy at the size that was trained on."""
     import torch
 
