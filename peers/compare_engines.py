@@ -227,9 +227,7 @@ def parse_options() -> Namespace:
     p.add_argument("--calibration-images", type=Path, metavar="DIR", help="for INT8, see 0_build.py")
     mark = "then N more batches of each, with the ladder's ranges around them: for nsys, and scripts.compare"
     p.add_argument("--mark", type=natural, default=0, metavar="N", help=mark)
-    p.add_argument(
-        "--limit", type=float, default=0.0, metavar="S", help="end where an engine takes longer; a next call skips it"
-    )
+    p.add_argument("--limit", type=float, default=0.0, metavar="S", help="end if an engine takes longer; again: without it")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
     options = p.parse_args()
     options.models = options.models or ["resnet18"]
