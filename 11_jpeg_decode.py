@@ -41,7 +41,7 @@ from common.buffers import Slot, copy_to_device_async, page_locked
 from common.cuda import CaptureError, Stream
 from common.decode import Files, GpuDecoder
 
-SLOTS, AHEAD = 4, 2  # two batches are decoded or on their way in, one computes, one is post-processed
+SLOTS, AHEAD = 5, 3  # two batches are decoded, of one the files are read, one computes, one is post-processed
 stage_7 = import_module("7_cuda_graph")  # its inference, captured into a graph
 
 
