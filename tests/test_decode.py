@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import re
 import threading
 import weakref
@@ -302,6 +303,66 @@ def test_an_image_that_is_not_measured_is_decoded_once(checkout, made, tmp_path,
     assert counts[:12] == [*4 * [1], *8 * [2]] and len(counts) == 20 and min(counts[12:]) > 2, counts
     rows = (tmp_path / "a.csv").read_text().splitlines()
     assert [row.split(".")[0] for row in rows[1:]] == [f"{index:02d}" for index in range(20) if index != 15]
+
+
+DRIVEN = """import runpy, sys
+import numpy as np
+from common import decode, decoders, folder
+{change}
+sys.argv = ['{stage}', '--backend', 'simulated', '--batch', '1', '--decoder', 'nvimagecodec', '--images', '{images}',
+            '--plan', '{plan}', '--predictions', '{answers}']
+runpy.run_path('{stage}', run_name='__main__')
+"""
+
+
+def driven(checkout, made, tmp_path, change: str):  # noqa: F811
+    """Stage 11 on the names of twenty files, of which a batch is one and twelve are not measured, with something changed."""
+    (tmp_path / "files").mkdir()
+    for index in range(20):
+        (tmp_path / "files" / f"{index:02d}.jpg").write_bytes(encoded(index))
+    facts = {"stage": STAGE, "images": tmp_path / "files", "plan": made(kind="u1"), "answers": tmp_path / "a.csv"}
+    return checkout.run("-c", DRIVEN.format(change=change, **facts))
+
+
+def test_rows_that_are_shifted_in_a_folder_are_found(checkout, made, tmp_path):  # noqa: F811
+    """By what is looked at. The serial run reads after the other, which has finished all twelve."""
+    done = driven(
+        checkout,
+        made,
+        tmp_path,
+        """
+read = folder.Once.read_files
+folder.Once.read_files = lambda run, index: read(run, index if len(run.done_ns) == 12 else max(0, index - 1))""",
+    )
+    assert done.returncode == 1 and "wrong outputs" in done.stderr and not (tmp_path / "a.csv").exists(), done.stderr
+
+
+def test_a_damaged_file_of_a_folder_is_decoded_again_by_pillow(checkout, made, tmp_path):  # noqa: F811
+    """One of those that are looked at. The run in which it was another picture is worth nothing, whatever it said of it."""
+    bad = f"{8 + random.Random(10088).sample(range(12), 8)[3]:02d}.jpg"
+    done = driven(
+        checkout,
+        made,
+        tmp_path,
+        f"""
+class Forgetful(decoders.GpuDecoder):
+    def _by_pillow(self, files, refused):
+        found = super()._by_pillow(files, refused)
+        for row, (name, _) in enumerate(files):
+            if name == '{bad}' and name not in self.apart:
+                found[row] = np.random.default_rng().integers(0, 256, found[row].shape)
+        return found
+
+    def to_host(self, files, destination, refused=None):
+        super().to_host(files, destination, refused)
+        self.apart.update({{name: 'a damaged scan' for name, _ in files if name == '{bad}'}})
+
+decode.GpuDecoder = Forgetful""",
+    )
+    assert done.returncode == 0 and "of all 20 images 1 were decoded by Pillow" in done.stderr, done.stderr
+    plan = (*SIMULATED, "--plan", made(kind="u1"), "--batch", "1")
+    answers(checkout, tmp_path / "files", tmp_path / "4.csv", "4_use_fp16.py", *plan)
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "4.csv").read_text()
 
 
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
