@@ -337,6 +337,32 @@ folder.Once.read_files = lambda run, index: read(run, index if len(run.done_ns) 
     assert done.returncode == 1 and "wrong outputs" in done.stderr and not (tmp_path / "a.csv").exists(), done.stderr
 
 
+def test_a_folder_whose_outputs_fill_the_memory_is_several_runs(checkout, made, tmp_path):  # noqa: F811
+    """Of as many batches as are measured, at least; their rows are those of one."""
+    found = []
+    for name, change in {"one": "", "several": "folder.MEMORY = 1"}.items():
+        (tmp_path / name).mkdir()
+        told = (
+            "\nmake = folder.Once.__init__\nfolder.Once.__init__ = lambda *how: (make(*how), print('run of', len(how[2])))[0]"
+        )
+        done = driven(checkout, made, tmp_path / name, change + told)
+        assert done.returncode == 0, done.stderr
+        found.append((re.findall(r"run of (\d+)", done.stdout), (tmp_path / name / "a.csv").read_text()))
+    assert [lengths for lengths, _ in found] == [["12"], ["8", "4"]] and found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("batch", ["1", "2"])
+def test_outputs_of_a_folder_have_a_row_for_each_readable_file(checkout, made, mixed, tmp_path, batch):  # noqa: F811
+    """Broken ones among them, in full batches and in the last one."""
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", batch)
+    for stage in (STAGE, "4_use_fp16.py"):
+        done = checkout.run(stage, *plan, "--images", mixed, "--predictions", tmp_path / f"{stage}.npy")
+        assert done.returncode == 0, done.stderr
+    own, right = (np.load(tmp_path / f"{stage}.npy") for stage in (STAGE, "4_use_fp16.py"))
+    assert len(own) == len(ODD) * 2 + len(BROKEN) and np.abs(own - right).max() < 0.05
+    assert (tmp_path / f"{STAGE}.npy.txt").read_text() == (tmp_path / "4_use_fp16.py.npy.txt").read_text()
+
+
 def test_a_damaged_file_of_a_folder_is_decoded_again_by_pillow(checkout, made, tmp_path):  # noqa: F811
     """One of those that are looked at. The run in which it was another picture is worth nothing, whatever it said of it."""
     bad = f"{8 + random.Random(10088).sample(range(12), 8)[3]:02d}.jpg"
