@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from itertools import islice
 
 import numpy as np
 
 from common import backend
+from common.decoders import Files
 from common.errors import WrongOutputs
 from common.feed import MEMORY, Feed, shown
 from common.run import Infer, Session
@@ -20,18 +22,33 @@ LOOKED_AT = 256
 
 
 class Once(Session):
-    """A run of batches that come once each. Files that nobody can decode have no row in its names and outputs."""
+    """A run of ``count`` batches that come once each: those of ``names``, and then those that are ``upcoming``, whose names are
+    made while others are decoded. Files that nobody can decode have no row in its names and outputs."""
 
-    def __init__(self, measured: Session, names: list[list[str]], feed: Feed, progress: Iterator[int]) -> None:
-        batches = [measured.batches[0]] * len(names)  # only their shape is asked for
+    def __init__(
+        self,
+        measured: Session,
+        count: int,
+        names: list[list[str]],
+        upcoming: Iterator[list[str]],
+        feed: Feed,
+        progress: Iterator[int],
+    ) -> None:
+        batches = [measured.batches[0]] * count  # only their shape is asked for
         super().__init__(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
         self.names: list[list[str]] = names
-        self._unreadable = self.decoder.load.unreadable = dict[str, str]()
+        self._upcoming, self._unreadable = upcoming, dict[str, str]()
+        self.decoder.load.unreadable = self._unreadable
         self._skip, self._progress = feed.skip, progress
 
     @property
     def distinct(self) -> int:
         return len(self.batches)
+
+    def read_files(self, index: int) -> Future[Files]:
+        if index == len(self.names):
+            self.names.append(next(self._upcoming))
+        return super().read_files(index)
 
     def postprocess(self, index: int, host_output: np.ndarray) -> None:
         names = self.names[index]
@@ -51,19 +68,20 @@ class Once(Session):
 def runs(measured: Session, feed: Feed, infer: Infer) -> Iterator[Once]:
     """Runs of the images that are left: one, or several where there are so many that their outputs would fill ``MEMORY``."""
     names, size = feed.names_left(), len(measured.batches[0])
-    batches = iter(lambda: list(islice(names, size)), [])
-    most, steps = max(len(feed.batches), MEMORY // measured.outputs[0].nbytes), -(-feed.left // size)
-    progress = iter(shown(range(steps), "the other images", steps))
-    while work := list(islice(batches, most)):
-        known = -1
+    upcoming = iter(lambda: list(islice(names, size)), [])
+    most, left = max(len(feed.batches), MEMORY // measured.outputs[0].nbytes), -(-feed.left // size)
+    progress = iter(shown(range(left), "the other images", left))
+    while left:
+        count, known, work = min(left, most), -1, list[list[str]]()
+        left -= count
         while known != (known := len(measured.decoder.apart)):
-            run = Once(measured, [names for names in work if names], feed, progress)
+            work = [names for names in work if names]
+            run = Once(measured, len(work) or count, work, upcoming, feed, progress)
             infer(run)
             for race in backend.current().races() or []:
                 raise WrongOutputs(f"a race, whatever the outputs are: {race}")
             if not measured.options.no_verify:
                 held(run, feed.batches)
-            work = run.names
         yield run
 
 
