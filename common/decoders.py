@@ -22,8 +22,8 @@ from common.photographs import BLEED, Loader
 
 Files = Sequence["tuple[str, bytes]"]  # name and content
 APART = 8
-"""Levels of 255 by which a row of pixels of the GPU's picture is off Pillow's, on average, where its file is damaged. Those of
-others are off by less than 2; where a scan is cut, what is below was in the decoder's memory before, and is off by 60."""
+"""Levels of 255 by which a row of pixels of the GPU's picture is off Pillow's, on average, where its file is damaged. All rows
+of a whole file are off by 1.5 at most, of one whose scan was cut by 43 (reports/h200-jpeg/probe.txt)."""
 View = tuple[int, "tuple[int, ...]", "tuple[int, ...] | None"]  # of device memory: address, shape, strides
 
 
@@ -129,8 +129,8 @@ class GpuDecoder:
         """Write the files' pictures into device memory that nothing else is using, as the plan takes them; work that ``stream``
         gets later finds them there. Several threads may call this. ``refused``: see ``loaded``."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
-            apart = self.apart
-            left = {row: why for row, (name, data) in enumerate(files) if (why := apart.get(name) or jpeg.oddity(data))}
+            odd = [self.apart.get(name) or jpeg.oddity(data) for name, data in files]
+            left = {row: why for row, why in enumerate(odd) if why}
             if self._simulator is not None:
                 self._simulator.place(self._by_pillow(files, refused), destination.address, stream.handle)
             else:
@@ -196,7 +196,7 @@ class GpuDecoder:
         for row, worst in enumerate(planes(off).mean(axis=(1, 3)).max(axis=1)):
             if worst > APART:
                 name, destination[row] = files[row][0], right[row]
-                self.apart[name] = f"a damaged scan: {worst:.0f} levels from Pillow's"
+                self.apart[name] = f"{worst:.0f} levels off on the GPU: a damaged scan?"
                 if row not in (refused or {}):
                     self.left_to_pillow[name] = self.apart[name]
 
