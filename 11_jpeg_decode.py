@@ -1,8 +1,9 @@
 """11 · JPEG decode: from files to names, with the decoder at work beside the link and the kernels.
 
-What changes: the batches are JPEG files. Threads decode them two batches ahead, into the slots of stage 10's pipeline. Where
-there is nvImageCodec, the files' bytes go over the link, a third of stage 10's, and the GPU decodes and scales them straight
-into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the pixels are copied as before.
+What changes: the batches are JPEG files. One thread reads them three batches ahead, two others decode a batch each into the
+slots of stage 10's pipeline. Where there is nvImageCodec, the files' bytes go over the link, a third of stage 10's, and the GPU
+decodes and scales them straight into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the
+pixels are copied as before.
 
 Where the decoder runs: GPUs like the A100 and the H200 have JPEG engines of their own beside the multiprocessors. On others
 nvImageCodec shares the work between kernels, which then compete with inference, and the host's cores. Scaling is a kernel in
@@ -41,7 +42,7 @@ from common.buffers import Slot, copy_to_device_async, page_locked
 from common.cuda import CaptureError, Stream
 from common.decode import Files, GpuDecoder
 
-SLOTS, AHEAD = 4, 2  # two batches are decoded or on their way in, one computes, one is post-processed
+SLOTS, AHEAD = 5, 3  # two batches are decoded, of one the files are read, one computes, one is post-processed
 stage_7 = import_module("7_cuda_graph")  # its inference, captured into a graph
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import backend
+from common import backend, folder
 from common.console import err, out
 from common.engine import Engine
 from common.errors import UsageFault, WrongOutputs
@@ -66,19 +66,25 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> float | None:
 
 
 def others(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
-    """Runs of the images that are left, each held to a serial one; what was read for the next one overwrites its batches."""
+    """Runs of the images that are left. Where they come as pixels each is held to a serial one, and what was read for the next
+    one overwrites its batches."""
+    for session in folder.runs(measured, feed, infer) if measured.source is not None else in_turns(measured, feed, infer):
+        feed.answered += images(session)
+        yield session
+    if feed.left and feed.left_to_pillow:
+        err.print(f"of all {feed.answered} images {len(feed.left_to_pillow)} were decoded by Pillow")
+
+
+def in_turns(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
     for turn in feed.turns():
         batches, names = zip(*turn)
-        session = Session(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
+        session = Session(measured.engine, batches, names, measured.options, measured=0)
         infer(session)
         for race in backend.current().races() or []:
             raise WrongOutputs(f"a race, whatever the outputs are: {race}")
         if not measured.options.no_verify:
             check(session.outputs, run_serially(session.engine, batches))
-        feed.answered += images(session)
         yield session
-    if feed.left and feed.left_to_pillow:
-        err.print(f"of all {feed.answered} images {len(feed.left_to_pillow)} were decoded by Pillow")
 
 
 def images(session: Session) -> int:

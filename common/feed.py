@@ -62,6 +62,14 @@ class Feed:
     def _fill(self, batch: np.ndarray, upcoming: Iterator[Any]) -> list[str]:
         return fill(batch, upcoming) if self._source is None else self._source.fill(batch, upcoming, self._images.skip)
 
+    def names_left(self) -> Iterator[str]:
+        """Of the ``encoded`` images that are left."""
+        return self._images.names(len(self._images) - self.left)
+
+    def skip(self, name: str, why: str) -> None:
+        """An image that is left cannot be read."""
+        self._images.skip(name, why)
+
     @property
     def left_to_pillow(self) -> dict[str, str]:
         """Names of images that the decoder did not take, so far, and why."""

@@ -19,6 +19,7 @@ MODULES = {
 """What each decoder needs, in the order of their speed on the host of an H200, and the command that installs it."""
 NAMES = ("auto", *MODULES)
 LARGE = 1 << 24  # pixels; Pillow decodes a picture of more at a half, a quarter or an eighth
+LEAST = 256  # pixels a byte of a picture in one colour: 64 in 2 bits, the shortest codes for its first number and for no others
 START, END = b"\xff\xd8", b"\xff\xd9"
 BASELINE = (0xC0, 0xC1)  # markers of frames that every decoder takes
 TELLING = {*range(0xC0, 0xD0), 0xDA, 0xE1, 0xEE} - {0xC4, 0xC8, 0xCC}  # of frames, scans, EXIF or XMP, and Adobe's
@@ -59,6 +60,8 @@ def oddity(data: bytes) -> str | None:
                 return "colours that are RGB"
             if not 0 < height * width <= LARGE:
                 return f"{width}×{height}"
+            if height * width > LEAST * len(data):
+                return f"too little for {width}×{height}"
             framed = True
         elif code <= 0xCF:
             return "progressive"

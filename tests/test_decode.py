@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import re
 import threading
 import weakref
@@ -279,8 +280,8 @@ def test_odd_and_broken_files_move_no_row(checkout, made, mixed, right, tmp_path
 
 
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
-def test_an_image_that_is_not_measured_is_decoded_twice(checkout, made, tmp_path, decoder):  # noqa: F811
-    """Once in the pipeline, once for the serial run that its outputs are held to; files of which nothing comes, once."""
+def test_an_image_that_is_not_measured_is_decoded_once(checkout, made, tmp_path, decoder):  # noqa: F811
+    """In the pipeline, but for those drawn for the serial run, as many batches as are measured; what cannot be read, once."""
     folder, codes = tmp_path / "files", {index: encoded(index) for index in range(20)}
     folder.mkdir()
     for index, data in codes.items():
@@ -299,8 +300,93 @@ def test_an_image_that_is_not_measured_is_decoded_twice(checkout, made, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout.split("counted ")[1])
     assert 0 < json.loads((tmp_path / "a.json").read_text())["folder_images_per_s"] < 1e5
-    assert counts[:12] == [1, *11 * [2]] and len(counts) == 20, counts
-    assert len((tmp_path / "a.csv").read_text().splitlines()) == 20
+    assert counts[:12] == [*4 * [1], *8 * [2]] and len(counts) == 20 and min(counts[12:]) > 2, counts
+    rows = (tmp_path / "a.csv").read_text().splitlines()
+    assert [row.split(".")[0] for row in rows[1:]] == [f"{index:02d}" for index in range(20) if index != 15]
+
+
+DRIVEN = """import runpy, sys
+import numpy as np
+from common import decode, decoders, folder
+{change}
+sys.argv = ['{stage}', '--backend', 'simulated', '--batch', '1', '--decoder', 'nvimagecodec', '--images', '{images}',
+            '--plan', '{plan}', '--predictions', '{answers}']
+runpy.run_path('{stage}', run_name='__main__')
+"""
+
+
+def driven(checkout, made, tmp_path, change: str):  # noqa: F811
+    """Stage 11 on the names of twenty files, of which a batch is one and twelve are not measured, with something changed."""
+    (tmp_path / "files").mkdir()
+    for index in range(20):
+        (tmp_path / "files" / f"{index:02d}.jpg").write_bytes(encoded(index))
+    facts = {"stage": STAGE, "images": tmp_path / "files", "plan": made(kind="u1"), "answers": tmp_path / "a.csv"}
+    return checkout.run("-c", DRIVEN.format(change=change, **facts))
+
+
+def test_rows_that_are_shifted_in_a_folder_are_found(checkout, made, tmp_path):  # noqa: F811
+    """By what is looked at."""
+    done = driven(
+        checkout,
+        made,
+        tmp_path,
+        """
+finish, late = folder.Once.finish, []
+folder.Once.finish = lambda run, index, outputs: finish(run, index, late.append(outputs.copy()) or late[max(0, index - 1)])""",
+    )
+    assert done.returncode == 1 and "wrong outputs" in done.stderr and not (tmp_path / "a.csv").exists(), done.stderr
+
+
+def test_a_folder_whose_outputs_fill_the_memory_is_several_runs(checkout, made, tmp_path):  # noqa: F811
+    """Of as many batches as are measured, at least; their rows are those of one."""
+    found = []
+    for name, change in {"one": "", "several": "folder.MEMORY = 1"}.items():
+        (tmp_path / name).mkdir()
+        told = "\nmake = folder.Once.__init__\nfolder.Once.__init__ = lambda *how: (make(*how), print('run of', how[2]))[0]"
+        done = driven(checkout, made, tmp_path / name, change + told)
+        assert done.returncode == 0, done.stderr
+        found.append((re.findall(r"run of (\d+)", done.stdout), (tmp_path / name / "a.csv").read_text()))
+    assert [lengths for lengths, _ in found] == [["12"], ["8", "4"]] and found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("batch", ["1", "2"])
+def test_outputs_of_a_folder_have_a_row_for_each_readable_file(checkout, made, mixed, tmp_path, batch):  # noqa: F811
+    """Broken ones among them, in full batches and in the last one."""
+    plan = (*SIMULATED, "--plan", made(kind="u1", last=True), "--batch", batch)
+    for stage in (STAGE, "4_use_fp16.py"):
+        done = checkout.run(stage, *plan, "--images", mixed, "--predictions", tmp_path / f"{stage}.npy")
+        assert done.returncode == 0, done.stderr
+    own, right = (np.load(tmp_path / f"{stage}.npy") for stage in (STAGE, "4_use_fp16.py"))
+    assert len(own) == len(ODD) * 2 + len(BROKEN) and np.abs(own - right).max() < 0.05
+    assert (tmp_path / f"{STAGE}.npy.txt").read_text() == (tmp_path / "4_use_fp16.py.npy.txt").read_text()
+
+
+def test_a_damaged_file_of_a_folder_is_decoded_again_by_pillow(checkout, made, tmp_path):  # noqa: F811
+    """One of those that are looked at. The run in which it was another picture is worth nothing, whatever it said of it."""
+    bad = f"{8 + random.Random(10088).sample(range(12), 8)[3]:02d}.jpg"
+    done = driven(
+        checkout,
+        made,
+        tmp_path,
+        f"""
+class Forgetful(decoders.GpuDecoder):
+    def _by_pillow(self, files, refused):
+        found = super()._by_pillow(files, refused)
+        for row, (name, _) in enumerate(files):
+            if name == '{bad}' and name not in self.apart:
+                found[row] = np.random.default_rng().integers(0, 256, found[row].shape)
+        return found
+
+    def to_host(self, files, destination, refused=None):
+        super().to_host(files, destination, refused)
+        self.apart.update({{name: 'a damaged scan' for name, _ in files if name == '{bad}'}})
+
+decode.GpuDecoder = Forgetful""",
+    )
+    assert done.returncode == 0 and "of all 20 images 1 were decoded by Pillow" in done.stderr, done.stderr
+    plan = (*SIMULATED, "--plan", made(kind="u1"), "--batch", "1")
+    answers(checkout, tmp_path / "files", tmp_path / "4.csv", "4_use_fp16.py", *plan)
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "4.csv").read_text()
 
 
 @pytest.mark.parametrize("decoder", ["nvimagecodec", "pillow"])
@@ -491,6 +577,54 @@ def test_two_threads_never_decode_with_one_decoder(here):  # noqa: F811
     closed(decoder, scaler)
 
 
+class Forgetful(Codec):
+    """Like the GPU's JPEG engines: below where a scan is cut it leaves what was in the memory before, and says nothing."""
+
+    whole_until = 0.4
+
+    def decode(self, streams, *, images, params, cuda_stream):
+        before = [self.scaler.array(image).copy() if image else None for image in images]
+        found = super().decode(streams, images=images, params=params, cuda_stream=cuda_stream)
+        for index, (image, old) in enumerate(zip(found, before)):
+            pixels = self.scaler.array(image)
+            cut = int(len(pixels) * self.whole_until)
+            if (pixels[-1] == pixels[-1, -1]).all():  # libjpeg's grey
+                pixels[cut:] = 255 * (index % 2) if old is None else old[cut:]
+        return found
+
+
+def cut_scan(data: bytes, share: float = 0.4) -> bytes:
+    """Of a JPEG file, the header, a share of its scan, and an end."""
+    start = data.index(b"\xff\xda")
+    return data[: start + int(share * (len(data) - start))] + jpeg.END
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (4, SIDE, SIDE)])
+def test_a_scan_that_is_cut_is_pillow_s_once_it_was_seen(here, shape):  # noqa: F811
+    """Nobody can tell by its header."""
+    scaler = Scaler(here.simulator.space)
+    decoder, found = on_a_gpu(shape, Forgetful(scaler), scaler), np.empty((8, *shape), np.uint8)
+    whole = [encoded(seed) for seed in range(8)]
+    files = [(f"{seed}", cut_scan(data) if seed == 5 else data) for seed, data in enumerate(whole)]
+    assert jpeg.oddity(files[5][1]) is None
+    right = np.empty_like(found)
+    write(np.stack([load_pixels(data, SIDE, SIDE) for _, data in files]), right)
+    for batch in ([(f"{seed}", data) for seed, data in enumerate(whole[:5])], files, files[::-1]):
+        decoder.to_host(batch, found[: len(batch)])
+    assert np.abs(found[::-1].astype(int) - right).max() <= 8
+    assert [*decoder.apart] == ["5"] == [*decoder.left_to_pillow] and "a damaged scan" in decoder.left_to_pillow["5"]
+    closed(decoder, scaler)
+
+
+def test_a_file_has_no_fewer_bytes_than_its_picture_takes():
+    """A picture in one colour is the shortest there is; a header that lies about its size is not taken at its word."""
+    for size in ((500, 375), (4096, 4096), (8, 2000)):
+        file = BytesIO()
+        Image.new("RGB", size, "red").save(file, "JPEG", quality=90, optimize=True)
+        assert jpeg.oddity(file.getvalue()) is None
+    assert jpeg.oddity(encoded().replace(b"\x00\x46\x00\x5a", b"\x0f\x46\x0f\x5a", 1)) == "too little for 3930×3910"
+
+
 def test_dali_gives_the_same_pictures(photographs, tmp_path):
     """The peer's pipeline, on the CPU."""
     pytest.importorskip("nvidia.dali")
@@ -543,6 +677,35 @@ def test_a_decoder_that_is_not_there_leaves_the_others_their_rows(checkout, mixe
     done = checkout.run("-m", "scripts.decoders", "--backend", "tensorrt", "--images", mixed, "--out", tmp_path)
     if "no NVIDIA GPU" in done.stderr or "not installed" in done.stderr:
         assert done.returncode == 3 and "no decoder ran" in done.stderr and done.stderr.count("left out") == len(jpeg.MODULES)
+
+
+def damaged(photographs: list[Path]) -> list[tuple[str, bytes]]:
+    """Whole files, and among them cut ones, with an end; one's header promises more than there is."""
+    files = [(str(index), cut_out(photographs, index, 2, 500, 375)) for index in range(24)]
+    for row, share in ((3, 0.1), (4, 0.5), (11, 0.7), (20, 0.4)):
+        files[row] = f"cut-{row}", cut_scan(files[row][1], share)
+    files[15] = "lie", files[15][1].replace(b"\x01\x77\x01\xf4", b"\x03\x77\x01\xf4", 1)
+    return files
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not jpeg.installed(jpeg.ON_DEVICE), reason="nvImageCodec and CV-CUDA are not installed")
+def test_the_gpu_s_decoder_leaves_damaged_scans_to_pillow(monkeypatch, photographs):
+    monkeypatch.setattr(backend, "_current", None)
+    if backend.select().simulator is not None:
+        pytest.skip("no GPU answers")
+    shape = (3, 224, 224)
+    decoder = decoders.GpuDecoder(SimpleNamespace(input_shape=lambda batch: (batch, *shape), input_type=np.dtype("u1")))
+    files, right = damaged(photographs), np.empty((24, *shape), np.uint8)
+    assert not any(jpeg.oddity(data) for _, data in files)
+    found, again = np.empty_like(right), np.empty_like(right)
+    write(np.stack([load_pixels(data, 224, 224) for _, data in files]), right)
+    decoder.to_host([(str(index), cut_out(photographs, index, 1, 500, 375)) for index in range(24)], found)
+    decoder.to_host(files, found)
+    decoder.to_host(files[::-1], again)
+    assert np.abs(found.astype(int) - again[::-1]).max() <= 4
+    assert np.abs(found.astype(int) - right).reshape(24, -1).mean(axis=1).max() < 4
+    assert decoder.left_to_pillow.keys() == {name for name, _ in files if not name.isdigit()}
 
 
 @pytest.mark.gpu
