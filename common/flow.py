@@ -25,7 +25,7 @@ from common import decode, options, ranges
 from common.decoders import CpuDecoder, Files, GpuDecoder
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.photographs import synthetic_jpeg
-from common.postprocess import Predictions, top1
+from common.postprocess import top1
 from common.run import Infer, Session
 from common.session import load
 from common.verify import check, run_serially
@@ -80,13 +80,13 @@ class Flow(Session):
         self._queue: Callable[[], Any] = SimpleQueue
         self._incoming, self._turn, self._rest = SimpleQueue[Union[Part, None]](), threading.Lock(), threading.Event()
         self.here, self.size = options.select_backend(chosen)
-        self.options, self.engine = chosen, load(chosen, [self.size.batch])
-        if not self.engine.classifies:
-            raise UsageFault(f"{self.engine.plan} gives {', '.join(map(str, self.engine.outputs))}, and this is for classes.")
-        self.notes, self.batches = list(self.engine.notes), [self._empty()] * TURN
+        engine = load(chosen, [self.size.batch])
+        if not engine.classifies:
+            raise UsageFault(f"{engine.plan} gives {', '.join(map(str, engine.outputs))}, and this is for classes.")
+        batch = np.empty(engine.input_shape(self.size.batch), engine.input_type)  # nobody writes to it
+        super().__init__(engine, [batch] * TURN, [], chosen, TURN)
         self.unreadable: dict[str, str] = {}  # of pictures on their way
         self._decoder = decode.make(decode.choose(chosen.decoder, self.engine), self.engine, self.unreadable)
-        self.predictions = Predictions(self.engine.facts.get("labels", []))
         self._going, self._asked, self._taken = deque[Part](), 0, 0  # how many batches the stage wants, and has
         self._error: BaseException = Ended("the pipeline was ended")
         self._finished_s = time.monotonic()
@@ -161,6 +161,9 @@ class Flow(Session):
 
     # -- what the stage sees
 
+    def room(self) -> list[np.ndarray]:
+        return []
+
     @property
     def decoder(self) -> CpuDecoder | GpuDecoder:
         return self._decoder
@@ -227,7 +230,7 @@ class Flow(Session):
     def _test(self) -> None:
         """Hold synthetic pictures that went through the pipeline to a serial run of the same; it is warm afterwards."""
         drawn, outputs = [synthetic_jpeg(index, 0) for index in range(DRAWN)], list[np.ndarray]()
-        answers, pixels = self._queue(), [self._empty() for _ in range(TESTED)]
+        answers, pixels = self._queue(), [np.empty_like(batch) for batch in self.batches[:TESTED]]
         parts = [[(f"{row}", drawn[(row + first) % DRAWN]) for row in range(self.size.batch)] for first in range(TESTED)]
         for files in parts:
             self._incoming.put(Part(files, answers, outputs))
@@ -243,6 +246,3 @@ class Flow(Session):
         """This thread calls nothing for now, and a simulated host need not wait for it (a second of the user's, each time)."""
         if self.here.simulator is not None:
             self.here.simulator.clock.pause(self.here.simulator.clock.thread())
-
-    def _empty(self) -> np.ndarray:
-        return np.empty(self.engine.input_shape(self.size.batch), self.engine.input_type)

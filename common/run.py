@@ -47,8 +47,7 @@ class Session:
         self.engine, self.batches, self.names, self.options = engine, batches, names, options
         self.measured, self._instruments, self._range = measured, instruments, None
         self.predictions = Predictions(engine.facts.get("labels", []))
-        block = pageable((len(batches), *self.output_shape), self.output_type)  # in large pages, seven times as fast
-        self.outputs = [first_rows(own, engine.outputs, len(batch)) for own, batch in zip(block, batches)]
+        self.outputs = self.room()
         self.begun_ns: dict[int, int] = {}  # when the first work of each batch was submitted
         self.done_ns: list[int] = []  # when each batch was finished
         self.depth = 0  # most batches that were submitted and not finished
@@ -56,6 +55,11 @@ class Session:
         self.notes = list(engine.notes)
         self.read: dict[str, Any] = {}  # by the instruments
         self.used_memory = 0  # on the whole GPU, the largest seen
+
+    def room(self) -> list[np.ndarray]:
+        """For a copy of each batch's outputs."""
+        block = pageable((len(self.batches), *self.output_shape), self.output_type)  # in large pages, seven times as fast
+        return [first_rows(own, self.engine.outputs, len(batch)) for own, batch in zip(block, self.batches)]
 
     @property
     def decoder(self) -> CpuDecoder | GpuDecoder:
