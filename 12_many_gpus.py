@@ -70,10 +70,10 @@ class Worker:
 
 def with_ray(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]:
     """Deal the shards out to a worker a GPU; yields what each says of its shard. One that has killed four workers is left."""
-    with many.ray(chosen) as (data, resources):
+    with many.ray(chosen, len(shards)) as (data, resources):
         rows = data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
         pool = data.ActorPoolStrategy(
-            size=min(chosen.gpus, len(shards)),
+            size=chosen.gpus,
             max_concurrent_calls_per_actor=IN_FLIGHT,
             max_tasks_in_flight_per_actor=IN_FLIGHT + 1,
             enable_true_multi_threading=True,

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -27,18 +28,24 @@ from common.shards import Pictures, Shard, shards, tidy
 
 BATCHES = 64  # of a shard
 STORE = 256 << 20  # bytes of Ray's own memory on this machine: only names go through it
+ANSWERS_S = 10.0  # in which a cluster takes a connection; Ray itself waits for minutes
 DEATHS = 3  # workers in a row, for each GPU, that cannot start
 RETRIES = 3  # of a shard whose worker died with it
+KEPT = "What is done is kept; the same command does the rest."
 Deal = Callable[[Namespace, "list[Shard]"], Iterable["dict[str, Any]"]]
 
 
 def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
-    """Predict a shard's pictures and write them; what is to be said of it. Times are the worker's, in seconds."""
+    """Predict a shard's pictures and write them; what is to be said of it, or a ``fault`` that another worker would have, too:
+    a full disk. Times are the worker's, in seconds."""
     numbers = range(shard.first, shard.first + len(shard.names))
     answer = flow.predict(list(zip(map(str, numbers), pictures.sources(shard.names))))
     names = [printable(name or Path(pictures.root).name) for name in shard.names]
     classes, probabilities, reasons = zip(*answer.rows)
-    shard.write(numbers, names, classes, probabilities, reasons)
+    try:
+        shard.write(numbers, names, classes, probabilities, reasons)
+    except EnvironmentFault as fault:
+        return {"fault": str(fault)}
     return {
         "shard": Path(shard.path).name,
         "images": len(answer.rows),
@@ -60,34 +67,33 @@ def conditions(flow: Flow) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
+def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Ray's ``data`` and what a worker takes, with Ray started on this machine unless there is an address. Settles
-    ``chosen.gpus``."""
+    ``chosen.gpus``, which are ``most`` at most, and ``chosen.backend``."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         core, data = import_module("ray"), import_module("ray.data")
     except ModuleNotFoundError as error:
         raise EnvironmentFault(f"there is no {error.name} in this Python: pip install -e '.[ray]', or --part 0/1.") from None
-    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": STORE}
-    local["_node_ip_address"] = "127.0.0.1"
-    simulated = chosen.backend == "simulated"
+    simulated, elsewhere = chosen.backend == "simulated", chosen.address not in (None, "local")
+    where: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": STORE}
+    where["_node_ip_address"] = "127.0.0.1"
     if simulated:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray deals out what the simulator has, by the same code as real ones
     if chosen.backend != "auto" and (chosen.gpus or simulated):
-        local["num_gpus"] = chosen.gpus or 2
-    with core.init(logging_level="error", **({"address": chosen.address} if chosen.address else local)):
-        for number, handler in heard.items():
-            signal.signal(number, handler)
-        there = 0 if simulated and chosen.address else int(core.cluster_resources().get("GPU", 0))
+        where["num_gpus"] = chosen.gpus or 2
+    if elsewhere:
+        where = {"address": answering(core, chosen.address)}
+    with started(core, where):
+        there = 0 if simulated and elsewhere else int(core.cluster_resources().get("GPU", 0))
         if not there and chosen.backend != "auto" and not simulated:
             raise EnvironmentFault(f"--backend {chosen.backend}: Ray sees no GPU here.")
         if 0 < there < (chosen.gpus or 0):
             raise UsageFault(f"--gpus {chosen.gpus}: Ray sees {there} here.")
         chosen.backend = chosen.backend if there else "simulated"
-        chosen.gpus = chosen.gpus or there or 2
+        chosen.gpus = min(chosen.gpus or there or 2, most)
         what = "each a simulated GPU" if chosen.backend == "simulated" else "a GPU each"
-        err.print(f"{chosen.gpus} workers, {what}", markup=False)
+        err.print(f"workers: {chosen.gpus}, {what}", markup=False)
         context = data.DataContext.get_current()
         context.print_on_execution_start = False
         context.memory_usage_poll_interval_s = None  # whose thread would be one of the simulated host's
@@ -99,7 +105,30 @@ def ray(chosen: Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield data, {"num_gpus": 1 if there else 0, "num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
         except core.exceptions.RayError as error:
             said = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise EnvironmentFault(f"Ray gave up: {said}. What is done is kept; the same command does the rest.") from error
+            raise EnvironmentFault(f"Ray gave up: {said}. {KEPT}") from error
+
+
+def answering(core: Any, address: str) -> str:
+    """The address, or the one that "auto" stands for. Raises ``EnvironmentFault`` where nobody answers."""
+    try:
+        found: str = core._private.services.canonicalize_bootstrap_address(address)
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_S).close()
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}).") from None
+    return found
+
+
+def started(core: Any, where: dict[str, Any]) -> Any:
+    """Ray, until the end of a ``with``; signals are heard as before."""
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        running = core.init(logging_level="error", **where)
+    except SystemExit:  # what Ray makes of SIGTERM
+        raise KeyboardInterrupt from None
+    for number, handler in heard.items():
+        signal.signal(number, handler)
+    return running
 
 
 def run(chosen: Namespace, deal: Deal) -> None:
@@ -121,7 +150,11 @@ def run(chosen: Namespace, deal: Deal) -> None:
         every, left = own, [shard for shard in own if shard in left]
     if len(left) < len(every):
         err.print(f"{name}: {len(every) - len(left)} of {len(every)} shards are done already")
-    done = list(deal(chosen, left)) if left else []
+    done = []
+    for each in deal(chosen, left) if left else ():
+        if "fault" in each:
+            raise EnvironmentFault(f"{each['fault']} {KEPT}")
+        done.append(each)
     found = {**summary(done), "wall_s": time.monotonic() - started, "shards": done}
     if chosen.json:
         write_json(chosen.json, {"stage": name, "images_from": images, **found})

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -198,7 +200,36 @@ def pipeline(checkout, monkeypatch):
     assert time.monotonic() < started + clock.STALL_S
     yield made
     made.close()
+    with pytest.raises((flow.Ended, CudaError)):
+        made.predict([("late", Gone())])  # who is late hears of it when the thread has left the simulated host
     made.here.simulator.close()
+
+
+SHIFTED = """
+from importlib import import_module
+from types import SimpleNamespace
+import numpy as np
+from common import program
+stage = import_module("12_many_gpus")
+infer = stage.stage_11.infer
+
+def shifted(run):
+    finish = run.finish
+    run.finish = lambda index, outputs: finish(index, np.roll(outputs, 1, axis=0))
+    infer(run)
+
+stage.stage_11 = SimpleNamespace(infer=shifted)
+program.run(stage.main)
+"""
+
+
+def test_a_pipeline_that_gives_a_picture_another_s_outputs_takes_no_shard(checkout, photographs, tmp_path):
+    """Every worker holds what comes out of its pipeline to a serial run before it begins."""
+    (checkout.folder / "shifted.py").write_text(SHIFTED)
+    where = ("--images", photographs, "--predictions", tmp_path / "out", *HERE[:-2], "--part", "0/1")
+    done = checkout.run("shifted.py", *OPTIONS, *where)
+    assert done.returncode == 1 and "shifted: error: " in done.stderr, done.stderr
+    assert not list((tmp_path / "out").glob("*.csv"))
 
 
 class Gone:
@@ -298,6 +329,79 @@ def test_n_gpus_do_n_times_one_s_work_until_they_share_something(switch, cores, 
     found = predict_scale.row("work", record, 55_430_000, 1_000_000, decodes, shared)
     assert found["images_per_s_1"] == pytest.approx(1000.0) and found["images_per_s_8"] == pytest.approx(images)
     assert found["limiter"] == limiter and found["host_gb_s"] == pytest.approx(images / 1000)
+
+
+@pytest.fixture
+def ray_that_starts(monkeypatch):
+    """In Ray's place: what it is started with, two GPUs, and handlers of its own for signals."""
+    asked: list[dict[str, object]] = []
+
+    def init(**options):
+        asked.append(options)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return contextlib.nullcontext()
+
+    services = SimpleNamespace(canonicalize_bootstrap_address=lambda address: address)
+    core = SimpleNamespace(init=init, cluster_resources=lambda: {"GPU": 2.0}, _private=SimpleNamespace(services=services))
+    core.exceptions = SimpleNamespace(RayError=OSError)
+    context = SimpleNamespace(get_current=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "ray", core)
+    monkeypatch.setitem(sys.modules, "ray.data", SimpleNamespace(DataContext=context))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    core.asked = asked
+    return core
+
+
+def chosen_for(*words: str) -> Namespace:
+    return options.many("").parse_args(["--images", "none", "--predictions", "none", "--backend", "simulated", *words])
+
+
+@pytest.mark.parametrize("words, shards, workers", [((), 9, 2), (("--gpus", "2"), 1, 1), (("--gpus", "1"), 9, 1)])
+def test_there_are_no_more_workers_than_shards(ray_that_starts, capsys, words, shards, workers):
+    chosen, heard = chosen_for(*words), signal.getsignal(signal.SIGTERM)
+    with many.ray(chosen, shards):
+        assert chosen.gpus == workers and f"workers: {workers}, " in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGTERM) == heard
+    with pytest.raises(UsageFault, match="--gpus 3: Ray sees 2"), many.ray(chosen_for("--gpus", "3"), 1):
+        pass
+
+
+def test_sigterm_while_ray_starts_is_an_interruption(ray_that_starts):
+    """Ray makes an exit of it, with a code of its own and no word."""
+    ray_that_starts.init = lambda **_: sys.exit(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), many.ray(chosen_for(), 9):
+        pass
+
+
+def test_a_cluster_that_is_not_there_is_not_waited_for(ray_that_starts):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        fault = pytest.raises(EnvironmentFault, match=f"--address {address}: no Ray cluster answers there")
+        with fault, many.ray(chosen_for("--address", address), 9):
+            pass
+        nobody.listen()
+        with many.ray(chosen_for("--address", address), 9):
+            assert ray_that_starts.asked == [{"address": address, "logging_level": "error"}]
+    with many.ray(chosen_for("--address", "local"), 9):
+        assert ray_that_starts.asked[1]["num_gpus"] == 2
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence(pipeline, photographs, tmp_path, monkeypatch):
+    """Whichever worker sees it first; what is done is not done again."""
+    monkeypatch.setattr(sys, "argv", [STAGE])
+    words = ("--images", photographs, "--predictions", tmp_path / "out", "--shard", SHARD, "--format", "csv")
+    chosen, asked = options.many("").parse_args(list(map(str, words))), []
+
+    def deal(chosen, shards):
+        for each in shards:
+            asked.append(each)
+            path = each.path if len(asked) == 1 else tmp_path / "out" / "work.json" / "in a file"
+            yield many.do(pipeline, Pictures(chosen.images), replace(each, path=str(path)))
+
+    with pytest.raises(EnvironmentFault, match=r"^cannot write .*in a file: File exists\. What is done is kept"):
+        many.run(chosen, deal)
+    assert len(asked) == 2 and len(list((tmp_path / "out").glob("*.csv"))) == 1
 
 
 class Driver:
