@@ -22,7 +22,7 @@ from typing import Any, Union
 import numpy as np
 
 from common import decode, options, ranges
-from common.decoders import CpuDecoder, Files, GpuDecoder
+from common.decoders import Files
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.photographs import synthetic_jpeg
 from common.postprocess import top1
@@ -42,6 +42,7 @@ REST_S = 0.002  # between two looks for a batch where there is none
 PATIENCE_S = 60.0  # in which a pipeline that has something to do finishes a batch, or it has failed
 TESTED, DRAWN = 6, 8  # batches of the self-test, and different pictures in it
 
+Picture = tuple[str, Callable[[], bytes]]
 Row = tuple[Union[str, None], Union[float, None], Union[str, None]]
 """Of a picture: its class, the probability, and instead of both why it could not be read."""
 
@@ -84,9 +85,9 @@ class Flow(Session):
         if not engine.classifies:
             raise UsageFault(f"{engine.plan} gives {', '.join(map(str, engine.outputs))}, and this is for classes.")
         batch = np.empty(engine.input_shape(self.size.batch), engine.input_type)  # nobody writes to it
-        super().__init__(engine, [batch] * TURN, [], chosen, TURN)
         self.unreadable: dict[str, str] = {}  # of pictures on their way
-        self._decoder = decode.make(decode.choose(chosen.decoder, self.engine), self.engine, self.unreadable)
+        decoder = decode.make(decode.choose(chosen.decoder, engine), engine, self.unreadable)
+        super().__init__(engine, [batch] * TURN, [], chosen, TURN, source=decode.Source({}, decoder))
         self._going, self._asked, self._taken = deque[Part](), 0, 0  # how many batches the stage wants, and has
         self._error: BaseException = Ended("the pipeline was ended")
         self._finished_s = time.monotonic()
@@ -99,9 +100,9 @@ class Flow(Session):
             self.close()
             raise
 
-    def predict(self, pictures: Sequence[tuple[str, Any]]) -> Answer:
-        """A row for each of ``pictures``, in their order: a name that no other picture has at this time, and something with
-        ``read_bytes``. Any thread may call, and several: while one waits for its last batches, the next one's follow."""
+    def predict(self, pictures: Sequence[Picture]) -> Answer:
+        """A row for each of ``pictures``, in their order: a name that no other picture has at this time, and what reads it. Any
+        thread may call, and several: while one waits for its last batches, the next one's follow."""
         answers, found, size = self._queue(), list[Answer](), self.size.batch
         work = iter([pictures[first : first + size] for first in range(0, len(pictures), size)])
         with self._turn:
@@ -133,7 +134,7 @@ class Flow(Session):
                 raise answer
             return answer
 
-    def _begin(self, pictures: Sequence[tuple[str, Any]]) -> Callable[[], Files]:
+    def _begin(self, pictures: Sequence[Picture]) -> Callable[[], Files]:
         """Begin to read a batch's files; what is returned waits for them. (A simulated host reads in no time.)"""
         if self.here.simulator is not None:
             return partial(self._read, pictures)
@@ -145,11 +146,11 @@ class Flow(Session):
             self._pool = ThreadPoolExecutor(min(AHEAD, max(1, round(min(self._took) / QUICK_S))))
         return lambda: files
 
-    def _read(self, pictures: Sequence[tuple[str, Any]]) -> Files:
+    def _read(self, pictures: Sequence[Picture]) -> Files:
         found = []
-        for name, source in pictures:
+        for name, read in pictures:
             try:
-                found.append((name, source.read_bytes()))
+                found.append((name, read()))
             except OSError as error:
                 self.unreadable[name] = error.strerror or str(error)
                 found.append((name, b""))
@@ -163,14 +164,6 @@ class Flow(Session):
 
     def room(self) -> list[np.ndarray]:
         return []
-
-    @property
-    def decoder(self) -> CpuDecoder | GpuDecoder:
-        return self._decoder
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        return self.batches[0].shape
 
     def read_files(self, index: int) -> Any:
         """Of the next batch; its ``result`` waits for somebody who has one, and for those before it."""
@@ -190,9 +183,6 @@ class Flow(Session):
             raise self._error
         return part.files
 
-    def begin(self, index: int) -> None:
-        pass
-
     def submit(self, index: int) -> Any:
         return ranges.pushed(ranges.INFER, index)
 
@@ -205,8 +195,8 @@ class Flow(Session):
             labels = {number: self.predictions.label(number) for number in set(classes)}
             rows: list[Row] = [(labels[number], probability, None) for number, probability in zip(classes, probabilities)]
             by_pillow = 0
-            for row, (name, _) in enumerate(part.files if self.unreadable or self._decoder.left_to_pillow else ()):
-                left, why = self._decoder.left_to_pillow.pop(name, None), self.unreadable.pop(name, None)
+            for row, (name, _) in enumerate(part.files if self.unreadable or self.decoder.left_to_pillow else ()):
+                left, why = self.decoder.left_to_pillow.pop(name, None), self.unreadable.pop(name, None)
                 by_pillow += left is not None and why is None
                 rows[row] = rows[row] if why is None else (None, None, why)
         races = [WrongOutputs(f"a race, whatever the outputs are: {race}") for race in self.here.races() or []]
@@ -238,7 +228,7 @@ class Flow(Session):
         for _ in parts:
             self._answer(answers)
         for files, batch in zip(parts, pixels):
-            self._decoder.to_host(files, batch)
+            self.decoder.to_host(files, batch)
         check(outputs, run_serially(self.engine, pixels))
         self._away()
 

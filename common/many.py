@@ -84,7 +84,14 @@ def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
         where["num_gpus"] = chosen.gpus or 2
     if elsewhere:
         where = {"address": answering(core, chosen.address)}
-    with started(core, where):
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        running = core.init(logging_level="error", **where)
+    except SystemExit:  # what Ray makes of SIGTERM
+        raise KeyboardInterrupt from None
+    with running:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
         there = 0 if simulated and elsewhere else int(core.cluster_resources().get("GPU", 0))
         if not there and chosen.backend != "auto" and not simulated:
             raise EnvironmentFault(f"--backend {chosen.backend}: Ray sees no GPU here.")
@@ -117,18 +124,6 @@ def answering(core: Any, address: str) -> str:
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}).") from None
     return found
-
-
-def started(core: Any, where: dict[str, Any]) -> Any:
-    """Ray, until the end of a ``with``; signals are heard as before."""
-    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        running = core.init(logging_level="error", **where)
-    except SystemExit:  # what Ray makes of SIGTERM
-        raise KeyboardInterrupt from None
-    for number, handler in heard.items():
-        signal.signal(number, handler)
-    return running
 
 
 def run(chosen: Namespace, deal: Deal) -> None:

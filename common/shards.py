@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -23,31 +23,13 @@ from common.pictures import SUFFIXES
 
 COLUMNS = ("index", "image", "class", "probability", "error")
 WORK = "work.json"  # beside the shards: what they are of
-
-
 ROW = re.compile(r"(.*\.parquet)?#(\d+)", re.DOTALL)  # the name of a picture in a file of Parquet, or in ``root`` itself
 
 
-@dataclass(frozen=True)
-class Content:
-    """A picture's file in memory."""
-
-    data: bytes
-
-    def read_bytes(self) -> bytes:
-        return self.data
-
-
-@dataclass(frozen=True)
-class File:
-    """A picture's file on this machine, or in a file system of Arrow's: a bucket's, for one."""
-
-    path: str
-    system: Any = None
-
-    def read_bytes(self) -> bytes:
-        with open(self.path, "rb", buffering=0) if self.system is None else self.system.open_input_stream(self.path) as file:
-            return file.read()
+def read(path: str, system: Any) -> bytes:
+    """A file of this machine, or of one of Arrow's file systems: a bucket's, for one."""
+    with open(path, "rb", buffering=0) if system is None else system.open_input_stream(path) as file:
+        return file.read()
 
 
 class Pictures:
@@ -59,10 +41,10 @@ class Pictures:
         self.root = root
 
     @cached_property
-    def _remote(self) -> tuple[Any, str] | None:
-        """The file system of an address, and the path in it."""
+    def _place(self) -> tuple[Any, str]:
+        """The file system of Arrow's, None for this machine's own, and the path in it."""
         if "://" not in self.root:
-            return None
+            return None, self.root
         try:
             return import_module("pyarrow.fs").FileSystem.from_uri(self.root)
         except (ValueError, OSError) as error:
@@ -70,8 +52,8 @@ class Pictures:
 
     @cached_property
     def names(self) -> list[str]:
-        if self._remote:
-            system, path = self._remote
+        system, path = self._place
+        if system:
             choose = import_module("pyarrow.fs").FileSelector(path, recursive=True)
             found = [] if system.get_file_info(path).is_file else system.get_file_info(choose)
             files = [each.path[len(path) :].lstrip("/") for each in found if each.is_file] if found else [""]
@@ -89,25 +71,25 @@ class Pictures:
             return [f"{name}#{row}" for row in range(table.metadata.num_rows)]
 
     def _path(self, name: str) -> str:
-        return "/".join(filter(None, (self._remote[1] if self._remote else self.root, name)))
+        return "/".join(filter(None, (self._place[1], name)))
 
     @contextlib.contextmanager
     def _table(self, name: str) -> Iterator[Any]:
         try:
-            yield import_module("pyarrow.parquet").ParquetFile(self._path(name), filesystem=self._remote and self._remote[0])
+            yield import_module("pyarrow.parquet").ParquetFile(self._path(name), filesystem=self._place[0])
         except (ValueError, OSError) as error:  # Arrow's are both
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise EnvironmentFault(f"--images {self.root}: {name or 'it'} cannot be read as Parquet ({why}).") from None
 
-    def sources(self, names: Sequence[str]) -> Iterator[Any]:
-        """Something with ``read_bytes`` for each of ``names``. Rows of Parquet are read here; they follow one another."""
+    def sources(self, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
+        """What reads each of ``names``. Rows of Parquet are read here; they follow one another."""
         for table, group in groupby(names, lambda name: (row := ROW.fullmatch(name)) and (row[1] or "")):
             if table is not None:
                 yield from self._contents(table, [int(name.rpartition("#")[2]) for name in group])
             else:
-                yield from (File(self._path(name), self._remote and self._remote[0]) for name in group)
+                yield from (partial(read, self._path(name), self._place[0]) for name in group)
 
-    def _contents(self, name: str, rows: list[int]) -> Iterator[Content]:
+    def _contents(self, name: str, rows: list[int]) -> Iterator[Callable[[], bytes]]:
         with self._table(name) as table:
             if (column := self._column(table.schema_arrow)) is None:
                 raise UsageFault(f"--images {self.root}: {name or 'it'} has no column of bytes.")
@@ -117,25 +99,18 @@ class Pictures:
                 if inside := [row - start for row in rows if start <= row < end]:
                     values = table.read_row_group(group, columns=[column]).column(0)
                     found = (values[row].as_py() for row in inside)
-                    yield from (Content((each["bytes"] if isinstance(each, dict) else each) or b"") for each in found)
+                    yield from (partial(bytes, (each["bytes"] if isinstance(each, dict) else each) or b"") for each in found)
                 start = end
 
     def _column(self, schema: Any) -> str | None:
         """The first of bytes, or of structs with a field ``bytes``."""
         kinds = import_module("pyarrow.types")
-
-        def holds(kind: Any) -> bool:
-            return kinds.is_binary(kind) or kinds.is_large_binary(kind)
-
         for field in schema:
-            if holds(field.type):
-                return field.name
-            if (
-                kinds.is_struct(field.type)
-                and (own := field.type.get_field_index("bytes")) >= 0
-                and holds(field.type.field(own).type)
-            ):
-                return f"{field.name}.bytes"
+            name, kind = field.name, field.type
+            if kinds.is_struct(kind) and (own := kind.get_field_index("bytes")) >= 0:
+                name, kind = f"{name}.bytes", kind.field(own).type
+            if kinds.is_binary(kind) or kinds.is_large_binary(kind):
+                return name
         return None
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,10 +130,10 @@ def test_pictures_in_structs_of_parquet_and_names_that_look_like_rows(tmp_path):
     for root in (str(tmp_path), tmp_path.as_uri()):
         pictures = Pictures(root)
         assert pictures.names == ["b.parquet#7.jpg", *(f"t.parquet/p.parquet#{row}" for row in range(3))]
-        assert [each.read_bytes() for each in pictures.sources(pictures.names)] == [b"three", b"one", b"two", b""]
+        assert [read() for read in pictures.sources(pictures.names)] == [b"three", b"one", b"two", b""]
     for root in (str(tmp_path / "t.parquet" / "p.parquet"), (tmp_path / "t.parquet" / "p.parquet").as_uri()):
         assert Pictures(root).names == ["#0", "#1", "#2"]
-        assert [each.read_bytes() for each in Pictures(root).sources(["#1"])] == [b"two"]
+        assert [read() for read in Pictures(root).sources(["#1"])] == [b"two"]
 
 
 def test_what_holds_no_pictures_is_named(tmp_path):
@@ -201,7 +202,7 @@ def pipeline(checkout, monkeypatch):
     yield made
     made.close()
     with pytest.raises((flow.Ended, CudaError)):
-        made.predict([("late", Gone())])  # who is late hears of it when the thread has left the simulated host
+        made.predict([("late", gone)])  # who is late hears of it when the thread has left the simulated host
     made.here.simulator.close()
 
 
@@ -232,16 +233,15 @@ def test_a_pipeline_that_gives_a_picture_another_s_outputs_takes_no_shard(checko
     assert not list((tmp_path / "out").glob("*.csv"))
 
 
-class Gone:
-    def read_bytes(self) -> bytes:
-        raise FileNotFoundError(2, "gone")
+def gone() -> bytes:
+    raise FileNotFoundError(2, "gone")
 
 
 def test_pictures_go_in_from_anywhere_and_rows_come_back_in_order(pipeline, monkeypatch):
     """Also where the pipeline is built anew meanwhile, and where a file is gone."""
     data = [synthetic_jpeg(index, 7, 60, 48) for index in range(5)]
-    contents = [(str(index), SimpleNamespace(read_bytes=lambda index=index: data[index % 5])) for index in range(210)]
-    contents[100] = ("100", Gone())
+    contents = [(str(index), partial(bytes, data[index % 5])) for index in range(210)]
+    contents[100] = ("100", gone)
     found, again = pipeline.predict(contents).rows, pipeline.predict(contents).rows
     assert len(contents) > 4 * len(pipeline.batches) and found == again and found[100] == (None, None, "gone")
     assert all(row == found[index % 5] for index, row in enumerate(found) if index != 100)
@@ -270,7 +270,11 @@ def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(ta
     """Every thread that reads costs the decoder, and is worth it where it waits."""
     reader = object.__new__(flow.Flow)
     vars(reader).update(here=SimpleNamespace(simulator=None), unreadable={}, _took=[], _pool=None)
-    slow = SimpleNamespace(read_bytes=lambda: (takes_s and time.sleep(takes_s), b"picture")[1])
+
+    def slow() -> bytes:
+        time.sleep(takes_s)
+        return b"picture"
+
     batches = [[(f"{index}-{row}", slow) for row in range(8)] for index in range(flow.TRIED + 1)]
     found = [begun() for begun in map(reader._begin, batches)]
     assert found == [[(name, b"picture") for name, _ in batch] for batch in batches]
@@ -281,7 +285,7 @@ def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
     monkeypatch.setattr(flow, "PATIENCE_S", 3.0)
     simulator = pipeline.here.simulator
     simulator.fail_at(simulator.calls + 40, CudaErrors.cudaErrorIllegalAddress)
-    contents = [(str(index), SimpleNamespace(read_bytes=lambda: b"")) for index in range(400)]
+    contents = [(str(index), bytes) for index in range(400)]
     for _ in range(2):  # and everybody after
         with pytest.raises(CudaError, match="cudaErrorIllegalAddress"):
             pipeline.predict(contents)
@@ -567,7 +571,8 @@ def test_a_picture_that_kills_is_told_and_costs_only_the_shards_beside_it(checko
 def test_a_batch_counts_its_own_pictures_that_were_left_to_pillow():
     """Not those of other shards, which are on their way at the same time; and none that not even Pillow could read."""
     one, answers = flow.Flow.__new__(flow.Flow), SimpleQueue()
-    one._decoder = SimpleNamespace(left_to_pillow={"0": "grey", "1": "cut", "9": "another batch's"})
+    left = {"0": "grey", "1": "cut", "9": "another batch's"}
+    one.source = SimpleNamespace(decoder=SimpleNamespace(left_to_pillow=left))
     one.unreadable, one.predictions = {"1": "cut"}, Predictions([])
     one.here = SimpleNamespace(races=list, clock_ns=lambda: 5)
     one._going = deque([flow.Part([("0", b""), ("1", b""), ("2", b"")], answers)])
