@@ -28,6 +28,7 @@ from common.shards import Pictures, Shard, shards, tidy
 
 BATCHES = 64  # of a shard
 STORE = 256 << 20  # bytes of Ray's own memory on this machine: only names go through it
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # who feeds a GPU lets nobody go first; by default: 15
 ANSWERS_S = 10.0  # in which a cluster takes a connection; Ray itself waits for minutes
 DEATHS = 3  # workers in a row, for each GPU, that cannot start
 RETRIES = 3  # of a shard whose worker died with it
@@ -70,7 +71,7 @@ def conditions(flow: Flow) -> dict[str, Any]:
 def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Ray's ``data`` and what a worker takes, with Ray started on this machine unless there is an address. Settles
     ``chosen.gpus``, which are ``most`` at most, and ``chosen.backend``."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update({**SETTINGS, **os.environ})
     try:
         core, data = import_module("ray"), import_module("ray.data")
     except ModuleNotFoundError as error:

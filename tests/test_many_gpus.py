@@ -512,6 +512,7 @@ def test_a_killed_worker_s_shards_are_done_by_another(checkout, drive, right):
     while not (holds := list(driver.out.parent.glob("holds-*"))):
         time.sleep(0.02)
     killed = int(holds[0].name.split("-")[1])
+    assert os.getpriority(os.PRIO_PROCESS, killed) == os.getpriority(os.PRIO_PROCESS, driver.process.pid)
     os.kill(killed, signal.SIGKILL)
     (driver.out.parent / "go").touch()
     assert driver.end() == 0, driver.said
