@@ -76,6 +76,8 @@ class Pictures:
 
     def _rows(self, name: str) -> list[str]:
         with self._table(name) as table:
+            if self._column(table.schema_arrow) is None:
+                raise UsageFault(f"--images {self.root}: {name or 'it'} has no column of bytes.")
             return [f"{name}#{row}" for row in range(table.metadata.num_rows)]
 
     def _path(self, name: str) -> str:
@@ -99,9 +101,7 @@ class Pictures:
 
     def _contents(self, name: str, rows: list[int]) -> Iterator[Callable[[], bytes]]:
         with self._table(name) as table:
-            if (column := self._column(table.schema_arrow)) is None:
-                raise UsageFault(f"--images {self.root}: {name or 'it'} has no column of bytes.")
-            start = 0
+            start, column = 0, self._column(table.schema_arrow)
             for group in range(table.num_row_groups):
                 end = start + table.metadata.row_group(group).num_rows
                 if inside := [row - start for row in rows if start <= row < end]:
