@@ -85,7 +85,7 @@ def configure(trt: Any, config: Any, options: argparse.Namespace) -> None:
 def add_profiles(builder: Any, config: Any, network: Any, wanted: list[Triple] | None) -> list[Triple]:
     """One optimization profile a triple: the smallest, the most common and the largest batch. Returns them."""
     fixed, *rest = network.get_input(0).shape
-    usual = (1, 128, 256) if fixed < 1 else (fixed,) * 3
+    usual = plans.USUAL if fixed < 1 else (fixed,) * 3
     profiles = wanted or [usual]
     for triple in profiles:
         if fixed > 0 and triple != usual:

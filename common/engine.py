@@ -113,13 +113,14 @@ class Engine:
         return [(low[0], opt[0], high[0]) for low, opt, high in shapes]
 
     def profile_for(self, batch: int) -> int | None:
-        """The profile with the smallest largest batch that takes ``batch``; None where none does.
+        """The profile with the smallest largest batch that takes ``batch``; of two, that with the nearer OPT. None without one.
 
         A simulated batch needs the profile of the batch that it is charged as.
         """
         batch = backend.current().charged(batch)
-        fitting = [(high, index) for index, (low, _, high) in enumerate(self.profiles) if low <= batch <= high]
-        return min(fitting)[1] if fitting else None
+        shapes = enumerate(self.profiles)
+        fitting = [(high, abs(opt - batch), index) for index, (low, opt, high) in shapes if low <= batch <= high]
+        return min(fitting)[-1] if fitting else None
 
     def create_context(self, profile: int | None = 0) -> Context:
         """A context for one of the profiles; None is what ``profile_for`` answers where no profile fits."""

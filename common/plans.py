@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
 COMPATIBLE = "--version-compatible"
 LADDERS = r"resnet18(-u?int8)?(-nhwc)?-(fp32|fp16|int8)(-\d+)*"  # what the default plans are called
+USUAL = 1, 128, 256  # the smallest, the most common and the largest batch of a plan that is told nothing
 LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have
 
 
@@ -118,8 +119,8 @@ def rebuild(plan: Path, facts: dict[str, Any]) -> str:
 
 
 def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = None) -> Path:
-    """The plan of the ladder's model in ``precision``, with a profile for each batch size of ``opts`` if there are any. With a
-    ``layout`` (nchw or nhwc) it takes bytes.
+    """The plan of the ladder's model in ``precision``, with a profile for each batch size of ``opts`` if there are any: for 128
+    the usual one, whose kernels TensorRT has timed for the other plans. With a ``layout`` (nchw or nhwc) it takes bytes.
 
     It is built first where it is not there, or no longer this machine's or this model's.
     """
@@ -129,7 +130,8 @@ def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = 
     shown = Path(os.path.relpath(plan))
     options = [] if precision == "fp32" else [f"--{precision}"]
     options += ["--input", "bytes", "--layout", layout] if layout else []
-    options += [part for opt in opts for part in ("--profile", f"1,{opt},{opt}")]
+    shapes = (USUAL if opt == USUAL[1] else (1, opt, opt) for opt in opts)
+    options += [part for shape in shapes for part in ("--profile", ",".join(map(str, shape)))]
     if unusable(plan, shown):
         plan.parent.mkdir(parents=True, exist_ok=True)
         with program.alone(plan.with_name(f"{plan.name}.lock")):

@@ -165,16 +165,25 @@ def test_none_and_false_are_errors_with_tensorrt_s_reason():
     assert require(0, "a count") == 0
 
 
-def test_a_batch_gets_the_smallest_profile_that_takes_it(checkout, tmp_path):
-    plan = tmp_path / "two.plan"
-    profiles = ("--profile", "1,64,128", "--profile", "1,8,16")
+def test_a_batch_gets_the_smallest_profile_that_takes_it_and_of_two_the_one_for_its_size(checkout, tmp_path):
+    plan = tmp_path / "three.plan"
+    profiles = ("--profile", "1,64,128", "--profile", "1,8,16", "--profile", "1,128,128")
     done = checkout.run("0_build.py", "--backend", "simulated", "--onnx-file", "tiny.onnx", *profiles, "--output", plan)
     assert done.returncode == 0, done.stderr
     engine = Engine(plan)
-    assert engine.profiles == [(1, 64, 128), (1, 8, 16)] and engine.facts["profiles"] == [[1, 64, 128], [1, 8, 16]]
-    assert [engine.profile_for(batch) for batch in (1, 16, 17, 128, 129)] == [1, 1, 0, 0, None]
+    assert engine.profiles == [(1, 64, 128), (1, 8, 16), (1, 128, 128)]
+    assert engine.facts["profiles"] == [[1, 64, 128], [1, 8, 16], [1, 128, 128]]
+    assert [engine.profile_for(batch) for batch in (1, 16, 17, 100, 128, 129)] == [1, 1, 0, 2, 2, None]
     with pytest.raises(EnvironmentFault, match="has no profile"):
         engine.create_context(engine.profile_for(129))
+
+
+def test_the_usual_profile_is_the_one_for_128(here, monkeypatch):
+    asked = []
+    monkeypatch.setattr(plans, "unusable", lambda plan, shown: "no plan")
+    monkeypatch.setattr(plans, "build", lambda shown, options, why: asked.extend(options))
+    plans.default_plan("fp16", [16, 128])
+    assert asked == ["--fp16", "--profile", "1,16,16", "--profile", "1,128,256"]
 
 
 def test_a_cuda_error_is_no_reason_to_build_a_plan_again(checkout, here, monkeypatch):
