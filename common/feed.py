@@ -41,7 +41,7 @@ class Feed:
         ``allocated`` gives the arrays. ``source``: what decodes ``encoded`` images, once here and once in the run."""
         distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
         distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
-        self.batches, self._images, self._allocated, self._source = list(islice(allocated, distinct)), images, allocated, source
+        self.batches, self.images, self._allocated, self._source = list(islice(allocated, distinct)), images, allocated, source
         with contextlib.closing(self._upcoming(0)) as read:
             names = [self._fill(batch, read) for batch in shown(self.batches, "preparing batches", distinct)]
         if not any(names):
@@ -57,23 +57,15 @@ class Feed:
 
     def _upcoming(self, first: int) -> Generator[Any, None, None]:
         """The images from the ``first`` on, as ``_fill`` takes them."""
-        return self._images.read(self.batches[0].dtype, first) if self._source is None else self._images.names(first)
+        return self.images.read(self.batches[0].dtype, first) if self._source is None else self.images.names(first)
 
     def _fill(self, batch: np.ndarray, upcoming: Iterator[Any]) -> list[str]:
-        return fill(batch, upcoming) if self._source is None else self._source.fill(batch, upcoming, self._images.skip)
-
-    def names_left(self) -> Iterator[str]:
-        """Of the ``encoded`` images that are left."""
-        return self._images.names(len(self._images) - self.left)
-
-    def skip(self, name: str, why: str) -> None:
-        """An image that is left cannot be read."""
-        self._images.skip(name, why)
+        return fill(batch, upcoming) if self._source is None else self._source.fill(batch, upcoming, self.images.skip)
 
     @property
     def left_to_pillow(self) -> dict[str, str]:
         """Names of images that the decoder did not take, so far, and why."""
-        return (self._source.decoder if self._source is not None else self._images.load).left_to_pillow
+        return (self._source.decoder if self._source is not None else self.images.load).left_to_pillow
 
     def turns(self) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
         """Batches of the images that are left, with their names; small ones are many. A thread fills one half of them while the
@@ -87,7 +79,7 @@ class Feed:
         yield from shown(self._filled(halves), "the other images", ceil(self.left / rows * len(self.batches) / len(halves[1])))
 
     def _filled(self, halves: Sequence[list[np.ndarray]]) -> Iterator[list[tuple[np.ndarray, list[str]]]]:
-        read, stopped = self._upcoming(len(self._images) - self.left), threading.Event()
+        read, stopped = self._upcoming(len(self.images) - self.left), threading.Event()
         going_on = takewhile(lambda _: not stopped.is_set(), read)
 
         def fill_all(half: list[np.ndarray]) -> list[tuple[np.ndarray, list[str]]]:

@@ -26,20 +26,13 @@ class Once(Session):
     made while others are decoded. Files that nobody can decode have no row in its names and outputs."""
 
     def __init__(
-        self,
-        measured: Session,
-        count: int,
-        names: list[list[str]],
-        upcoming: Iterator[list[str]],
-        feed: Feed,
-        progress: Iterator[int],
+        self, measured: Session, count: int, names: list[list[str]], upcoming: Iterator[list[str]], feed: Feed
     ) -> None:
         batches = [measured.batches[0]] * count  # only their shape is asked for
         super().__init__(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
         self.names: list[list[str]] = names
-        self._upcoming, self._unreadable = upcoming, dict[str, str]()
+        self._upcoming, self._feed, self._unreadable = upcoming, feed, dict[str, str]()
         self.decoder.load.unreadable = self._unreadable
-        self._skip, self._progress = feed.skip, progress
 
     @property
     def distinct(self) -> int:
@@ -60,29 +53,28 @@ class Once(Session):
             self.names[index] = [names[row] for row in kept]
             for name, why in gone.items():
                 self.decoder.left_to_pillow.pop(name, None)
-                self._skip(name, why)
+                self._feed.images.skip(name, why)
         super().postprocess(index, host_output)
-        next(self._progress, None)
 
 
 def runs(measured: Session, feed: Feed, infer: Infer) -> Iterator[Once]:
     """Runs of the images that are left: one, or several where there are so many that their outputs would fill ``MEMORY``."""
-    names, size = feed.names_left(), len(measured.batches[0])
-    upcoming = iter(lambda: list(islice(names, size)), [])
+    names, size = feed.images.names(len(feed.images) - feed.left), len(measured.batches[0])
     most, left = max(len(feed.batches), MEMORY // measured.outputs[0].nbytes), -(-feed.left // size)
-    progress = iter(shown(range(left), "the other images", left))
+    upcoming = iter(shown(iter(lambda: list(islice(names, size)), []), "the other images", left))
     while left:
         count, known, work = min(left, most), -1, list[list[str]]()
         left -= count
         while known != (known := len(measured.decoder.apart)):
             work = [names for names in work if names]
-            run = Once(measured, len(work) or count, work, upcoming, feed, progress)
+            run = Once(measured, len(work) or count, work, upcoming, feed)
             infer(run)
             for race in backend.current().races() or []:
                 raise WrongOutputs(f"a race, whatever the outputs are: {race}")
             if not measured.options.no_verify:
                 held(run, feed.batches)
         yield run
+    next(upcoming, None)  # there is none: the progress ends
 
 
 def held(run: Once, batches: Sequence[np.ndarray]) -> None:
