@@ -15,8 +15,6 @@ that of files of 500×375, whatever their size; `read` is this machine's even th
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from pathlib import Path
 
 from common import jpeg, program
 from common.backend import NAMES
+from common.children import record_of
 from common.console import err, printable, show
 from common.decode import content
 from common.errors import EnvironmentFault, UsageFault
@@ -100,18 +99,11 @@ def read_rate(folder: Path) -> float:
 
 def run(folder: Path, decoder: str, options: Namespace) -> Record:
     """Stage 11's record on the files of ``folder``. Raises ``EnvironmentFault`` where it ended without one."""
-    path = options.out / f"{folder.name}-{decoder}.json"
-    path.unlink(missing_ok=True)
     passed = [
         part for name in PASSED_ON if (value := getattr(options, name)) for part in (f"--{name.replace('_', '-')}", value)
     ]
-    command = [sys.executable, ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder]
-    done = subprocess.run([*map(str, [*command, *passed]), "--json", str(path)], check=False, capture_output=True, text=True)
-    record = Record.read(path)
-    if record is None or done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise EnvironmentFault(f"{folder.name} with {decoder} ended with exit code {done.returncode}: {said}")
-    return record
+    command = [ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder, *passed]
+    return record_of(*command, path=options.out / f"{folder.name}-{decoder}.json")
 
 
 def row(folder: Path, decoder: str, read: float, record: Record) -> dict[str, object]:
@@ -153,7 +145,7 @@ def main() -> None:
             try:
                 record = run(folder, decoder, options)
             except EnvironmentFault as fault:
-                err.print(f"left out: {fault}", style="yellow", markup=False)
+                err.print(f"left out: {folder.name} with {decoder}: {fault}", style="yellow", markup=False)
                 continue
             rows.append(row(folder, decoder, read, record))
             err.print(f"{folder.name} with {decoder}: {record.per_batch_ms:.3f} ms a batch", markup=False)

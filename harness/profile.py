@@ -20,12 +20,11 @@ A stage whose results are newer than its script and its plan, and were made with
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 from common import program
 from common.backend import NAMES, select
+from common.children import output_of
 from common.console import err, out, printable
 from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
@@ -78,11 +77,11 @@ def parse_options() -> argparse.Namespace:
 def decide_backend(name: str) -> str:
     """What ``auto`` comes to, asked of a process of its own: this one stays out of CUDA."""
     said = f"print(backend.select({name!r}).name, '|', backend.current().reason)"
-    code = f"from common import backend, program; program.run(lambda: {said})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    if done.returncode != 0:
-        raise EnvironmentFault(done.stderr.strip().rpartition("error: ")[2] or f"{sys.executable} ended without a word")
-    chosen, _, reason = done.stdout.strip().partition(" | ")
+    try:
+        told = output_of("-c", f"from common import backend, program; program.run(lambda: {said})")
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(str(fault).rpartition("error: ")[2]) from None
+    chosen, _, reason = told.strip().partition(" | ")
     out.print(f"backend: {chosen} ({reason})", markup=False)
     return chosen
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from common import backend, program
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
+from common.children import last_line
 from common.console import out, show
 from common.cuda import Stream
 from common.errors import EnvironmentFault, UsageFault
@@ -77,8 +78,7 @@ def at_once(commands: dict[int, list[str]]) -> dict[int, str]:
         found = {gpu: process.communicate() for gpu, process in started.items()}
     for gpu, process in started.items():
         if process.returncode:
-            last = (found[gpu][1].strip().splitlines() or ["nothing"])[-1]
-            raise EnvironmentFault(f"on GPU {gpu}: exit code {process.returncode}: {last}")
+            raise EnvironmentFault(f"on GPU {gpu}: exit code {process.returncode}: {last_line(found[gpu][1])}")
     return {gpu: said for gpu, (said, _) in found.items()}
 
 

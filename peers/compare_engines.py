@@ -34,11 +34,11 @@ from common.errors import UsageFault, WrongOutputs
 from common.files import write_json
 from common.host import processor
 from common.options import natural, positives
+from common.plans import ROOT
 from export import models
 from peers.accuracy import difference, share
 from peers.contenders import CONTENDERS
 from peers.inputs import Labelled, batch_of, labelled
-from peers.processes import ROOT
 from peers.rows import WARNING, Result, report
 from peers.task import Contender, Missing, Ready, Task
 

@@ -4,24 +4,23 @@ what would run it through Torch-TensorRT."""
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from common import backend
 from common.buffers import DeviceBuffer
+from common.children import record_of
 from common.cuda import Stream
 from common.engine import Engine
 from common.errors import EnvironmentFault, Fault
 from common.libraries import first
-from common.plans import unusable
-from common.record import Record
+from common.plans import ROOT, unusable
 from export import models
 from peers.lane import Enqueue, Lane, growth_mb
 from peers.on_pytorch import pytorch
-from peers.processes import run_quietly
 from peers.task import Missing, Ready, Task
 
 
@@ -37,8 +36,10 @@ def tensorrt(task: Task, precision: str, graph: bool = False) -> Iterator[Ready]
         if not here.kind.builds:
             raise Missing(f"a plan: {reason}")
         profile = ",".join([str(task.batch)] * 3)
-        if problem := task.build("--backend", "tensorrt", *wanted, "--profile", profile, "--output", plan):
-            raise Missing(f"a plan; the build failed: {problem}")
+        try:
+            task.build("--backend", "tensorrt", *wanted, "--profile", profile, "--output", plan)
+        except EnvironmentFault as fault:
+            raise Missing(f"a plan; the build failed: {fault}") from None
     memory_mb, engine = growth_mb(), Engine(plan)
     engine.require_precision(precision)
     profile_index = engine.profile_for(task.batch)
@@ -82,16 +83,9 @@ def command(plan: Path, task: Task, graph: bool) -> str:
 @contextlib.contextmanager
 def pipeline(task: Task, precision: str) -> Iterator[Ready]:
     """The same plan in stage 7's pipeline: several batches in flight, post-processing included."""
-    with tensorrt(task, precision) as ready, tempfile.TemporaryDirectory() as folder:
-
-        def rate() -> Record:
-            path = Path(folder) / "record.json"
-            what = ["--backend", "tensorrt", "--plan", task.plan(precision), "--precision", precision, "--batch", task.batch]
-            problem, record = run_quietly("7_cuda_graph.py", *what, "--no-controls", "--json", path), Record.read(path)
-            if problem or record is None:
-                raise EnvironmentFault(str(problem))
-            return record
-
+    with tensorrt(task, precision) as ready:
+        what = ["--backend", "tensorrt", "--plan", task.plan(precision), "--precision", precision, "--batch", task.batch]
+        rate = partial(record_of, ROOT / "7_cuda_graph.py", *what, "--no-controls")
         yield replace(ready, rate=rate, command=None)
 
 

@@ -12,18 +12,17 @@ or bytes.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import program
+from common.children import record_of
 from common.console import err, show
-from common.errors import Fault
+from common.errors import EnvironmentFault, Fault
 from common.files import column, columns, grid, write_text
 from common.options import positive
 from common.record import Record
 from peers.loops import LOOPS
-from peers.processes import run_quietly
 
 WINDOWS = 2  # in each process but the first, as the harness has the stages
 
@@ -94,12 +93,12 @@ def run_all(options: argparse.Namespace) -> int:
     failed, measure = 0, ["--measure", options.measure] if options.measure else []
     for _ in range(options.processes):
         for name in list(runs):
-            with tempfile.TemporaryDirectory() as folder:
-                path, windows = Path(folder) / "record.json", WINDOWS if runs[name] else 1
-                what = ["--batch", options.batch, "--device", options.device, "--windows", windows, *measure, "--json", path]
-                problem, record = run_quietly("-m", "peers.loops", name, *what), Record.read(path)
-            if record is None:  # compilers fail in ways of their own; the others are still worth their time
-                err.print(f"  {name:<32} not run: {problem}", style="red", markup=False)
+            windows = WINDOWS if runs[name] else 1
+            what = ["--batch", options.batch, "--device", options.device, "--windows", windows, *measure]
+            try:
+                record = record_of("-m", "peers.loops", name, *what)
+            except EnvironmentFault as fault:  # compilers fail in ways of their own; the others are still worth their time
+                err.print(f"  {name:<32} not run: {fault}", style="red", markup=False)
                 failed = 1
                 del runs[name]
                 continue

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import EnvironmentFault
+from common.children import output_of
 from common.files import sha256
+from common.plans import ROOT
 from common.record import Record
 from export import models
 from peers.lane import Lane
-from peers.processes import ROOT, run_quietly
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,11 @@ class Task:
 
     def export(self, calibration_images: Path | None) -> None:
         """Make the ONNX files, the INT8 one too where it can be calibrated; raises ``EnvironmentFault``."""
-        calibrated = ["--int8", "--calibration-images", calibration_images] if calibration_images else []
-        if problem := self.build("--export-only", *calibrated):
-            raise EnvironmentFault(f"no ONNX files: {problem}")
+        self.build("--export-only", *(["--int8", "--calibration-images", calibration_images] if calibration_images else []))
 
-    def build(self, *options: object) -> str | None:
-        """Run 0_build.py for the model; what went wrong, or None."""
-        return run_quietly("0_build.py", "--model", self.model, "--weights", self.weights, *options)
+    def build(self, *options: object) -> None:
+        """Run 0_build.py for the model; raises ``EnvironmentFault``."""
+        output_of(ROOT / "0_build.py", "--model", self.model, "--weights", self.weights, *options)
 
 
 class Missing(Exception):

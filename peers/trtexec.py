@@ -19,8 +19,8 @@ from common import program
 from common.errors import UsageFault
 from common.files import write_json
 from common.options import positive
+from common.plans import ROOT
 from export import models
-from peers.processes import ROOT
 from peers.rows import Result
 
 PARTS = {"h2d_ms": "h2dMs", "compute_ms": "computeMs", "d2h_ms": "d2hMs"}

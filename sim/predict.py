@@ -11,12 +11,10 @@ time, and the model knows of nothing else, so the fastest run stands beside it.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 from common import backend, program
+from common.children import record_of
 from common.console import show
 from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, write_json, write_text
@@ -55,15 +53,8 @@ def called(run: Record) -> str:
 
 def modelled(device: str, stage: str, *options: object) -> Record:
     """A stage's record on the simulated device. Raises ``EnvironmentFault`` where it ended without one."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "record.json"
-        command = [sys.executable, ROOT / f"{stage}.py", "--backend", "simulated", "--device", device, "--no-verify"]
-        command += ["--json", path, *options]
-        done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True)
-        if (record := Record.read(path)) is None:
-            said = done.stderr.strip().rpartition("error: ")[2]
-            raise EnvironmentFault(f"{stage} ended with exit code {done.returncode} on the simulated {device}: {said}")
-    return record
+    where = ("--backend", "simulated", "--device", device)
+    return record_of(ROOT / f"{stage}.py", *where, "--no-verify", *options)
 
 
 def predict(device: str, measured: Record) -> float:
