@@ -6,7 +6,6 @@ import contextlib
 import glob
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from common import backend, libraries, program
 from common.errors import EnvironmentFault
 from harness.nsys import NsysError, find
+from harness.processes import ask
 
 NVIDIA = "0x10de"  # on the PCI bus
 LONGEST = 1000  # characters of what a program says that are quoted
@@ -63,16 +63,6 @@ def look() -> Machine:
     return Machine(sys.version_info[:2], **facts)
 
 
-def ask(*arguments: str) -> tuple[str, bool]:
-    """What nvidia-smi says, and whether it succeeded."""
-    try:
-        how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": False}
-        done = subprocess.run(["nvidia-smi", *arguments], **how)
-    except (OSError, subprocess.SubprocessError):
-        return "", False
-    return (done.stdout or done.stderr).strip(), done.returncode == 0
-
-
 def cuda_version(cudart: Any, name: str) -> Version:
     """What one of CUDA's version calls answers; () where it does not, or cuda-python before 12.6 finds no driver."""
     with contextlib.suppress(RuntimeError, AttributeError):
@@ -84,19 +74,23 @@ def cuda_version(cudart: Any, name: str) -> Version:
 def gpu() -> dict[str, Any]:
     """The driver, and the first GPU as nvidia-smi knows it; in a container without that, as CUDA does."""
     facts: dict[str, Any] = {}
+
+    def query(fields: str) -> tuple[str, bool]:
+        return ask("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+
     with contextlib.suppress(EnvironmentFault):
         cudart, name, capability = libraries.gpu()
         known = cuda_version(cudart, "cudaDriverGetVersion")
         facts.update(gpu=name, capability=capability, driver="of unknown version", driver_cuda=known)
-    said, works = ask()
-    rows, _ = ask("--query-gpu=name,driver_version,memory.free", "--format=csv,noheader,nounits") if works else ("", False)
+    said, works = ask("nvidia-smi")
+    rows, _ = query("name,driver_version,memory.free") if works else ("", False)
     cells = [cell.strip() for cell in rows.partition("\n")[0].rsplit(",", 2)]
     if len(cells) == 3:
         name, driver, free = cells
         cuda = re.search(r"CUDA (?:\w+ )?Version: ([\d.]+)", said)
         facts.update(gpu=name, driver=driver, driver_cuda=numbers(cuda[1]) if cuda else ())
         facts["gpu_free_gb"] = int(free) * 2**20 / 1e9 if free.isdecimal() else None
-        capability, works = ask("--query-gpu=compute_cap", "--format=csv,noheader")
+        capability, works = query("compute_cap")
         if works:  # an old driver does not know the word
             facts["capability"] = capability.partition("\n")[0].strip()
     elif not facts and said:

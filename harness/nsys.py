@@ -7,13 +7,11 @@ import glob
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.errors import EnvironmentFault
-from harness.processes import call
+from harness.processes import ask, call
 
 PLACES = [
     "/opt/nvidia/nsight-systems*/*/bin/nsys",
@@ -66,14 +64,10 @@ def find() -> Nsys:
     if not named:
         candidates += [path for place in PLACES for path in sorted(glob.glob(os.path.expanduser(place)), reverse=True)]
     for path in filter(None, candidates):
-        try:
-            how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60}
-            text = subprocess.run([path, "--version"], check=True, **how).stdout
-            manual = subprocess.run([path, "profile", "--help"], check=False, **how)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        version = re.search(r"\d{4}\.\d+(\.\d+)*", text)
-        return Nsys(path, version.group() if version else "of unknown version", manual.stdout + manual.stderr)
+        text, works = ask(path, "--version")
+        if works:
+            version = re.search(r"\d{4}\.\d+(\.\d+)*", text)
+            return Nsys(path, version.group() if version else "of unknown version", ask(path, "profile", "--help")[0])
     if named:
         raise NsysError(f"NSYS={named} does not run; the table has no breakdown.")
     remedy = "install nsight-systems-cli from NVIDIA's package repository, or set NSYS to its nsys"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +9,16 @@ import numpy as np
 
 from common.files import write_json
 from common.timeline import TITLES
-from common.trace import Trace
+from common.trace import Trace, opened
 
 GPU, HOST = 1, 2  # process ids of the two groups of rows
 POSTPROCESS, WINDOW = 1 << 20, 1 << 21  # rows of the host below its threads'
-KERNELS = "SELECT k.start, s.value FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName"
 
 
 def events(trace: Trace) -> list[dict[str, Any]]:
     """Complete events ("X") in µs from the first one, the names of their rows ("M"), and arrows ("s" to "f")."""
-    kernels, connection = {}, sqlite3.connect(f"{trace.path.absolute().as_uri()}?mode=ro", uri=True)
-    with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):  # where whole graphs were traced
-        kernels = dict(connection.execute(KERNELS))
+    with opened(trace.path) as reader:
+        kernels = dict(reader.rows("CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName", "k.start, s.value"))
     rows: list[tuple[int, int, str, np.ndarray, Any, Any]] = []  # process, row, its title; intervals, names, batches
     arrows: list[tuple[np.ndarray, np.ndarray, int]] = []  # the calls' numbers, their operations' intervals and row
     for row, (part, found) in enumerate({"h2d": trace.h2d, "compute": trace.kernels, "d2h": trace.d2h}.items(), 1):

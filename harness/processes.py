@@ -26,6 +26,16 @@ def call(command: list[str], log: Path) -> int:
     return process.returncode
 
 
+def ask(*command: str) -> tuple[str, bool]:
+    """What a program says, and whether it succeeded; "" and no where there is none, or no answer in a minute."""
+    try:
+        how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": False}
+        done = subprocess.run(command, **how)
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+    return (done.stdout or done.stderr).strip(), done.returncode == 0
+
+
 @contextlib.contextmanager
 def killed_with_us(process: subprocess.Popen[Any]) -> Iterator[None]:
     """Whatever is raised inside, the process and all that it started have ended before."""
