@@ -17,36 +17,21 @@ from export import models
 from peers.lane import Enqueue, Lane, gpu, growth_mb
 from peers.task import Missing, Ready, Task
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "CUDA": {},
-    "CUDA (CUDA graph)": {"enable_cuda_graph": "1"},
-    "CUDA (NHWC)": {"prefer_nhwc": "1"},
-    "TensorRT": {},
-}
-"""What each row asks of its provider."""
-
 
 @contextlib.contextmanager
 def on_cpu(task: Task, precision: str) -> Iterator[Ready]:
     """The CPU provider."""
     ort, file = runtime(), present(task, precision)
-    session, kept = session_of(ort, file, [("CPUExecutionProvider", {})]), dict[str, Any]()
-
-    def infer() -> None:
-        kept["logits"] = session.run(None, {models.INPUT: kept["images"]})[0]
-
-    def load(images: np.ndarray) -> None:
-        kept["images"] = images
-
-    yield Ready(f"ONNX Runtime {ort.__version__}", load, infer, lambda: kept["logits"])
+    session = session_of(ort, file, [("CPUExecutionProvider", {})])
+    yield Ready.on_cpu(f"ONNX Runtime {ort.__version__}", lambda images: session.run(None, {models.INPUT: images})[0])
 
 
 @contextlib.contextmanager
-def on_gpu(task: Task, precision: str, row: str) -> Iterator[Ready]:
-    """One of the GPU's providers, on the lane's stream and in its memory: ONNX Runtime copies nothing, and ``run`` returns when
-    the work is enqueued. One that takes no stream waits for the copy before its work, and for the work. The TensorRT provider
-    builds its engine, for this batch, in the first run."""
-    ort, provider, settings = runtime(), row.split()[0], dict(SETTINGS[row])
+def on_gpu(task: Task, precision: str, provider: str, **settings: str) -> Iterator[Ready]:
+    """One of the GPU's providers, told these ``settings``, on the lane's stream and in its memory: ONNX Runtime copies nothing,
+    and ``run`` returns when the work is enqueued. One that takes no stream waits for the copy before its work, and for the
+    work. The TensorRT provider builds its engine, for this batch, in the first run."""
+    ort = runtime()
     full_name = f"{provider.replace('RT', 'rt')}ExecutionProvider"
     if full_name not in ort.get_available_providers():
         raise Missing(f"an onnxruntime with the {full_name} (pip install onnxruntime-gpu) and an NVIDIA GPU")

@@ -32,7 +32,8 @@ def pytorch(task: Task, precision: str, **how: str) -> Iterator[Ready]:
         if half:
             raise Missing("an NVIDIA GPU (FP16 convolutions on a CPU are emulated)")
         network = create_model(task.model, task.weights, models.SEED)[0]
-        yield on_cpu(torch, version, torch.compile(network, **how) if how else network)
+        run = torch.compile(network, **how) if how else network
+        yield Ready.on_cpu(version, torch.inference_mode()(lambda images: run(torch.from_numpy(images)).numpy()))
         return
     here = gpu()
     torch.cuda.empty_cache()  # what another contender has left there would be used without being counted
@@ -72,19 +73,6 @@ def pytorch(task: Task, precision: str, **how: str) -> Iterator[Ready]:
             if how:
                 torch._dynamo.reset()
             torch.cuda.empty_cache()
-
-
-def on_cpu(torch: Any, version: str, model: Any) -> Ready:
-    kept: dict[str, Any] = {}
-
-    def load(images: np.ndarray) -> None:
-        kept["images"] = torch.from_numpy(images)
-
-    def infer() -> None:
-        with torch.inference_mode():
-            kept["logits"] = model(kept["images"])
-
-    return Ready(version, load, infer, lambda: kept["logits"].float().numpy())
 
 
 def as_tensor(torch: Any, memory: DeviceBuffer, shape: tuple[int, ...]) -> Any:

@@ -76,6 +76,13 @@ class Ready:
     command: str | None = None  # of the vendor's own tool that times the same
     rate: Callable[[], Record] | None = None  # of a pipeline: the record of a measured window
 
+    @classmethod
+    def on_cpu(cls, version: str, run: Callable[[np.ndarray], np.ndarray]) -> Ready:
+        """``run``: from images to logits."""
+        kept = dict[str, np.ndarray]()
+        load, infer = lambda images: kept.update(images=images), lambda: kept.update(logits=run(kept["images"]))
+        return cls(version, load, infer, lambda: kept["logits"])
+
 
 @dataclass(frozen=True)
 class Contender:
