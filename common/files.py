@@ -16,6 +16,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
+from common.console import show
 from common.errors import EnvironmentFault, UsageFault
 
 
@@ -73,6 +74,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def publish(page: str, facts: Any, path: Path) -> None:
+    """Show a page, and write it and what it was made of: PATH.md and PATH.json."""
+    show(page)
+    write_text(Path(f"{path}.md"), page)
+    write_json(Path(f"{path}.json"), facts)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

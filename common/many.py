@@ -135,10 +135,8 @@ def run(chosen: Namespace, deal: Deal) -> None:
     chosen.plan = chosen.plan and chosen.plan.resolve()
     chosen.precision = chosen.precision or (None if chosen.plan else "fp16")
     check_writable(chosen.json)
-    facts = {
-        "plan_sha256": sha256(chosen.plan) if chosen.plan and chosen.plan.is_file() else None,
-        "precision": chosen.precision,
-    }
+    digest = sha256(chosen.plan) if chosen.plan and chosen.plan.is_file() else None
+    facts = {"plan_sha256": digest, "precision": chosen.precision}
     size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
     every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)
     if chosen.part:

@@ -15,8 +15,7 @@ from common.plans import read_sidecar
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The stage's manual is its docstring; the options are the same for every stage."""
     p = program.parser(doc)
-    run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
-    add_shared_options(run, write, where)
+    run, write, where = add_shared_options(p)
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--batches", **number, help="to run, warm-up included (default: the measured ones, and 10 to warm up)")
     measured = f"how many of the last ones are measured (default: 1 s, at least 100; simulated: {backend.SIMULATED_MEASURED})"
@@ -35,8 +34,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return p
 
 
-def add_shared_options(run: Any, write: Any, where: Any) -> None:
-    """What one process and many have in common, by group."""
+def add_shared_options(p: argparse.ArgumentParser) -> list[Any]:
+    """What one process and many have in common, in groups: what to run, what to write, where to run."""
+    run, write, where = groups = [p.add_argument_group(title) for title in ("what to run", "what to write", "where to run")]
     number: dict[str, Any] = {"type": positive, "metavar": "N"}
     run.add_argument("--plan", type=Path, help="TensorRT plan (default: the stage's own under plans/, built when missing)")
     trust = "run the code in a version-compatible plan that no sidecar proves: only for one of your own"
@@ -54,19 +54,18 @@ def add_shared_options(run: Any, write: Any, where: Any) -> None:
     where.add_argument("--device", metavar="NAME", help=f"simulated: the GPU to model (default: {backend.DEFAULT_DEVICE})")
     charge = f"simulated: charge the time of N images a batch (default: --batch; without it {backend.PUBLISHED_BATCH})"
     where.add_argument("--charge-batch", **number, help=charge)
+    return groups
 
 
 def many(doc: str | None) -> argparse.ArgumentParser:
     """Of a run over many processes."""
     p = program.parser(doc)
-    run, write, where = (p.add_argument_group(title) for title in ("what to run", "what to write", "where to run"))
+    run, write, where = add_shared_options(p)
     pictures = "a folder of pictures, Parquet with their bytes, or the address of either in a bucket (s3://…)"
     run.add_argument("--images", required=True, metavar="DIR", help=pictures)
-    add_shared_options(run, write, where)
     write.add_argument("--predictions", type=Path, required=True, metavar="OUT", help="a folder for the shards of predictions")
     write.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="of a shard (default: %(default)s)")
-    shard = "pictures a shard (default: 64 batches)"
-    write.add_argument("--shard", type=positive, metavar="N", help=shard)
+    write.add_argument("--shard", type=positive, metavar="N", help="pictures a shard (default: 64 batches)")
     where.add_argument("--gpus", type=positive, metavar="N", help="how many (default: all of them; simulated: 2)")
     where.add_argument("--address", help="of a Ray cluster, or auto (default: Ray is started on this machine)")
     part = "without Ray: one process, one GPU, every N-th shard from the I-th on (0 to N-1); run one for each I"

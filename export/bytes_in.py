@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from common.console import err
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import UsageFault
 from common.files import sha256
 from common.images import DEVIATION, MEAN, channels_first, converted, noise_images, write
-from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
+from export.models import check_near, end, load, needs, read_description, run_onnx, save, write_description
 
 LAYOUTS = ("nchw", "nhwc")
 """How a batch's bytes lie: a plane a colour, as convolutions are written down; or the colours of a pixel side by side, as
@@ -47,11 +46,8 @@ def bytes_in(source: Path, folder: Path, kind: str, layout: str) -> Path:
     taken = end(model.graph.input[0])
     sent = np.empty((len(pixels), *taken.shape[1:]), taken.type)
     write(pixels, sent)
-    difference = largest_difference(run_onnx(path, sent), run_onnx(source, converted(pixels, np.float32)))
-    if not difference < TOLERANCE[kind]:
-        path.unlink()
-        raise EnvironmentFault(f"the {kind} file is wrong: it differs from {source} by {difference:.2g} of the largest output.")
-    err.print(f"{path}: within {difference:.1e} of {source.name} on the same pictures", markup=False)
+    right = run_onnx(source, converted(pixels, np.float32))
+    check_near(path, run_onnx(path, sent), right, TOLERANCE[kind], f"{source.name} on the same pictures")
     write_description(path, **{**read_description(source), **made_of})
     return path
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.console import err
 from common.errors import EnvironmentFault
 from common.files import atomic_path, read_json, sha256, write_json
 from common.tensors import End, check_ends
@@ -128,6 +129,16 @@ def largest_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
     if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
         return float("nan")
     return float(np.abs(outputs - reference).max() / (np.abs(reference).max() or 1))
+
+
+def check_near(path: Path, outputs: np.ndarray, right: np.ndarray, most: float, of: str, more: str = "") -> None:
+    """Say how far the outputs of a file are from what is right; one that is off by ``most`` or more is removed, and raises
+    ``EnvironmentFault``."""
+    difference = largest_difference(outputs, right)
+    if not difference < most:
+        path.unlink()
+        raise EnvironmentFault(f"{path.name} is wrong: it differs from {of} by {difference:.2g} of the largest output.")
+    err.print(f"{path}: within {difference:.1e} of {of} (share of the largest output){more}", markup=False)
 
 
 def write_description(path: Path, **facts: Any) -> None:

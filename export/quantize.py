@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from common.console import err
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import UsageFault
 from common.feed import shown
 from common.files import sha256
 from common.pictures import Images
 from export.bytes_in import start_at_input
-from export.models import end, largest_difference, load, needs, read_description, run_onnx, save, write_description
+from export.models import check_near, end, load, needs, read_description, run_onnx, save, write_description
 
 METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
 """What ``--calibration`` calls onnxruntime's methods: ``entropy`` clips each range to lose the least information, ``minmax``
@@ -62,13 +62,8 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method})", markup=False)
     quantize(source, path, pixels, method)
     reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
-    difference = largest_difference(outputs, reference)
-    if not difference < WRONG:
-        path.unlink()
-        raise EnvironmentFault(f"the INT8 file is wrong: it differs from FP32 by {difference:.2g} of the largest logit.")
     same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
-    within = f"within {difference:.1e} of FP32 (share of the largest logit)"
-    err.print(f"{path}: {within}, the same top-1 on {same:.0%} of {len(outputs)} calibration images", markup=False)
+    check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
     facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images"}
     write_description(path, **facts)
     return path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.console import err
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import UsageFault
 from common.files import sha256
 from common.images import noise_images
 from common.options import natural, positive
@@ -43,8 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     sent = parser.add_argument_group("what is sent")
     sent_as = "bytes: a picture's bytes, normalised in the plan (default: floats, normalised on the host)"
     sent.add_argument("--input", choices=("floats", "bytes"), default="floats", help=sent_as)
-    lie = "how the bytes lie: by colour, or by pixel (default: nchw)"
-    sent.add_argument("--layout", choices=bytes_in.LAYOUTS, help=lie)
+    sent.add_argument("--layout", choices=bytes_in.LAYOUTS, help="how the bytes lie: by colour, or by pixel (default: nchw)")
 
 
 def onnx_file(options: argparse.Namespace) -> Path:
@@ -123,9 +122,6 @@ def check_export(network: Any | None, paths: dict[str, Path], options: argparse.
     else:
         standard, precisions, reference = "PyTorch", list(TOLERANCE), logits(network, images)
     for precision in precisions:
-        difference = models.largest_difference(models.run_onnx(paths[precision], images), reference)
-        if not difference < TOLERANCE[precision]:
-            paths[precision].unlink()
-            off = f"it differs from {standard} by {difference:.2g} of the largest logit."
-            raise EnvironmentFault(f"the {precision} export is wrong: {off}")
-        err.print(f"{paths[precision]}: within {difference:.1e} of {standard} (share of the largest logit)")
+        models.check_near(
+            paths[precision], models.run_onnx(paths[precision], images), reference, TOLERANCE[precision], standard
+        )

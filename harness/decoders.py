@@ -5,11 +5,11 @@
     python -m scripts.decoders --photographs photos/           files of two sizes, cut out of your photographs
     python -m scripts.decoders --backend simulated --files 64  what is modelled
 
-Runs stage 11 once for each folder and decoder. `alone` is the decoder's rate with nothing else at work; `disk to names` that of
-the measured window, in which files are read, decoded, copied, inferred and post-processed; `of the slowest` is how much of the
-slowest part's own rate that is. A window reads the files of eight batches again and again, so they come from the page cache;
-`read` is the rate at which one thread, as there, reads the whole folder once. A simulated decoder has the device file's rate,
-that of files of 500×375, whatever their size; `read` is this machine's even then.
+Runs stage 11 once for each folder and decoder; more options are the stage's. `alone` is the decoder's rate with nothing else
+at work; `disk to names` that of the measured window, in which files are read, decoded, copied, inferred and post-processed;
+`of the slowest` is how much of the slowest part's own rate that is. A window reads the files of eight batches again and again,
+so they come from the page cache; `read` is the rate at which one thread, as there, reads the whole folder once. A simulated
+decoder has the device file's rate, that of files of 500×375, whatever their size; `read` is this machine's even then.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pathlib import Path
 from common import jpeg, program
 from common.backend import NAMES
 from common.children import record_of
-from common.console import err, printable, show
+from common.console import err, printable
 from common.decode import content
 from common.errors import EnvironmentFault, UsageFault
 from common.feed import shown
-from common.files import grid, write_json, write_text
+from common.files import grid, publish
 from common.options import positive
 from common.parts import ALL_PARTS
 from common.photographs import synthetic_jpeg
@@ -40,7 +40,6 @@ from common.record import Record
 
 STAGE = "11_jpeg_decode"
 SIZES = ((500, 375), (224, 224))
-PASSED_ON = ("batch", "charge_batch", "batches", "measure", "windows", "device", "plan", "precision")
 COLUMNS = [
     ("pictures", "pictures", "{}"),
     ("decoder", "decoder", "{}"),
@@ -99,11 +98,8 @@ def read_rate(folder: Path) -> float:
 
 def run(folder: Path, decoder: str, options: Namespace) -> Record:
     """Stage 11's record on the files of ``folder``. Raises ``EnvironmentFault`` where it ended without one."""
-    passed = [
-        part for name in PASSED_ON if (value := getattr(options, name)) for part in (f"--{name.replace('_', '-')}", value)
-    ]
-    command = [ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder, *passed]
-    return record_of(*command, path=options.out / f"{folder.name}-{decoder}.json")
+    command = [ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder]
+    return record_of(*command, *options.arguments, path=options.out / f"{folder.name}-{decoder}.json")
 
 
 def row(folder: Path, decoder: str, read: float, record: Record) -> dict[str, object]:
@@ -123,9 +119,8 @@ def main() -> None:
     p.add_argument("--decoders", nargs="+", choices=tuple(jpeg.MODULES), metavar="NAME", help="default: all that are there")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "decoders", metavar="DIR", help="default: out/decoders/")
     p.add_argument("--backend", choices=NAMES, default="auto")
-    for name in PASSED_ON:
-        p.add_argument(f"--{name.replace('_', '-')}", metavar="X", help="passed on to the stage, whose --help explains it")
-    options = p.parse_args()
+    options, arguments = p.parse_known_args()
+    options.arguments = arguments
     options.out.mkdir(parents=True, exist_ok=True)
     folders = options.images
     if not folders:
@@ -153,9 +148,7 @@ def main() -> None:
         raise EnvironmentFault("no decoder ran; see above.")
     notes = [f"{each['pictures']} with {each['decoder']}: {note}" for each in rows for note in each["notes"]]  # type: ignore[attr-defined]
     text = "\n".join([f"{record}:\n", *grid(rows, COLUMNS, 2), ""]) + "".join(f"\n{printable(note)}\n" for note in notes)
-    show(text)
-    write_text(options.out / "decoders.md", text)
-    write_json(options.out / "decoders.json", {"conditions": str(record), "rows": rows})
+    publish(text, {"conditions": str(record), "rows": rows}, options.out / "decoders")
 
 
 if __name__ == "__main__":

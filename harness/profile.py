@@ -30,7 +30,7 @@ from common.errors import ENVIRONMENT, EnvironmentFault
 from common.files import check_writable
 from common.options import positive
 from common.plans import ROOT, default_plan
-from common.record import LADDER, ladder_order, numbered
+from common.record import LADDER, numbered
 from harness import tables
 from harness.compare import Comparison
 from harness.nsys import Nsys, NsysError, find
@@ -43,10 +43,6 @@ LAST = 11
 def stages() -> list[Path]:
     """The numbered scripts that run a pipeline, in order."""
     return numbered(ROOT, LAST)
-
-
-def in_order(script: Path) -> tuple[int, str]:
-    return ladder_order(script.stem)
 
 
 def parse_options() -> argparse.Namespace:
@@ -69,8 +65,7 @@ def parse_options() -> argparse.Namespace:
     for name in options.stages:
         if name not in by_name:
             p.error(f"there is no stage {name}; there are {', '.join(path.stem for path in known)}")
-    ladder = [path for path in known if in_order(path)[0] <= LADDER]
-    options.chosen = sorted({by_name[name] for name in options.stages}, key=in_order) or ladder
+    options.chosen = sorted({by_name[name] for name in options.stages}, key=known.index) or numbered(ROOT, LADDER)
     return options
 
 
@@ -110,7 +105,7 @@ def one_by_one(options: argparse.Namespace) -> argparse.Namespace:
     """Batch 1 for the stages around the CUDA graph: at 128 its gain is hidden. Simulated; a GPU takes a minute for the plan."""
     select("simulated", options.device)
     plan = default_plan("fp16", [1]).resolve().relative_to(ROOT)
-    chosen = [script for script in options.chosen if in_order(script)[0] in range(4, 8)]
+    chosen = [script for script in options.chosen if script in numbered(ROOT, 7)[3:]]
     return argparse.Namespace(**{**vars(options), "chosen": chosen, "out": options.out / "batch1", "batch": 1, "plan": plan})
 
 

@@ -24,10 +24,10 @@ from typing import Any
 from common import backend, program
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async, page_locked
 from common.children import last_line
-from common.console import out, show
+from common.console import out
 from common.cuda import Stream
 from common.errors import EnvironmentFault, UsageFault
-from common.files import grid, read_json, write_json, write_text
+from common.files import grid, publish, read_json
 from common.options import positive
 from common.plans import ROOT
 from harness.processes import killed_with_us
@@ -136,10 +136,7 @@ def main() -> None:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = compare(options)
-    write_json(options.out / f"{options.what}.json", {"rows": rows})
-    table = "\n".join(grid(rows, COLUMNS, 1))
-    write_text(options.out / f"{options.what}.md", f"{table}\n")
-    show(f"\n{table}")
+    publish("\n".join([*grid(rows, COLUMNS), ""]), {"rows": rows}, options.out / options.what)
 
 
 if __name__ == "__main__":

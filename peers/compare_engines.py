@@ -79,8 +79,7 @@ def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray) -
 def speed(row: Result, ready: Ready, images: np.ndarray, seconds: float) -> None:
     """Add one run's times to its row: the latencies of single batches; on a GPU their parts, and the pace one batch ahead."""
     if ready.rate:
-        record = ready.rate()
-        row.add_pipeline(record)
+        row.add_pipeline(ready.rate())
         return
     ready.load(images)
     warm = timed(ready, seconds / 5, least=0)
@@ -214,12 +213,8 @@ def parse_options() -> Namespace:
     p.add_argument("--model", choices=models.MODELS, action="append", dest="models", help="repeatable (default: resnet18)")
     p.add_argument("--weights", default="random", metavar="random|imagenet|FILE", help="default: %(default)s")
     p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
-    p.add_argument(
-        "--engines",
-        default="",
-        metavar="WORDS",
-        help="only those with one of these in name or precision; =WORD: that begin with it",
-    )
+    words = "only those with one of these in name or precision; =WORD: that begin with it"
+    p.add_argument("--engines", default="", metavar="WORDS", help=words)
     p.add_argument("--seconds", type=float, default=2.0, help="of a run of a row, warm-up aside (default: %(default)s)")
     rounds = "runs of each row, dealt in rounds; 0: load, check and find the accuracy only (default: %(default)s)"
     p.add_argument("--rounds", type=natural, default=3, metavar="N", help=rounds)

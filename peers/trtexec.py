@@ -66,9 +66,8 @@ def main() -> None:
     row.model, row.weights_name, row.precision = options.model, Path(options.weights).name, options.precision
     row.batch, row.device = options.batch, options.device
     row.settle()
-    write_json(
-        options.out / "rows" / f"trtexec-{options.model}-{options.precision}-b{options.batch}.json", row.facts, indent=None
-    )
+    name = f"trtexec-{options.model}-{options.precision}-b{options.batch}.json"
+    write_json(options.out / "rows" / name, row.facts, indent=None)
 
 
 if __name__ == "__main__":

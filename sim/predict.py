@@ -15,9 +15,8 @@ from pathlib import Path
 
 from common import backend, program
 from common.children import record_of
-from common.console import show
 from common.errors import EnvironmentFault, UsageFault
-from common.files import grid, write_json, write_text
+from common.files import grid, publish
 from common.libraries import SIMULATED
 from common.plans import ROOT
 from common.record import LADDER, Record, numbered
@@ -92,11 +91,9 @@ def main() -> None:
         for other in ladder(records[0].batch):
             if called(other) not in known:
                 known[called(other)] = predict(options.device, other)
-        write_json(folder / "prediction.json", {"device": options.device, "stages": rows, "modelled_ms": known})
         above = f"Measured: {records[0]}. Predicted: the simulated `{options.device}`, ms a batch:"
         text = "\n".join([above, "", *grid(rows, COLUMNS), "", FOLLOWS + INT8_FOLLOWS * (records[0].precision == "int8"), ""])
-        write_text(folder / "prediction.md", text)
-        show(text)
+        publish(text, {"device": options.device, "stages": rows, "modelled_ms": known}, folder / "prediction")
 
 
 if __name__ == "__main__":

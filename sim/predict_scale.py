@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from common import program
-from common.console import out, show
-from common.files import grid, write_json, write_text
+from common.console import out
+from common.files import grid, publish
 from common.options import positive
 from common.plans import ROOT
 from common.record import Record
@@ -81,10 +81,8 @@ def main() -> None:
     sharing = f"; {switch} GPUs share a link" if switch > 1 else "; each GPU has its own link"
     above = f"{name} (modelled), batch 128, a host of {options.cores} cores{sharing}; images/s:"
     text = "\n".join([above, "", *grid(rows, columns), ""])
-    show(text)
-    stem = "prediction" + f"-{switch}-a-switch" * (switch > 1)
-    write_json(options.out / f"{stem}.json", {"conditions": above[:-1], "rows": rows})
-    write_text(options.out / f"{stem}.md", text)
+    path = options.out / ("prediction" + f"-{switch}-a-switch" * (switch > 1))
+    publish(text, {"conditions": above[:-1], "rows": rows}, path)
 
 
 if __name__ == "__main__":
