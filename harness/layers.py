@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentTypeError
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from common import program
 from common.console import show
 from common.errors import UsageFault
-from common.files import column, columns, grid
+from common.files import grid
 from common.options import positive
 from common.trace import PUSH_POP, Trace, TraceError, opened, read
 from harness.analysis import analyse
@@ -39,14 +38,12 @@ KINDS = {
 OTHER, GRAPH = "other", "a whole CUDA graph"
 
 
-@dataclass
-class Line:
-    """Of the tables: milliseconds a batch, and their share of all kernels'."""
-
-    name: str = column("name")
-    launches: float = column("launches a batch", "{:.1f}")
-    per_batch_ms: float = column("ms a batch", "{:.4f}")
-    share: float = column("share", "{:.1%}")
+COLUMNS = [
+    ("name", "name", "{}"),
+    ("launches a batch", "launches", "{:.1f}"),
+    ("ms a batch", "per_batch_ms", "{:.4f}"),
+    ("share", "share", "{:.1%}"),  # of all kernels' time
+]
 
 
 def kind(kernel: str) -> str:
@@ -106,8 +103,8 @@ def table(times: dict[str, list[int]], batches: int, most: int) -> list[str]:
     ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
     rest = [ns for _, each in ordered[most:] for ns in each]
     shown = [*ordered[:most], *([(f"{len(ordered) - most} others", rest)] if rest else [])]
-    lines = [Line(name, len(each) / batches, sum(each) / 1e6 / batches, sum(each) / total) for name, each in shown]
-    return grid([vars(line) for line in lines], columns(Line))
+    cells = [(name, len(each) / batches, sum(each) / 1e6 / batches, sum(each) / total) for name, each in shown]
+    return grid([dict(zip((key for _, key, _ in COLUMNS), row)) for row in cells], COLUMNS)
 
 
 def grouped(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:

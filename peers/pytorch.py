@@ -12,14 +12,13 @@ or bytes.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from common import program
 from common.children import record_of
 from common.console import err, show
 from common.errors import EnvironmentFault, Fault
-from common.files import column, columns, grid, write_text
+from common.files import grid, write_text
 from common.options import positive
 from common.record import Record
 from peers.loops import LOOPS
@@ -27,16 +26,14 @@ from peers.loops import LOOPS
 WINDOWS = 2  # in each process but the first, as the harness has the stages
 
 
-@dataclass
-class Ratio:
-    """Of the table."""
-
-    name: str = column("instead of the ladder")
-    per_batch_ms: float = column("ms a batch", "{:.3f}")
-    ratio: float = column("times as long", "{:.2f}")
-    fastest: float = column("fastest", "{:.3f}")
-    slowest: float = column("slowest", "{:.3f}")
-    windows: int = column("windows")
+COLUMNS = [
+    ("instead of the ladder", "name", "{}"),
+    ("ms a batch", "per_batch_ms", "{:.3f}"),
+    ("times as long", "ratio", "{:.2f}"),
+    ("fastest", "fastest", "{:.3f}"),
+    ("slowest", "slowest", "{:.3f}"),
+    ("windows", "windows", "{}"),
+]
 
 
 def table(stages: list[Record], peers: list[Record]) -> str:
@@ -52,12 +49,13 @@ def table(stages: list[Record], peers: list[Record]) -> str:
             ratio = f"takes {first.per_batch_ms / stage.per_batch_ms:.2f} times as long."
             said += [f"The best loop{f' sent {kind}' * several}, {first.stage}, {ratio}", ""]
     title = f"{fastest}; {', '.join(dict.fromkeys(str(peer.engine) for peer in peers))}:"
-    return "\n".join([title, "", *grid(list(map(vars, lines)), columns(Ratio)), "", *said])
+    return "\n".join([title, "", *grid(lines, COLUMNS), "", *said])
 
 
-def line(name: str, record: Record, best: Record) -> Ratio:
-    times = record.repeats_ms or [record.per_batch_ms]
-    return Ratio(name, record.per_batch_ms, record.per_batch_ms / best.per_batch_ms, min(times), max(times), len(times))
+def line(name: str, record: Record, best: Record) -> dict[str, object]:
+    times, ms = record.repeats_ms or [record.per_batch_ms], record.per_batch_ms
+    found = {"name": name, "per_batch_ms": ms, "ratio": ms / best.per_batch_ms}
+    return {**found, "fastest": min(times), "slowest": max(times), "windows": len(times)}
 
 
 def main() -> int:

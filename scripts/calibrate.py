@@ -1,5 +1,3 @@
-"""See sim/calibrate.py."""
-
 import runpy
 
 runpy.run_module("sim.calibrate", run_name="__main__", alter_sys=True)

@@ -1,5 +1,3 @@
-"""See harness/compare.py."""
-
 import runpy
 import sys
 from pathlib import Path

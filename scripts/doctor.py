@@ -1,5 +1,3 @@
-"""See harness/doctor.py."""
-
 import runpy
 import sys
 

@@ -1,5 +1,3 @@
-"""See sim/predict.py."""
-
 import runpy
 
 runpy.run_module("sim.predict", run_name="__main__", alter_sys=True)

@@ -1,5 +1,3 @@
-"""See sim/predict_scale.py."""
-
 import runpy
 
 runpy.run_module("sim.predict_scale", run_name="__main__", alter_sys=True)

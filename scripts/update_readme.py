@@ -1,5 +1,3 @@
-"""See harness/readme.py."""
-
 import runpy
 import sys
 from pathlib import Path
