@@ -12,9 +12,8 @@ import numpy as np
 
 from common import backend
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
-from common.cuda import CaptureError, Event, Graph, Stream
+from common.cuda import CaptureError, Event, Stream
 from common.decoders import GpuDecoder, shared_out
-from common.engine import Context
 
 if TYPE_CHECKING:
     from common.run import Session
@@ -103,16 +102,12 @@ def inferences_of(
         try:
             with stream.capture() as graph:
                 context.execute_async_v3(stream)
-            known[lane, len(batch)] = partial(launch, resources.enter_context(graph), context, stream)
+            known[lane, len(batch)] = partial(resources.enter_context(graph).launch, stream)
+            resources.callback(id, context)  # only keeps it: its activations are the graph's memory
         except CaptureError as error:
             notes.append(f"not captured, so compute by itself was timed with its launches: {error}")
             known[lane, len(batch)] = partial(context.execute_async_v3, stream)
     return [known[index % len(streams), len(batch)] for index, batch in enumerate(batches)]
-
-
-def launch(graph: Graph, context: Context, stream: Stream) -> None:
-    """``context`` is only kept: its activations are the graph's memory."""
-    graph.launch(stream)
 
 
 def at_cap_ms(session: Session) -> float:

@@ -20,7 +20,7 @@ from common.console import err
 from common.cuda import cudart
 from common.errors import EnvironmentFault, UsageFault
 from common.files import check_writable, read_json, sha256
-from common.libraries import LIBRARIES
+from common.libraries import LIBRARIES, Library
 from common.program import ROOT
 
 if TYPE_CHECKING:
@@ -118,15 +118,19 @@ def rebuild(plan: Path, facts: dict[str, Any]) -> str:
     return " ".join([*words, *[COMPATIBLE] * (compatible and COMPATIBLE not in words)])  # by a Python that has TensorRT
 
 
+def path_of(precision: str, opts: Sequence[int], layout: str | None, library: Library) -> Path:
+    """Where ``default_plan`` has such a plan."""
+    sent = f"{'int8' if precision == 'int8' else 'uint8'}-{'nhwc-' * (layout == 'nhwc')}" if layout else ""
+    return ROOT / "plans" / f"resnet18-{sent}{'-'.join([precision, *map(str, opts)])}{library.plan_suffix}"
+
+
 def default_plan(precision: str, opts: Sequence[int] = (), layout: str | None = None) -> Path:
     """The plan of the ladder's model in ``precision``, with a profile for each batch size of ``opts`` if there are any: for 128
     the usual one, whose kernels TensorRT has timed for the other plans. With a ``layout`` (nchw or nhwc) it takes bytes.
 
     It is built first where it is not there, or no longer this machine's or this model's.
     """
-    variant = "".join(f"-{opt}" for opt in opts)
-    sent = f"{'int8' if precision == 'int8' else 'uint8'}-{'nhwc-' * (layout == 'nhwc')}" if layout else ""
-    plan = ROOT / "plans" / f"resnet18-{sent}{precision}{variant}{backend.current().kind.plan_suffix}"
+    plan = path_of(precision, opts, layout, backend.current().kind)
     shown = Path(os.path.relpath(plan))
     options = [] if precision == "fp32" else [f"--{precision}"]
     options += ["--input", "bytes", "--layout", layout] if layout else []

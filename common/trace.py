@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import UsageFault
+
 MEASURED, INFER, POSTPROCESS, DECODE = "measured batches", "infer", "postprocess", "decode"  # ranges (``common/ranges.py``)
 LAST = 2**60  # ns that a trace can be of
 PUSH_POP, START_END = 59, 60  # NVTX_EVENTS.eventType
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2  # CUPTI_ACTIVITY_KIND_MEMCPY.copyKind
 
 
-class TraceError(Exception):
+class TraceError(UsageFault):
     """The file holds no timeline that could be compared; the message says why and what to do."""
 
 

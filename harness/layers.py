@@ -15,7 +15,6 @@ import json
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from common.console import show
 from common.errors import UsageFault
 from common.files import grid
 from common.options import positive
-from common.trace import PUSH_POP, Trace, TraceError, opened, read
+from common.trace import PUSH_POP, Trace, opened, read
 from harness.analysis import analyse
 
 KINDS = {
@@ -150,11 +149,8 @@ def main() -> None:
     p.add_argument("--most", type=positive, default=12, metavar="N", help="of each table's longest (default: %(default)s)")
     options = p.parse_args()
     for path in options.files:
-        of: Any = of_profile if path.suffix == ".json" else of_trace
-        try:
-            show("\n".join(of(path, options.most)))
-        except TraceError as error:
-            raise UsageFault(str(error)) from None
+        of = of_profile if path.suffix == ".json" else of_trace
+        show("\n".join(of(path, options.most)))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def report(folder: Path) -> None:
     order = [(contender.name, contender.precision) for contender in CONTENDERS]
     place = {who: number for number, who in enumerate(order)}
     found.sort(key=lambda row: (row.model, row.batch, place.get((row.engine, row.precision), len(order))))
+    timed = [row for row in found if row.median_ms is not None]
     lines = page(found, SPEED, WHERE)
     show("\n".join(page(found, *NARROW) if out.is_terminal and out.width < WIDE else lines))
     kept = [{name: value for name, value in row.facts.items() if name != "times_us"} for row in found]
@@ -151,18 +152,17 @@ def report(folder: Path) -> None:
     write_text(folder / "engines.md", "\n".join(lines))
     written = ["engines.json, .md"]
     try:
-        written += [draw(model, mine, folder) for (model, _), mine in by_model(found).items()]
+        written += [draw(model, mine, folder) for (model, _), mine in by_model(timed).items()]
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
 
 
 def by_model(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """The rows that have a time, by model and weights."""
+    """By model and weights."""
     kinds: dict[tuple[str, str], list[Result]] = {}
     for row in found:
-        if row.median_ms is not None:
-            kinds.setdefault((row.model, row.weights_name), []).append(row)
+        kinds.setdefault((row.model, row.weights_name), []).append(row)
     return kinds
 
 
@@ -170,13 +170,12 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
     """The tables with these columns, in Markdown."""
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
     lines = [conditions(rows), ""]
-    for (model, weights), mine in by_model(found).items():
+    for (model, weights), mine in by_model(rows).items():
         cells = [row.shown for row in mine]
         lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, speed, words=2), ""]
         lines += [f"{DOUBT}\n"] * any(row.doubtful for row in mine)
         lines += [f"### {model}: where a batch's time goes, ms", "", *grid(cells, where, words=2), ""]
-    for model, weights in dict.fromkeys((row.model, row.weights_name) for row in exact):
-        mine = [row for row in exact if (row.model, row.weights_name) == (model, weights)]
+    for (model, weights), mine in by_model(exact).items():
         accuracy = grid([row.shown for row in mine], ACCURACY, words=2)
         lines += [f"## Accuracy of {model} on {mine[0].images} labelled images (weights: {weights})", "", *accuracy, ""]
     if commands := [f"- {row.model} {row.precision}: `{row.command}`" for row in rows if row.command]:

@@ -38,7 +38,7 @@ from common.engine import Context, Engine
 from common.errors import UsageFault
 from common.files import read_json, write_json, write_text
 from common.images import DISTINCT, noise_images
-from common.plans import ROOT, default_plan
+from common.plans import ROOT, default_plan, path_of
 from common.run import Session
 from sim import device_file
 from sim.device_file import CLASSES, IMAGE, PAIRS
@@ -297,7 +297,7 @@ def measure() -> dict[str, Any]:
     """All raw medians, and what they were measured on."""
     properties, here = cudart.cudaGetDeviceProperties(0), backend.current()
     plans = {"fp32": default_plan("fp32"), "fp16": default_plan("fp16"), "fp16, OPT 1": default_plan("fp16", [1])}
-    if (ROOT / "plans" / f"resnet18-int8{here.kind.plan_suffix}").exists():
+    if path_of("int8", [], None, here.kind).exists():
         plans["int8"] = default_plan("int8")
     raw: dict[str, Any] = {"device": properties.name.decode(), "capability": [properties.major, properties.minor]}
     raw |= {"multiprocessors": properties.multiProcessorCount, "memory_bytes": properties.totalGlobalMem}

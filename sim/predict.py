@@ -18,7 +18,7 @@ from common.children import record_of
 from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, publish
 from common.libraries import SIMULATED
-from common.plans import ROOT
+from common.plans import ROOT, path_of
 from common.record import LADDER, Record, numbered
 from sim import device as devices
 
@@ -41,7 +41,7 @@ def ladder(batch: int | None) -> list[Record]:
     """What there is to run of the ladder; stage 10 in INT8, too, where its plan is there."""
     stages = [path.stem for path in numbered(ROOT, LADDER)]
     found = [Record(stage=name, batch=batch) for name in stages]
-    if (ROOT / "plans" / f"resnet18-int8-int8{SIMULATED.plan_suffix}").exists():
+    if path_of("int8", [], "nchw", SIMULATED).exists():
         found += [Record(stage=name, batch=batch, precision="int8") for name in stages if name.endswith("uint8_input")]
     return found
 
