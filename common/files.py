@@ -14,10 +14,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.console import show
 from common.errors import EnvironmentFault, UsageFault
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @contextlib.contextmanager
@@ -115,6 +118,14 @@ def _sha256(path: Path, *state: int) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The second ones of each first one, all in their order."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 Column = tuple[str, str, str]

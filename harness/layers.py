@@ -21,7 +21,7 @@ import numpy as np
 from common import program
 from common.console import show
 from common.errors import UsageFault
-from common.files import grid
+from common.files import grid, grouped
 from common.options import positive
 from common.trace import PUSH_POP, Trace, opened, read
 from harness.analysis import analyse
@@ -106,13 +106,6 @@ def table(times: dict[str, list[int]], batches: int, most: int) -> list[str]:
     return grid([dict(zip((key for _, key, _ in COLUMNS), row)) for row in cells], COLUMNS)
 
 
-def grouped(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for name, ns in pairs:
-        found.setdefault(name, []).append(ns)
-    return found
-
-
 def of_trace(path: Path, most: int) -> list[str]:
     """What a trace tells, in Markdown. Raises ``TraceError`` for what is none."""
     trace = read(path)
@@ -135,9 +128,8 @@ def of_profile(path: Path, most: int) -> list[str]:
     """What trtexec tells of a plan's layers, in Markdown. Raises ``UsageFault`` for what it has not written."""
     try:
         first, *layers = json.loads(path.read_text(encoding="utf-8"))
-        runs, times = positive(str(first["count"])), dict[str, list[int]]()
-        for layer in layers:  # of all runs together
-            times.setdefault(str(layer["name"]), []).append(int(float(layer["timeMs"]) * 1e6 / runs))
+        runs = positive(str(first["count"]))
+        times = grouped((str(each["name"]), int(float(each["timeMs"]) * 1e6 / runs)) for each in layers)  # of all runs together
         return [f"## {path.stem}: {runs} runs", "", *table(times, 1, most), ""]
     except (OSError, LookupError, TypeError, ValueError, ArgumentTypeError, OverflowError, RecursionError):
         raise UsageFault(f"{path} is not what trtexec --exportProfile writes.") from None

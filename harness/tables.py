@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.console import out, wrapped
-from common.files import cells, columns, grid
+from common.files import cells, columns, grid, grouped
 from common.record import Conditions
 from harness.advice import advice
 from harness.rows import Row, steps
@@ -36,10 +36,7 @@ def below(rows: list[Row], host: str = "") -> list[str]:
         if aside:
             time = f"{row.per_batch_ms:.3f} ms a batch" + (f", {row.images_per_s:,.0f} images/s" if row.images_per_s else "")
             found.append(f"{row.stage} (a side branch: hold it against {parent}): {time}")
-    noted: dict[str, list[str]] = {}
-    for row in rows:
-        for note in row.notes:
-            noted.setdefault(note, []).append(row.stage)
+    noted = grouped((note, row.stage) for row in rows for note in row.notes)
     found += [f"{together(stages)}: {note}" for note, stages in noted.items()]
     return [*found, *filter(None, [host]), advice(rows)]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.console import out, show
 from common.errors import EnvironmentFault
-from common.files import Column, column, columns, grid, read_json, write_json, write_text
+from common.files import Column, column, columns, grid, grouped, read_json, write_json, write_text
 from common.record import Record, from_json
 from peers.contenders import CONTENDERS
 
@@ -160,10 +160,7 @@ def report(folder: Path) -> None:
 
 def by_model(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     """By model and weights."""
-    kinds: dict[tuple[str, str], list[Result]] = {}
-    for row in found:
-        kinds.setdefault((row.model, row.weights_name), []).append(row)
-    return kinds
+    return grouped(((row.model, row.weights_name), row) for row in found)
 
 
 def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Column]) -> list[str]:
@@ -219,10 +216,7 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
 
 def not_run(rows: Sequence[Result]) -> list[str]:
     """A line for each problem, with the contenders that had it."""
-    whose: dict[str, list[str]] = {}
-    for row in rows:
-        if row.problem:
-            whose.setdefault(row.problem, []).append(f"{row.engine} {row.precision}")
+    whose = grouped((row.problem, f"{row.engine} {row.precision}") for row in rows if row.problem)
     return [f"- {', '.join(dict.fromkeys(names))}: {problem}" for problem, names in whose.items()]
 
 
