@@ -26,11 +26,12 @@ from common.program import ROOT
 if TYPE_CHECKING:
     from common.engine import Engine
 
-TEXTS = ("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256")
+FACTS = dict.fromkeys(("plan_sha256", "tensorrt", "gpu", "compute_capability", "onnx", "onnx_sha256"), "str")
+FACTS |= {"labels": "list[str]", "command": "list[str]", "profiles": "list[list[int]]", "precisions": "dict[str, int]"}
+"""What a sidecar must have; of older ones the last is missing."""
 COMPATIBLE = "--version-compatible"
 LADDERS = r"resnet18(-u?int8)?(-nhwc)?-(fp32|fp16|int8)(-\d+)*"  # what the default plans are called
 USUAL = 1, 128, 256  # the smallest, the most common and the largest batch of a plan that is told nothing
-LISTS = ("labels", "command", "profiles")  # these and TEXTS are what a sidecar must have
 
 
 class PlanFault(EnvironmentFault):
@@ -61,13 +62,9 @@ def read_sidecar(plan: Path) -> dict[str, Any]:
         raise PlanFault(f"there is no plan {plan}{', but something else' * plan.exists()}. Build it: {rebuild(plan, {})}")
     if not sidecar(plan).exists():
         return {}
-    facts = read_json(sidecar(plan))
-    texts: list[Any] = [facts.get(name) for name in TEXTS]
-    lists: list[Any] = [facts.get(name) for name in LISTS]
-    fits = all(isinstance(each, list) for each in lists) and {*map(type, sum(lists[:2], texts))} == {str}
-    fits = fits and record.fits("dict[str, int]", facts.get("precisions", {}))
-    sizes = lists[2] if fits else []
-    if not fits or not all(isinstance(each, list) and [*map(type, each)] == [int] * 3 and min(each) > 0 for each in sizes):
+    known: dict[str, Any] = {"precisions": {}, **(facts := read_json(sidecar(plan)))}
+    fits = all(record.fits(kind, known.get(name)) for name, kind in FACTS.items())
+    if not fits or any(len(each) != 3 or min(each) < 1 for each in facts["profiles"]):
         raise PlanFault(f"{sidecar(plan)} is not what 0_build.py writes beside a plan. Build it again: {rebuild(plan, {})}")
     return facts
 

@@ -57,7 +57,7 @@ def test_a_wrong_fp16_file_is_not_kept(no_torch, tmp_path, monkeypatch):
 
     monkeypatch.setattr(source, "FOLDER", tmp_path)
     monkeypatch.setattr(models, "convert_to_fp16", convert)
-    with pytest.raises(source.EnvironmentFault, match="differs from FP32"):
+    with pytest.raises(models.EnvironmentFault, match="differs from FP32"):
         source.export(argparse.Namespace(model="resnet18", weights="random", seed=3))
     assert [path.name for path in tmp_path.iterdir()] == ["resnet18-seed3-fp32.onnx"]
 
