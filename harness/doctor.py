@@ -33,7 +33,7 @@ NSYS = "apt-get install nsight-systems-cli  # from NVIDIA's package repository"
 
 
 @dataclass(frozen=True)
-class Line:
+class Finding:
     """A part of the machine: what was found, why that will not do ("": it does), and the commands that would mend that."""
 
     part: str
@@ -81,7 +81,7 @@ def tensorrt(here: Machine) -> tuple[str, ...]:
     return (pip(f"tensorrt-cu{major(here)}"),)
 
 
-def examine(here: Machine) -> Iterator[Line]:
+def examine(here: Machine) -> Iterator[Finding]:
     """Every part, those first that others build upon."""
     yield from system(here)
     yield cuda(here)
@@ -89,73 +89,73 @@ def examine(here: Machine) -> Iterator[Line]:
     yield nvtx(here)
     yield nsys(here)
     if here.lacking:
-        yield Line("simulated GPU", f"needs {' and '.join(here.lacking)}", "not installed", (pip(*here.lacking),))
+        yield Finding("simulated GPU", f"needs {' and '.join(here.lacking)}", "not installed", (pip(*here.lacking),))
     full = here.disk_free_gb < DISK_GB
-    yield Line("disk", f"{here.disk_free_gb:.1f} GB free", f"plans, traces and reports want {DISK_GB}" * full)
+    yield Finding("disk", f"{here.disk_free_gb:.1f} GB free", f"plans, traces and reports want {DISK_GB}" * full)
     unused = "but here is a GPU" if here.gpu and here.backend == "simulated" else ""
     takes = f"takes {here.backend}, as {here.reason}" if here.backend else "takes none"
-    yield Line("--backend auto", takes, unused if here.backend else here.reason)
+    yield Finding("--backend auto", takes, unused if here.backend else here.reason)
 
 
-def system(here: Machine) -> Iterator[Line]:
+def system(here: Machine) -> Iterator[Finding]:
     too_new = here.python > LAST_PYTHON
     found = dotted(here.python) + f", where TensorRT 8.6 ends with {dotted(LAST_PYTHON)}" * too_new
     why = f"and TensorRT 10.5 begins with newer GPUs than the {here.gpu}"
-    yield Line("Python", found, why * (needs_8_6(here) and too_new), tensorrt(here))
+    yield Finding("Python", found, why * (needs_8_6(here) and too_new), tensorrt(here))
     found, free_gb = f"{here.gpu}, compute capability {here.capability or '?'}" if here.gpu else "none", here.gpu_free_gb
     found += "" if free_gb is None else f", {free_gb:.1f} GB free"
     mend = ("nvidia-smi  # shows who holds its memory", "python 5_multi_streams.py --batch 16  # takes less of it")
-    yield Line("GPU", found, f"batches of 128 want {GPU_GB}" * (free_gb is not None and free_gb < GPU_GB), mend)
+    yield Finding("GPU", found, f"batches of 128 want {GPU_GB}" * (free_gb is not None and free_gb < GPU_GB), mend)
     found = f"{here.driver}, for CUDA up to {dotted(here.driver_cuda)}" if here.driver else "none"
     too_old = "the ladder wants CUDA 12 or later" * (() < here.driver_cuda < (12,))
-    yield Line("driver", found, here.driver_fault or too_old, (DRIVER,))
+    yield Finding("driver", found, here.driver_fault or too_old, (DRIVER,))
 
 
-def cuda(here: Machine) -> Line:
+def cuda(here: Machine) -> Finding:
     number = here.packages.get("cuda-bindings") or here.packages.get("cuda-python")
     found, mend = f"{number}, of CUDA {dotted(here.runtime_cuda)}" if number else "not installed", (pip(cuda_python(here)),)
     fault = TOO_OLD.format(dotted(here.driver_cuda)) * (here.runtime_cuda[:1] > here.driver_cuda[:1] > ())
-    return Line("cuda-python", found, "it is what calls CUDA" if here.gpu and not number else fault, mend)
+    return Finding("cuda-python", found, "it is what calls CUDA" if here.gpu and not number else fault, mend)
 
 
-def library(here: Machine, which: Library) -> Line:
+def library(here: Machine, which: Library) -> Finding:
     """One TensorRT. Where none of them runs on this GPU, the first of the table has the fault."""
     name, package = which.called, which.package.partition("-cu")[0]
     built = {each: int(found[1]) for each in here.packages if (found := re.match(rf"{package}-cu(\d+)", each))}
     newer = [each for each, made_for in built.items() if (made_for,) > here.driver_cuda[:1] > ()]
     if newer:
         mend = (f"pip uninstall -y {' '.join(newer)}", *tensorrt(here))
-        return Line(name, newer[0], TOO_OLD.format(dotted(here.driver_cuda)), mend)
+        return Finding(name, newer[0], TOO_OLD.format(dotted(here.driver_cuda)), mend)
     if why := here.broken.get(name):
         number = here.packages.get(package, "")
         if number.startswith("8.") and here.python > LAST_PYTHON:
-            return Line(name, number, f"it ends with Python {dotted(LAST_PYTHON)}", tensorrt(here))
-        return Line(name, f"{number} cannot be imported".strip(), why, (pip("--force-reinstall", which.package),))
+            return Finding(name, number, f"it ends with Python {dotted(LAST_PYTHON)}", tensorrt(here))
+        return Finding(name, f"{number} cannot be imported".strip(), why, (pip("--force-reinstall", which.package),))
     runs = [each for each in LIBRARIES if each.called in here.tensorrt and here.capability.startswith(each.capabilities)]
     number = here.tensorrt.get(name, "")
     if which is LIBRARIES[0] and needs_8_6(here) and numbers(number) >= (10, 5):
-        return Line(name, number, f"10.5 and later do not run on compute capability {here.capability}", tensorrt(here))
+        return Finding(name, number, f"10.5 and later do not run on compute capability {here.capability}", tensorrt(here))
     if which is LIBRARIES[0] and here.gpu and not runs:
-        return Line(name, number or "not installed", "nor is another that runs on this GPU", tensorrt(here))
+        return Finding(name, number or "not installed", "nor is another that runs on this GPU", tensorrt(here))
     if number:
-        return Line(name, number if which in runs or not here.gpu else f"{number}, which does not run on this GPU")
+        return Finding(name, number if which in runs or not here.gpu else f"{number}, which does not run on this GPU")
     alone = f"; it builds without a GPU: {pip(which.package)}" * (which.without_gpu and not here.gpu)
-    return Line(name, f"not installed{alone}")
+    return Finding(name, f"not installed{alone}")
 
 
-def nvtx(here: Machine) -> Line:
+def nvtx(here: Machine) -> Finding:
     found, outdated = here.packages.get("nvtx", ""), () < numbers(here.nsys)[:2] <= OLD_NSYS
     if outdated and numbers(found) >= NEW_NVTX:
         mend = NSYS if here.python > OLD_NVTX_PYTHON else pip("nvtx<0.2.12")
-        return Line("nvtx", found, f"nsys {here.nsys} records none of its ranges", (mend,))
+        return Finding("nvtx", found, f"nsys {here.nsys} records none of its ranges", (mend,))
     missing = "without its ranges no profile has batches" * bool(here.gpu and not found)
-    return Line("nvtx", found or "not installed", missing, (pip("nvtx"),))
+    return Finding("nvtx", found or "not installed", missing, (pip("nvtx"),))
 
 
-def nsys(here: Machine) -> Line:
+def nsys(here: Machine) -> Finding:
     missing = "without it the table has no breakdown" * bool(here.gpu and not here.nsys)
     loses = () < numbers(here.nsys)[:2] <= OLD_NSYS and here.runtime_cuda >= (13,)
-    return Line("nsys", here.nsys or "not installed", "it loses most of what CUDA 13 does" * loses or missing, (NSYS,))
+    return Finding("nsys", here.nsys or "not installed", "it loses most of what CUDA 13 does" * loses or missing, (NSYS,))
 
 
 def main() -> int:
