@@ -50,11 +50,11 @@ class CpuDecoder:
         self.left_to_pillow, self._map = self.load.left_to_pillow, shared_out(cores())
         self.apart = dict[str, str]()  # of none: all decoders of the host are one library's
 
-    def decode(self, files: Files, destination: np.ndarray, refused: dict[int, str] | None = None) -> None:
-        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C). ``refused``: see ``loaded``."""
+    def decode(self, files: Files, destination: np.ndarray) -> None:
+        """Write each file's picture into its row of ``destination`` (N×C×H×W or N×H×W×C), black where it is unreadable."""
 
         def decode_row(row: int) -> None:
-            write(loaded(self.load, files, row, refused)[None], destination[row : row + 1])
+            write(loaded(self.load, *files[row])[None], destination[row : row + 1])
 
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             list(self._map(decode_row, range(len(files))))
@@ -125,28 +125,30 @@ class GpuDecoder:
             self.threads, self._idle = 2, SimpleQueue[Lane]()
             self._lane = partial(Lane, import_module("nvidia.nvimgcodec"), import_module("cvcuda"))
 
-    def decode(self, files: Files, destination: DeviceBuffer, stream: Stream, refused: dict[int, str] | None = None) -> None:
+    def decode(self, files: Files, destination: DeviceBuffer, stream: Stream) -> None:
         """Write the files' pictures into device memory that nothing else is using, as the plan takes them; work that ``stream``
-        gets later finds them there. Several threads may call this. ``refused``: see ``loaded``."""
+        gets later finds them there. Several threads may call this."""
         with ranges.pushed(ranges.DECODE, len(files), self.name):
             odd = [self.apart.get(name) or jpeg.oddity(data) for name, data in files]
             left = {row: why for row, why in enumerate(odd) if why}
             if self._simulator is not None:
-                self._simulator.place(self._by_pillow(files, refused), destination.address, stream.handle)
+                self._simulator.place(self._by_pillow(files), destination.address, stream.handle)
             else:
                 try:
                     lane = self._idle.get_nowait()
                 except Empty:
                     lane = self._lane()
                 try:
-                    self._on_device(lane, files, left, destination, refused)
+                    self._on_device(lane, files, left, destination)
                 finally:
                     self._idle.put(lane)
-            self.left_to_pillow.update({files[row][0]: why for row, why in left.items() if row not in (refused or {})})
+            self._leave({files[row][0]: why for row, why in left.items()})
 
-    def _on_device(
-        self, lane: Lane, files: Files, left: dict[int, str], destination: DeviceBuffer, refused: dict[int, str] | None
-    ) -> None:
+    def _leave(self, named: dict[str, str]) -> None:
+        """To Pillow, who has read them, but for those that nobody can read."""
+        self.left_to_pillow.update({name: why for name, why in named.items() if name not in (self.load.unreadable or ())})
+
+    def _on_device(self, lane: Lane, files: Files, left: dict[int, str], destination: DeviceBuffer) -> None:
         """Decode what is not ``left`` to Pillow, which gets what nvImageCodec refuses; scale; arrange as the plan wants it."""
         cvcuda, stream, on, taken = lane.cvcuda, lane.stream, lane.on, self._engine.input_shape(len(files))
         found = lane.decode({row: data for row, (_, data) in enumerate(files) if row not in left}, left)
@@ -165,7 +167,7 @@ class GpuDecoder:
                 stream=on,
             )
         to_device = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        for row, loose in zip(left, self._map(lambda row: loaded(self.load, files, row, refused), left)):
+        for row, loose in zip(left, self._map(lambda row: loaded(self.load, *files[row]), left)):
             pixels = np.ascontiguousarray(loose.transpose(1, 2, 0))
             cudart.cudaMemcpyAsync(address + row * row_bytes, pixels.ctypes.data, row_bytes, to_device, stream.handle)
         if 4 in (taken[1], taken[-1]):  # the fourth channel is opacity, full everywhere
@@ -175,46 +177,41 @@ class GpuDecoder:
             cvcuda.reformat_into(target, small, stream=on)
         stream.synchronize()  # the next batch is decoded into the same pictures
 
-    def _by_pillow(self, files: Files, refused: dict[int, str] | None) -> np.ndarray:
+    def _by_pillow(self, files: Files) -> np.ndarray:
         """As the plan takes them."""
         found = np.empty(self._engine.input_shape(len(files)), self._engine.input_type)
-        for row, pixels in enumerate(self._map(lambda row: loaded(self.load, files, row, refused), range(len(files)))):
+        for row, pixels in enumerate(self._map(lambda file: loaded(self.load, *file), files)):
             write(pixels[None], found[row : row + 1])
         return found
 
-    def to_host(self, files: Files, destination: np.ndarray, refused: dict[int, str] | None = None) -> None:
+    def to_host(self, files: Files, destination: np.ndarray) -> None:
         """The same pictures in host memory, where each is held to Pillow's: nvImageCodec says nothing of a scan that is cut.
         Where it is another the file is Pillow's from now on (``apart``)."""
         with DeviceBuffer(destination.nbytes) as buffer, Stream() as stream:
-            self.decode(files, buffer, stream, refused)
+            self.decode(files, buffer, stream)
             stream.synchronize()
             copy_to_host(destination, buffer)
         if self._simulator is not None:
             return
-        right = self._by_pillow(files, refused)
+        right = self._by_pillow(files)
         off = np.subtract(np.maximum(right, destination), np.minimum(right, destination))
         for row, worst in enumerate(planes(off).mean(axis=(1, 3)).max(axis=1)):
             if worst > APART:
                 name, destination[row] = files[row][0], right[row]
                 self.apart[name] = f"{worst:.0f} levels off on the GPU: a damaged scan?"
-                if row not in (refused or {}):
-                    self.left_to_pillow[name] = self.apart[name]
+                self._leave({name: self.apart[name]})
 
 
-def loaded(load: Loader, files: Files, row: int, refused: dict[int, str] | None) -> np.ndarray:
-    """The pixels of a row's file. Where it cannot be decoded ``refused`` gets the reason, or ``load.unreadable``, and
-    the row is black; without either it could be before, and ``EnvironmentFault`` with its name is raised."""
-    name, data = files[row]
+def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
+    """The pixels of a file. Where it cannot be decoded ``load.unreadable`` gets the reason, and they are black; without such it
+    could be before, and ``EnvironmentFault`` with its name is raised."""
     try:
         return load(name, data)
     except Exception as error:  # Pillow raises as many types as there are ways to break a file
         why = jpeg.oddity(data) or (str(error).splitlines() or [type(error).__name__])[0]
-        if refused is not None:
-            refused[row] = why
-        elif load.unreadable is not None:
-            load.unreadable.setdefault(name, why)
-        else:
+        if load.unreadable is None:
             raise EnvironmentFault(f"{name} can no longer be decoded: {why}.") from error
+        load.unreadable.setdefault(name, why)
         return np.zeros((3, *load.size), np.uint8)
 
 

@@ -52,7 +52,6 @@ class Once(Session):
                 own[:] = rows[np.resize(kept, len(own))]  # in turns, as the files of a batch that is not full are read
             self.names[index] = [names[row] for row in kept]
             for name, why in gone.items():
-                self.decoder.left_to_pillow.pop(name, None)
                 self._feed.images.skip(name, why)
         super().postprocess(index, host_output)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common.decode import AT_ONCE
+from common.decode import read
 from common.errors import EnvironmentFault, UsageFault
 from common.files import atomic_path, read_json, write_csv, write_json
 from common.pictures import SUFFIXES
@@ -28,16 +27,10 @@ WORK = "work.json"  # beside the shards: what they are of
 ROW = re.compile(r"(.*\.parquet)?#(\d+)", re.DOTALL)  # the name of a picture in a file of Parquet, or in ``root`` itself
 
 
-def read(path: str, system: Any) -> bytes:
-    """A file of this machine, or of one of Arrow's file systems: a bucket's, for one."""
-    if system is not None:
-        with system.open_input_stream(path) as file:
-            return file.read()
-    file = os.open(path, AT_ONCE)  # half of the system calls of ``open``: beside a busy thread 45 µs a picture, not 53
-    try:
-        return os.read(file, os.fstat(file).st_size)
-    finally:
-        os.close(file)
+def stored(path: str, system: Any) -> bytes:
+    """A file of one of Arrow's file systems: a bucket's, for one."""
+    with system.open_input_stream(path) as file:
+        return file.read()
 
 
 class Pictures:
@@ -93,11 +86,14 @@ class Pictures:
 
     def sources(self, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         """What reads each of ``names``. Rows of Parquet are read here; they follow one another."""
+        system, _ = self._place
         for table, group in groupby(names, lambda name: (row := ROW.fullmatch(name)) and (row[1] or "")):
             if table is not None:
                 yield from self._contents(table, [int(name.rpartition("#")[2]) for name in group])
+            elif system:
+                yield from (partial(stored, self._path(name), system) for name in group)
             else:
-                yield from (partial(read, self._path(name), self._place[0]) for name in group)
+                yield from (partial(read, self._path(name)) for name in group)
 
     def _contents(self, name: str, rows: list[int]) -> Iterator[Callable[[], bytes]]:
         with self._table(name) as table:

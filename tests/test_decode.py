@@ -370,15 +370,15 @@ def test_a_damaged_file_of_a_folder_is_decoded_again_by_pillow(checkout, made, t
         tmp_path,
         f"""
 class Forgetful(decoders.GpuDecoder):
-    def _by_pillow(self, files, refused):
-        found = super()._by_pillow(files, refused)
+    def _by_pillow(self, files):
+        found = super()._by_pillow(files)
         for row, (name, _) in enumerate(files):
             if name == '{bad}' and name not in self.apart:
                 found[row] = np.random.default_rng().integers(0, 256, found[row].shape)
         return found
 
-    def to_host(self, files, destination, refused=None):
-        super().to_host(files, destination, refused)
+    def to_host(self, files, destination):
+        super().to_host(files, destination)
         self.apart.update({{name: 'a damaged scan' for name, _ in files if name == '{bad}'}})
 
 decode.GpuDecoder = Forgetful""",
