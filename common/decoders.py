@@ -15,7 +15,7 @@ from common import backend, jpeg, ranges
 from common.buffers import DeviceBuffer, copy_to_host
 from common.cuda import Stream, cudart
 from common.engine import Engine
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault, UsageFault, reason
 from common.host import cores
 from common.images import channels_first, planes, write
 from common.photographs import BLEED, Loader
@@ -208,7 +208,7 @@ def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
     try:
         return load(name, data)
     except Exception as error:  # Pillow raises as many types as there are ways to break a file
-        why = jpeg.oddity(data) or (str(error).splitlines() or [type(error).__name__])[0]
+        why = jpeg.oddity(data) or reason(error)
         if load.unreadable is None:
             raise EnvironmentFault(f"{name} can no longer be decoded: {why}.") from error
         load.unreadable.setdefault(name, why)

@@ -13,6 +13,11 @@ class Fault(Exception):
     exit_code = ENVIRONMENT
 
 
+def reason(error: BaseException) -> str:
+    """What an exception of somebody else's says, its first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class EnvironmentFault(Fault):
     pass
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from common import options
 from common.console import err, out, printable
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import check_writable, sha256, write_json
 from common.flow import Flow
 from common.host import cores
@@ -123,7 +123,7 @@ def answering(core: Any, address: str) -> str:
         host, _, port = found.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), ANSWERS_S).close()
     except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}).") from None
+        raise EnvironmentFault(f"--address {address}: no Ray cluster answers there ({reason(error)}).") from None
     return found
 
 

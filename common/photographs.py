@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common import jpeg
+from common.errors import reason
 from common.images import converted, noise_image
 
 BLEED = 1 / 16  # of a picture's width, and of its height, that is not seen on each side
@@ -88,7 +89,7 @@ class Loader:
                 fitted = ImageOps.fit(picture, self.size[::-1], Image.Resampling.BILINEAR, bleed=BLEED)
                 return np.asarray(fitted).transpose(2, 0, 1)
             except Exception as error:  # each decoder has its own for a damaged file
-                why = str(error) or type(error).__name__
+                why = reason(error)
         pixels = load_pixels(source, *self.size)
         self.left_to_pillow[name] = why
         return pixels

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from common.console import err, printable
-from common.errors import UsageFault
+from common.errors import UsageFault, reason
 from common.images import channels_first, converted, noise_image, write
 from common.photographs import Loader, synthetic_jpeg
 
@@ -121,7 +121,7 @@ class Images:
                 try:
                     pixels = image.result()
                 except Exception as error:  # Pillow raises as many types as there are ways to break a file
-                    self.skip(name, str(error).splitlines()[0] if str(error) else type(error).__name__)
+                    self.skip(name, reason(error))
                     continue
                 found += 1
                 yield name, pixels

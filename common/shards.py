@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.decode import read
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import atomic_path, read_json, write_csv, write_json
 from common.pictures import SUFFIXES
 
@@ -49,7 +49,7 @@ class Pictures:
         try:
             return import_module("pyarrow.fs").FileSystem.from_uri(self.root)
         except (ValueError, OSError) as error:
-            raise UsageFault(f"--images {self.root}: {str(error).splitlines()[0]}") from None
+            raise UsageFault(f"--images {self.root}: {reason(error)}") from None
 
     @cached_property
     def names(self) -> list[str]:
@@ -81,8 +81,9 @@ class Pictures:
         try:
             yield import_module("pyarrow.parquet").ParquetFile(self._path(name), filesystem=self._place[0])
         except (ValueError, OSError) as error:  # Arrow's are both
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise EnvironmentFault(f"--images {self.root}: {name or 'it'} cannot be read as Parquet ({why}).") from None
+            raise EnvironmentFault(
+                f"--images {self.root}: {name or 'it'} cannot be read as Parquet ({reason(error)})."
+            ) from None
 
     def sources(self, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         """What reads each of ``names``. Rows of Parquet are read here; they follow one another."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.console import err
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, reason
 from common.files import atomic_path, read_json, sha256, write_json
 from common.tensors import End, check_ends
 
@@ -65,7 +65,7 @@ def load(path: Path) -> Any:
         model = onnx.load(str(path))
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf and the checker have no common base
-        raise EnvironmentFault(f"{path} is no ONNX model: {str(error).strip().splitlines()[0]}") from None
+        raise EnvironmentFault(f"{path} is no ONNX model: {reason(error)}") from None
     graph, constants = model.graph, {weight.name for weight in model.graph.initializer}
     for value in [value for value in graph.input if value.name in constants]:
         graph.input.remove(value)  # it only has a default there
@@ -103,8 +103,7 @@ def convert_to_fp16(source: Path, destination: Path) -> None:
         except EnvironmentFault:
             raise
         except Exception as error:  # what the converter makes of graphs with branches, say, is no model
-            why = str(error).strip().partition("\n")[0]
-            raise EnvironmentFault(f"onnxruntime cannot convert {source} to FP16: {why}") from None
+            raise EnvironmentFault(f"onnxruntime cannot convert {source} to FP16: {reason(error)}") from None
 
 
 def in_fp16(source: Path, folder: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault, UsageFault, reason
 from export.models import needs
 from export.random_weights import load_into, random_model
 
@@ -39,7 +39,7 @@ def create_model(name: str, weights: str, seed: int) -> tuple[Any, list[str]]:
         model = builder(weights=None, num_classes=classes)
         model.load_state_dict(state)
     except Exception as error:
-        raise UsageFault(f"--weights {weights} is not a state dict of {name}: {str(error).splitlines()[0]}") from None
+        raise UsageFault(f"--weights {weights} is not a state dict of {name}: {reason(error)}") from None
     return model.eval(), labels or (known if classes == len(known) else [])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import reason
 from sim.enums import DataType, LayerInformationFormat, TensorIOMode
 from sim.names import Enumeration, Ours, lack
 from sim.network import layers
@@ -179,7 +180,7 @@ class OnnxParser(Ours):
                 onnx.load_external_data_for_model(proto, str(Path(path).parent))
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:  # protobuf and the checker have no common base
-            self._errors.append(ParserError(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+            self._errors.append(ParserError(f"{type(error).__name__}: {reason(error)}"))
             return False
         types = {np.dtype(each.meaning): each.name for each in DataType}
         constants = {weight.name for weight in proto.graph.initializer}

@@ -32,7 +32,7 @@ from common.checked import TensorRTError, require
 from common.clock import Instruments
 from common.cuda import CaptureError, CudaError, Event, Stream, cudart
 from common.engine import Engine
-from common.errors import EnvironmentFault, UsageFault, WrongOutputs
+from common.errors import EnvironmentFault, UsageFault, WrongOutputs, reason
 from common.files import atomic_path, check_writable, read_json, sha256, write_json
 from common.layers import layer_precision
 from common.postprocess import Predictions
@@ -526,3 +526,8 @@ def test_what_several_streams_do_is_timed_to_the_end_of_the_last():
         works += [partial(copy_to_host_async, page_locked((1 << 24,)), large, second)]
         alone = parts.gpu_ms(works[1:], [second])
         assert parts.gpu_ms(works, [first, second]) == pytest.approx(alone / 2, rel=0.05)  # of each of two
+
+
+@pytest.mark.parametrize("said, first", [("", "ValueError"), (" \n", "ValueError"), ("\nno end\nat 5", "no end")])
+def test_what_others_raise_is_said_in_a_line_even_where_it_says_nothing(said, first):
+    assert reason(ValueError(said)) == first
