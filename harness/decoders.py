@@ -24,6 +24,7 @@ from io import BytesIO
 from pathlib import Path
 
 from common import jpeg, program
+from common import options as stage_options
 from common.backend import NAMES
 from common.children import record_of
 from common.console import err, printable
@@ -120,6 +121,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=ROOT / "out" / "decoders", metavar="DIR", help="default: out/decoders/")
     p.add_argument("--backend", choices=NAMES, default="auto")
     options, arguments = p.parse_known_args()
+    stage_options.parser(None).parse_args(arguments)  # a wrong one is said before the files are made
     options.arguments = arguments
     options.out.mkdir(parents=True, exist_ok=True)
     folders = options.images

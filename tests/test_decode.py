@@ -657,6 +657,11 @@ def test_the_table_from_disk_to_names(checkout, mixed, tmp_path):
     assert "were decoded by Pillow" in done.stdout
 
 
+def test_a_wrong_option_is_said_before_there_are_files(checkout, tmp_path):
+    done = checkout.run("-m", "scripts.decoders", *SIMULATED, "--bacth", "3", "--out", tmp_path / "none")
+    assert done.returncode == 2 and "unrecognized arguments: --bacth 3" in done.stderr and not (tmp_path / "none").exists()
+
+
 def test_files_are_cut_out_of_photographs(photographs, tmp_path):
     folder = make_files(tmp_path, 6, lambda index: cut_out(photographs, index, 1, 120, 90))
     contents = [path.read_bytes() for path in sorted(folder.iterdir())]
