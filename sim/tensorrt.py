@@ -30,7 +30,6 @@ __all__ += ["ITimingCache", "MemoryPoolType", "NetworkDefinitionCreationFlag", "
 __all__ += ["DataType", "EngineInspector", "ICudaEngine", "IExecutionContext", "ILogger", "LayerInformationFormat"]
 __all__ += ["Logger", "Runtime", "TensorIOMode", "nptype", "volume"]
 
-
 BuilderFlag = Enumeration("BuilderFlag", {"TF32": 6})
 MemoryPoolType = Enumeration("MemoryPoolType", {"WORKSPACE": 0})
 NetworkDefinitionCreationFlag = Enumeration("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 0})
