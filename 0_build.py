@@ -2,8 +2,8 @@
 
 A plan is made in two steps that need not run under the same Python:
 
-    model → ONNX    torch exports the network, ONNX Runtime checks the file against PyTorch    (needs torch)
-    ONNX → plan     TensorRT picks the fastest kernels for this GPU, its version and its shapes (needs TensorRT)
+    model → ONNX    PyTorch exports it, ONNX Runtime checks it     (needs torch)
+    ONNX → plan     TensorRT picks this GPU's fastest kernels   (needs TensorRT)
 
 Precision is decided in the first step. The FP16 file has FP16 weights and activations between FP32 inputs and outputs,
 and a strongly typed network (TensorRT 10 on request, 11 always) does what the file says. TensorRT 8.6 has no such
@@ -14,14 +14,14 @@ images; noise would give scales that are wrong for yours, so there is no INT8 wi
 A version-compatible plan holds the builder's runtime, so that newer versions run it: a program, which runs with your rights.
 TensorRT runs it only where that is allowed; a stage allows it where the sidecar proves the plan, or with ``--trust-plan``.
 
-    python 0_build.py                            the FP32 plan of stages 1 to 3
-    python 0_build.py --fp16                     the FP16 plan of the later stages
+    python 0_build.py                          the FP32 plan of stages 1 to 3
+    python 0_build.py --fp16                   the FP16 plan of the later stages
     python 0_build.py --int8 --calibration-images photos/    an INT8 plan
-    python 0_build.py --train digits --fp16      train on real handwriting first, in minutes and offline
-    python 0_build.py --export-only              the ONNX files and no plan
+    python 0_build.py --train digits --fp16    trained on handwriting, offline
+    python 0_build.py --export-only            the ONNX files and no plan
     python 0_build.py --profile 1,1,1 --output plans/one.plan
-    python 0_build.py --version-compatible --fp16    a plan that newer TensorRTs run too
-    python 0_build.py --backend rtx --fp16       for TensorRT for RTX: needs no GPU here, an RTX or GeForce one to run
+    python 0_build.py --version-compatible --fp16    for newer TensorRTs, too
+    python 0_build.py --backend rtx --fp16     for RTX cards; needs none here
 """
 
 from __future__ import annotations

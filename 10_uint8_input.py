@@ -14,7 +14,7 @@ Why it helps: stages 6 and 7 wait for the link and for nothing else. With a thir
 part, so that what makes them faster counts again: INT8 (docs/int8.md), whose bytes go straight into the first convolution.
 It follows stage 7 and not 8, because one context holds the activations once, and a graph is one launch a batch.
 
-When it does not: where compute was the limit already. And where the normalisation is not folded: see the last line.
+When it does not: where compute was the limit already. And where something stands in front of the convolution: see ``--layout``.
 
     python 10_uint8_input.py
     python 0_build.py --int8 --input bytes --calibration-images photos/

@@ -14,8 +14,10 @@ When it does not: where the GPUs wait for something that they share: the host's 
 a link that goes through one switch. docs/scale.md says where each of these limits lies. On one GPU stage 11 is simpler.
 
     python 12_many_gpus.py --images photos/ --predictions out/names/
-    python 12_many_gpus.py --images s3://bucket/photos --predictions /shared/names/ --address auto
-    python 12_many_gpus.py --images photos/ --predictions out/names/ --backend simulated --gpus 4
+    python 12_many_gpus.py --images s3://bucket/photos --predictions out/names/
+    python 12_many_gpus.py --images photos/ --predictions out/names/ --gpus 4
+
+Without a GPU the four are simulated. ``--address auto`` takes all GPUs of a Ray cluster (docs/scale.md).
 
 In the timeline: the rows of stage 11, once for each GPU, without a gap between two shards.
 

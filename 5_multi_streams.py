@@ -3,12 +3,12 @@
 What changes: three streams (copy in, compute, copy out) and two slots, each with its own buffers. Within a stream work
 runs in order; between streams only where an event says so. Three events a slot are the whole schedule:
 
-    copied      the input is on the device         the compute stream waits for it
-    computed    the output is on the device        the copy-out stream waits for it
-    returned    the output is on the host          the host waits for it, and only then refills the slot
+    copied      the input is on the device     the compute stream waits for it
+    computed    the output is on the device    the copy-out stream waits for it
+    returned    the output is on the host      the host waits for it
 
-Once a batch's output is on the host, its input has been read and its slot is free. (``set_input_consumed_event`` would say
-earlier that an input has been read; that is for pipelines that refill inputs before the outputs are back.)
+Only then is the slot refilled: a batch whose output is on the host has read its input. (``set_input_consumed_event`` would
+say so earlier; that is for pipelines that refill inputs before the outputs are back.)
 
 Differs from: 4_use_fp16.py
 

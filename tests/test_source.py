@@ -136,7 +136,7 @@ def test_no_bare_vendor_calls(path):
 def test_a_stage_s_docstring_is_its_manual(path):
     doc = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
     number = Path(path).name.split("_")[0]
-    assert doc.startswith(f"{number} · ")
+    assert doc.startswith(f"{number} · ") and max(len(line) for line in doc.splitlines() if line[:1] == " ") <= 80
     if number != "0":
         for part in ("Differs from:", "Why it", "    python " + Path(path).name, "In the timeline:", "\nTry"):
             assert part in doc, part
