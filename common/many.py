@@ -99,8 +99,10 @@ def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
         if 0 < there < (chosen.gpus or 0):
             raise UsageFault(f"--gpus {chosen.gpus}: Ray sees {there} here.")
         chosen.backend = chosen.backend if there else "simulated"
-        chosen.gpus = min(chosen.gpus or there or 2, most)
+        wanted = chosen.gpus or there or 2
+        chosen.gpus = min(wanted, most)
         what = "each a simulated GPU" if chosen.backend == "simulated" else "a GPU each"
+        what += f" (of {wanted}: there are no more shards; --shard makes them smaller)" * (wanted > most)
         err.print(f"workers: {chosen.gpus}, {what}", markup=False)
         context = data.DataContext.get_current()
         context.print_on_execution_start = False

@@ -364,7 +364,10 @@ def chosen_for(*words: str) -> Namespace:
 def test_there_are_no_more_workers_than_shards(ray_that_starts, capsys, words, shards, workers):
     chosen, heard = chosen_for(*words), signal.getsignal(signal.SIGTERM)
     with many.ray(chosen, shards):
-        assert chosen.gpus == workers and f"workers: {workers}, " in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert (
+            chosen.gpus == workers and f"workers: {workers}, " in said and ("there are no more shards" in said) == (shards == 1)
+        )
         assert signal.getsignal(signal.SIGTERM) == heard
     with pytest.raises(UsageFault, match="--gpus 3: Ray sees 2"), many.ray(chosen_for("--gpus", "3"), 1):
         pass
