@@ -199,7 +199,7 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
         best = [row.ahead_images_per_s or row.images_per_s or 0 for row in mine]
         for axes, values, form, title in (
             (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms, one batch at a time (median)"),
-            (rates, best, " {:,.0f}", "images/s, one batch ahead"),
+            (rates, best, " {:,.0f}", "images/s (on a GPU one batch ahead)"),
         ):
             bars = axes.barh(range(len(mine)), values, color=colours, height=0.7)
             axes.bar_label(bars, [form.format(value) for value in values], fontsize=8)
