@@ -17,7 +17,7 @@ from pathlib import Path
 from common import program
 from common.children import record_of
 from common.console import err, show
-from common.errors import EnvironmentFault, Fault
+from common.errors import EnvironmentFault, Fault, UsageFault
 from common.files import grid, write_text
 from common.options import positive
 from common.record import Record
@@ -75,6 +75,8 @@ def main() -> int:
     if not stages:
         raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
     one = stages[0]
+    if one.backend == "simulated" and not (options.measure or options.table_only):
+        raise UsageFault(f"{options.directory} is of a modelled GPU, and these loops want a real one; --measure 2 tries a CPU.")
     options.batch, options.device = one.batch or 1, "cpu" if one.backend == "simulated" else "cuda"
     place = "cpu" if one.backend == "simulated" else one.device
     failed = 0 if options.table_only else run_all(options)

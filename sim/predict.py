@@ -75,6 +75,8 @@ def main() -> None:
         records = Record.read_all(folder)
         if not records:
             raise EnvironmentFault(f"{folder} holds no stage's record.")
+        if any(each.backend == "simulated" for each in records):
+            raise UsageFault(f"{folder} is modelled itself; a prediction is held against what was measured, as in reports/.")
         if strange := [each for each in records if each.device not in (None, devices.load(options.device).name)]:
             raise UsageFault(f"{folder}: {strange[0].stage} was measured on {strange[0].device}, not on {options.device}.")
         if strange := [each for each in records if not (ROOT / f"{each.stage}.py").is_file()]:

@@ -440,6 +440,15 @@ def test_pytorch_loops_are_verified_and_timed_or_say_what_they_need(checkout, tm
 # -- predictions
 
 
+def test_modelled_results_are_neither_predicted_nor_raced(checkout, tmp_path):
+    """The loops would take an hour on a CPU."""
+    facts = {"images_per_s": 1e3, "batch": 1, "backend": "simulated", "device": devices.load("h200").name}
+    Record(stage="4_use_fp16", per_batch_ms=1.0, **facts).write(tmp_path / "4_use_fp16.json")
+    for words, said in ((("scripts.predict", "h200"), "is modelled itself"), (("peers.pytorch",), "--measure 2 tries a CPU")):
+        done = checkout.run("-m", *words, tmp_path)
+        assert done.returncode == 2 and said in done.stderr
+
+
 def test_results_of_another_device_are_not_predicted(checkout, tmp_path):
     Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, device="NVIDIA A100").write(tmp_path / "4_use_fp16.json")
     done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
