@@ -65,7 +65,8 @@ def print_timeline() -> None:
         return
     drawn = timeline("", trace)
     cell = drawn.length_ms / width
-    out.print(f"\n  the measured window, {cell * 1e3:.0f} µs a character: the last digit of a batch's number, ' a short piece")
+    legend = f"  the measured window, {cell * 1e3:.0f} µs a character: the last digit of a batch's number, ' a short piece"
+    out.print(f"\n{wrapped(legend, 2)}")
     for name, bars in drawn.rows.items():
         characters = ["·"] * width
         for bar in bars:

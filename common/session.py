@@ -25,7 +25,7 @@ import numpy as np
 from common import answers, backend, decode, just_in_time, options, program, report
 from common.buffers import page_locked, pageable
 from common.clock import Instruments, undisturbed
-from common.console import err
+from common.console import err, wrapped
 from common.cuda import versions
 from common.engine import Engine
 from common.errors import UsageFault, WrongOutputs
@@ -62,7 +62,7 @@ def main(parser: ArgumentParser, infer: Infer, *, precision: str, page_lock: boo
         chosen, name = parser.parse_args(), Path(sys.argv[0]).stem
         chosen.precision = chosen.precision or (precision if chosen.plan is None else None)
         here, size = options.select_backend(chosen)
-        err.print(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}")
+        err.print(wrapped(f"{name}: {here.name} backend ({here.reason}), {here.device}, {here.library}", 2, err))
         check_writable(*answers.results(chosen), kept=[] if chosen.plan is None else [chosen.plan, sidecar(chosen.plan)])
         measure(infer, name, size, page_locked if page_lock else pageable, chosen, encoded)
         for leak in here.leaks():

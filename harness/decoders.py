@@ -44,9 +44,9 @@ SIZES = ((500, 375), (224, 224))
 COLUMNS = [
     ("pictures", "pictures", "{}"),
     ("decoder", "decoder", "{}"),
-    ("read, images/s", "read", "{:,.0f}"),
-    ("alone, images/s", "alone", "{:,.0f}"),
-    ("disk to names, images/s", "images_per_s", "{:,.0f}"),
+    ("read", "read", "{:,.0f}"),
+    ("alone", "alone", "{:,.0f}"),
+    ("disk to names", "images_per_s", "{:,.0f}"),
     ("limited by", "limiter", "{}"),
     ("of the slowest", "share", "{:.0%}"),
     ("kernels at work", "busy", "{:.0%}"),
@@ -149,7 +149,7 @@ def main() -> None:
     if record is None:
         raise EnvironmentFault("no decoder ran; see above.")
     notes = [f"{each['pictures']} with {each['decoder']}: {note}" for each in rows for note in each["notes"]]  # type: ignore[attr-defined]
-    text = "\n".join([f"{record}:\n", *grid(rows, COLUMNS, 2), ""]) + "".join(f"\n{printable(note)}\n" for note in notes)
+    text = "\n".join([f"{record}, images/s:\n", *grid(rows, COLUMNS, 2), "", *(f"{printable(note)}\n" for note in notes)])
     publish(text, {"conditions": str(record), "rows": rows}, options.out / "decoders")
 
 

@@ -49,7 +49,7 @@ def together(stages: list[str]) -> str:
 
 def print_rows(run: Conditions, rows: list[Row], host: str, order: str = SHORT) -> None:
     """The table as wide as it is: a terminal that is narrower breaks its lines, and nothing is cut off."""
-    table = Table(title=Text(str(run), "bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(title=Text(wrapped(str(run)), "bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for title, key, _ in (shown := columns(Row, order)):
         table.add_column(title, justify="left" if key in WORDS else "right", no_wrap=True)
     for row in steps(rows):

@@ -28,7 +28,7 @@ import numpy as np
 
 from common import program
 from common.clock import undisturbed
-from common.console import out
+from common.console import out, wrapped
 from common.cuda import versions
 from common.errors import UsageFault, WrongOutputs
 from common.files import write_json
@@ -166,7 +166,7 @@ class Entry:
         said += [] if row.top1 is None else [f"top-1 {row.top1:.2%}"]
         said += [] if row.problem is None else [row.problem]
         who = f"{row.model:<18} batch {row.batch:<4} {row.engine:<34} {row.precision}"
-        out.print(f"  {who}  {', '.join(said)}", markup=False)
+        out.print(wrapped(f"  {who}  {', '.join(said)}", 4), markup=False)
 
 
 def compare(task: Task, contenders: Sequence[Contender], photographs: Labelled | None, options: Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import backend
+from common.console import wrapped
 from common.record import FAULT, Record
 
 OPTIONS = ("--backend", "simulated", "--device", backend.DEFAULT_DEVICE, "--batch", "2", "--charge-batch", "128")
@@ -33,5 +34,6 @@ def grade(script: Path, run: Callable[[Path, list[str]], int]) -> int:
         over = {name: getattr(record, name) for name, most in target.items() if getattr(record, name) > most}
         wrong += [f"time: {name} is {found:.3f}, and the target {target[name]}" for name, found in over.items()]
     wrong += [line for line in said.getvalue().splitlines() if "not given back" in line]
-    print("\n" + "\n".join([f"{script.stem}: {'not yet' if wrong else 'passed'}", *(f"  {each}" for each in wrong)]))
+    verdict = f"{script.stem}: {'not yet' if wrong else 'passed'}"
+    print("\n" + "\n".join([verdict, *(wrapped(f"  {each}", 4) for each in wrong)]))
     return int(bool(wrong))

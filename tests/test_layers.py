@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sqlite3
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
+from common import console
 from common.trace import TraceError, read
 from harness import layers
 from tests.conftest import ROOT
@@ -36,6 +40,17 @@ def test_kernels_are_those_of_the_measured_batches(real):
             expected.setdefault(name, []).append(ns)
     found = layers.grouped([(kernel, ns) for kernel, _, ns in layers.kernels(real, trace)])
     assert {name: sorted(each) for name, each in found.items()} == {name: sorted(each) for name, each in expected.items()}
+
+
+def test_a_narrow_terminal_has_kernels_names_whole(real, monkeypatch):
+    """Their first words are the same."""
+    printed = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=printed, force_terminal=True, no_color=True, width=80))
+    console.show("\n".join(layers.of_trace(real, 3)))
+    text = Text.from_ansi(printed.getvalue()).plain
+    first = "".join(line.split()[0] for line in text.split("By kernel:")[1].splitlines() if line.strip())
+    names = {kernel for kernel, _, _ in layers.kernels(real, read(real))}
+    assert max(map(len, text.splitlines())) <= 80 and sum(name in first for name in names if len(name) > 60) == 3
 
 
 def test_a_kernel_s_layer_is_what_tensorrt_calls_it(real):

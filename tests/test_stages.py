@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.text import Text
 
 from common import program
 from common.record import Record
@@ -45,6 +47,13 @@ def records(checkout, tmp_path_factory) -> dict[str, dict]:
         assert done.returncode == 0, done.stdout + done.stderr
         found[path.stem] = {**json.loads(path.read_text()), "stdout": done.stdout, "stderr": done.stderr}
     return found
+
+
+def test_a_terminal_of_80_columns_breaks_no_word(checkout):
+    env = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "80"}
+    done = checkout.run("5_multi_streams.py", *V100, "--batch", "2", env=env)
+    said = [Text.from_ansi(line).plain for line in (done.stdout + done.stderr).splitlines()]
+    assert done.returncode == 0 and len(said) > 15 and max(map(len, said)) <= 80
 
 
 def test_every_stage_is_right_and_says_what_ran(records):
