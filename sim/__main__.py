@@ -16,7 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from common import program
+from common import console, program
 from sim import device, faults, grade, overview, simulator, stand_in
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     code = run(options.script, options.arguments)
     gc.collect()
     sim = simulator.simulator()  # the script may have begun another
-    print("\n".join(overview.lines(sim)), file=sys.stderr)
+    print(*(console.wrapped(line, 2, console.err) for line in overview.lines(sim)), sep="\n", file=sys.stderr)
     if options.trace:
         sim.write_trace(options.trace, SCRIPT=options.script.name)
     return code or int(bool(sim.gpu.races.found()))

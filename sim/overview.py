@@ -6,7 +6,7 @@ from collections import Counter
 
 from sim.simulator import Simulator
 
-WIDTH = 64
+WIDTH = 52
 UNITS = {"h2d": "copies to the device", "compute": "kernels", "d2h": "copies to the host"}
 
 
@@ -43,4 +43,4 @@ def timeline(sim: Simulator) -> list[str]:
     idle = 1 - sum(shares.values())
     verdict = "they take turns: let them overlap" if idle < 0.1 else f"the GPU waits for the host in {idle:.0%} of it or more"
     verdict = f"the {name} limit it" if share > 0.9 else verdict
-    return [*found, f"{'':>20} {length / 1e6:.3f} ms from the first operation to the last: {verdict}"]
+    return [*found, f"{length / 1e6:.3f} ms from the first operation to the last: {verdict}"]

@@ -48,3 +48,4 @@ def test_the_page_shows_a_real_session(checkout):
     shown = " ".join(page.split())
     for line in [line for line in done.stderr.splitlines() if line.startswith(("simulated", "race"))]:
         assert line in shown, line
+    assert max(map(len, done.stderr.splitlines()[-4:-1])) <= 80  # the timeline
