@@ -8,10 +8,10 @@
 # Hopper, takes their writes for invalid and ends them; `--kernel-name-exclude kernel_substring=sm90_xmma` leaves those out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+command -v compute-sanitizer >/dev/null || { echo "sanitize: no compute-sanitizer on PATH; it comes with the CUDA toolkit" >&2; exit 3; }
 scripts/setup.sh
 out=${1:-out/sanitizer} failed=0
 shift $(($# > 0))
-command -v compute-sanitizer >/dev/null || { echo "sanitize: no compute-sanitizer on PATH; it comes with the CUDA toolkit" >&2; exit 3; }
 mkdir -p "$out" && : > "$out/summary.txt"
 python=${PYTHON:-.venv/bin/python}
 small=(--backend tensorrt --batch 4 --batches 5 --measure 2)
