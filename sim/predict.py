@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common import backend, program
 from common.children import record_of
+from common.console import err
 from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, publish
 from common.libraries import SIMULATED
@@ -53,7 +54,8 @@ def called(run: Record) -> str:
 def modelled(device: str, stage: str, *options: object) -> Record:
     """A stage's record on the simulated device. Raises ``EnvironmentFault`` where it ended without one."""
     where = ("--backend", "simulated", "--device", device)
-    return record_of(ROOT / f"{stage}.py", *where, "--no-verify", *options)
+    with err.status(f"{stage} on the simulated {device}"):
+        return record_of(ROOT / f"{stage}.py", *where, "--no-verify", *options)
 
 
 def predict(device: str, measured: Record) -> float:
