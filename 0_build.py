@@ -35,7 +35,7 @@ from typing import Any
 from common import backend, plans, program
 from common.building import Building, keep_timings, prove, take_timings
 from common.checked import logger, require, started
-from common.console import err
+from common.console import err, wrapped
 from common.errors import EnvironmentFault, UsageFault
 from common.files import write_bytes, write_json
 from common.options import add_plan_options
@@ -120,7 +120,7 @@ def main() -> None:
         return
     here = backend.select(options.backend, build=True)
     output, options.timing_cache = plans.destination(options, onnx)
-    err.print(f"building {output.name} from {onnx.name} with {here.library}")
+    err.print(wrapped(f"building {output.name} from {onnx.name} with {here.library}", 2, err))
     begun = time.perf_counter()
     plan, profiles, timings = build(options, onnx)
     build_s = round(time.perf_counter() - begun, 1)

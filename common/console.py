@@ -35,7 +35,7 @@ def show(markdown: str) -> None:
             for column in table.columns:  # type: ignore[union-attr]
                 column.overflow = "fold"
                 if narrow:  # or the words give way to the numbers' titles
-                    column.header = Text("\n").join(column.header.split(" "))
+                    column.header = Text("\n", justify=column.header.justify).join(column.header.split(" "))
             yield table
 
     class Page(Markdown):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import options
-from common.console import err, out, printable
+from common.console import err, out, printable, wrapped
 from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import check_writable, sha256, write_json
 from common.flow import Flow
@@ -103,7 +103,7 @@ def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
         chosen.gpus = min(wanted, most)
         what = "each a simulated GPU" if chosen.backend == "simulated" else "a GPU each"
         what += f" (of {wanted}: there are no more shards; --shard makes them smaller)" * (wanted > most)
-        err.print(f"workers: {chosen.gpus}, {what}", markup=False)
+        err.print(wrapped(f"workers: {chosen.gpus}, {what}", 2, err), markup=False)
         context = data.DataContext.get_current()
         context.print_on_execution_start = False
         context.memory_usage_poll_interval_s = None  # whose thread would be one of the simulated host's
@@ -155,7 +155,7 @@ def run(chosen: Namespace, deal: Deal) -> None:
     if chosen.json:
         write_json(chosen.json, {"stage": name, "images_from": images, **found})
     for line in said(found) if done else []:
-        out.print(line, markup=False)
+        out.print(wrapped(line, 2), markup=False)
     tidy(chosen.predictions, left)
     missing = [Path(shard.path).stem for shard in left if not Path(shard.path).exists()]
     if missing:
