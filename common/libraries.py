@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,8 @@ def gpu() -> tuple[Any, str, str]:
     """The CUDA runtime, the GPU's name and its compute capability. Raises ``EnvironmentFault`` where no GPU answers."""
     cudart = first("cuda.bindings.runtime", "cuda.cudart")  # the second is cuda-python's before 12.6
     if cudart is None:
-        raise EnvironmentFault("cuda-python is not installed (pip install cuda-python).")
+        mend = " (pip install cuda-python)" if shutil.which("nvidia-smi") else ", nor is an NVIDIA driver"
+        raise EnvironmentFault(f"cuda-python is not installed{mend}.")
     try:
         error, *count = cudart.cudaGetDeviceCount()
     except (RuntimeError, AttributeError) as fault:  # cuda-python before 12.6 loads the driver here

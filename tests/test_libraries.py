@@ -26,6 +26,16 @@ STAGES = ("--batch", "2", "--batches", "4")
 # -- which is taken
 
 
+@pytest.mark.parametrize(
+    "driver, said", [("/usr/bin/nvidia-smi", r"pip install cuda-python"), (None, "nor is an NVIDIA driver")]
+)
+def test_nobody_is_told_to_install_cuda_python_without_a_driver(monkeypatch, driver, said):
+    monkeypatch.setattr(libraries, "first", lambda *_: None)
+    monkeypatch.setattr(shutil, "which", lambda _: driver)
+    with pytest.raises(EnvironmentFault, match=said):
+        libraries.gpu()
+
+
 def machine(monkeypatch, *modules: str, capability: str = "9.0", gpu: bool = True) -> None:
     """Of these TensorRTs, with a GPU or without."""
 
