@@ -148,9 +148,9 @@ def advice(rows: list[Row]) -> str:
     if not right:
         return f"No stage counts: {FAULT}."
     best = max(right, key=lambda row: row.speedup_vs_baseline)
-    faster = f"{best.speedup_vs_baseline:.1f} times the first stage"
-    gain = faster if best is not rows[0] else "no stage is faster than the first"
-    said = f"Fastest: {best.stage} ({best.per_batch_ms:.3f} ms a batch, {gain}). Next: {remedy(best, rows)}."
+    faster = f", {best.speedup_vs_baseline:.1f} times the first stage"
+    gain = faster if best is not rows[0] else ", no stage is faster than the first" * (len(right) > 1)
+    said = f"Fastest: {best.stage} ({best.per_batch_ms:.3f} ms a batch{gain}). Next: {remedy(best, rows)}."
     if best.capped_mhz:
         said += f" The power cap held its SM clock down to {best.capped_mhz:,.0f} MHz: fewer bits take less energy, too."
     return said

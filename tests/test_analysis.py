@@ -144,6 +144,11 @@ def test_advice_names_what_attacks_the_limiter(facts, words):
     assert words in advice.remedy(rows[0], rows)
 
 
+def test_one_stage_alone_is_the_fastest_of_nothing():
+    alone, both = (advice.advice([stage(speedup_vs_baseline=1.0) for _ in range(count)]) for count in (1, 2))
+    assert "no stage is faster" in both and "no stage is faster" not in alone and "ms a batch). Next:" in alone
+
+
 PROFILE = ("-m", "harness.profile", *SIMULATED, "--batch", "2", "--charge-batch")
 
 
