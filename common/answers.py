@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common import backend, folder
-from common.console import err, out
+from common.console import err, out, wrapped
 from common.engine import Engine
 from common.errors import UsageFault, WrongOutputs
 from common.feed import Feed
@@ -59,9 +59,8 @@ def answer(measured: Session, feed: Feed, infer: Infer) -> float | None:
         write_csv(chosen.predictions, ("image", "class", "probability"), lines)
     rest, seconds = feed.answered - first, time.perf_counter() - started
     if rest:
-        out.print(
-            f"  all images  the other {rest:,} at {rest / seconds:,.0f} images/s, from the disk to their answers, wall clock"
-        )
+        rate = f"the other {rest:,} at {rest / seconds:,.0f} images/s, from the disk to their answers, wall clock"
+        out.print(wrapped(f"  all images  {rate}", 14))
     return rest / seconds if rest else None
 
 

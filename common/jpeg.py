@@ -40,7 +40,7 @@ def oddity(data: bytes) -> str | None:
     if not data.startswith(START):
         return "no JPEG" if data else "empty"
     if not data.endswith(END):
-        return "no end"
+        return "its end is no JPEG's"
     place, framed = 2, False
     while place + 4 <= len(data):
         mark, code, length = MARKER.unpack_from(data, place)

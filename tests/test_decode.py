@@ -75,13 +75,13 @@ ODD = {  # what is in a file, and what is found odd about it
     "d-lying": (lying(), "not upright"),
     "d-lying-by-xmp": (lying_by_xmp(), "not upright"),
     "e-png": (encoded(5, kind="PNG"), "no JPEG"),
-    "f-longer": (encoded(6) + b"more", "no end"),
+    "f-longer": (encoded(6) + b"more", "its end is no JPEG's"),
     "g-thin": (encoded(7, size=(8, 300)), None),
     "h-upright": (encoded(8, exif=Image.Exif()), None),
     "i-444": (encoded(9, subsampling=0), None),
 }
 BROKEN = {
-    "j-cut": (encoded(10)[:500], "no end"),
+    "j-cut": (encoded(10)[:500], "its end is no JPEG's"),
     "k-empty": (b"", "empty"),
     "l-text": (b"no picture" * 9, "no JPEG"),
     "m-header": (b"\xff\xd8\x00" + encoded(11), "a damaged header"),
@@ -201,7 +201,9 @@ def test_a_file_that_is_broken_during_the_run_ends_it_by_its_name(here, data, de
 
 def test_only_images_of_the_result_are_named_in_it():
     assert decode.told({"far": "progressive"}, ["a", "b"]) == []
-    assert decode.told({"far": "x", "b": "no end"}, ["a", "b"]) == ["1 of 2 images were decoded by Pillow: b (no end)"]
+    assert decode.told({"far": "x", "b": "its end is no JPEG's"}, ["a", "b"]) == [
+        "1 of 2 images were decoded by Pillow: b (its end is no JPEG's)"
+    ]
 
 
 @pytest.mark.parametrize("name", OTHERS)
