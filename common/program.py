@@ -29,13 +29,14 @@ SOON_S, PATIENCE_S, END_S = 0.01, 1.0, 20.0
 
 
 class Manual(RawDescriptionHelpFormatter):
-    """Breaks paragraphs where their lines are too long for the terminal; what is indented, commands and tables, stays."""
+    """Breaks paragraphs where their lines are too long for the terminal. Commands stay; what one is for goes under it."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if max(map(len, text.splitlines())) <= width:
             return text
         joined = re.sub(r"(?m)^(\S.*)\n(?=\S)(?!Measured:)", r"\1 ", text)
         fill = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+        joined = re.sub(rf"(?m)^ .{{{width},}}$", lambda line: re.sub(r"(?<=\S) {2,}", f"\n{'':8}", line[0]), joined)
         return "\n".join(line if line[:1].isspace() else fill(line) for line in joined.splitlines())
 
 
