@@ -501,7 +501,7 @@ def test_small_kernels_leave_room_for_others_and_large_ones_do_not():
     assert kernel(device, convolution(3136, 64, 576), 128, 128).share == 1
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(
         st.tuples(st.integers(0, 60), st.integers(1, 12), st.sampled_from([0.2, 0.4, 0.5, 0.7, 1.0])), min_size=1, max_size=25

@@ -70,7 +70,7 @@ def now(sim):
     return sim.clock.thread().now
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(durations, durations, durations), min_size=1, max_size=8))
 def test_a_serial_loop_takes_the_sum(batches):
     sim = start()
@@ -81,7 +81,7 @@ def test_a_serial_loop_takes_the_sum(batches):
     assert now(sim) == sum(map(sum, batches))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(durations, durations, durations, st.integers(1, 10))
 def test_a_pipeline_takes_the_longest_part_a_batch_and_the_fill(h2d, compute, d2h, count):
     """Three stages, enough slots: fill with the first batch, then one more of the longest part a batch."""
@@ -99,7 +99,7 @@ def test_a_pipeline_takes_the_longest_part_a_batch_and_the_fill(h2d, compute, d2
     assert now(sim) == h2d + compute + d2h + (count - 1) * max(h2d, compute, d2h)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(durations, durations, st.integers(2, 8))
 def test_two_slots_refilled_when_consumed_overlap_copy_and_compute(h2d, compute, count):
     """The copy of batch i+2 waits until batch i is consumed; with two slots that never costs anything."""
@@ -117,7 +117,7 @@ def test_two_slots_refilled_when_consumed_overlap_copy_and_compute(h2d, compute,
     assert now(sim) == h2d + compute + (count - 1) * max(h2d, compute)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 10)), min_size=1, max_size=20))
 def test_an_engine_does_one_thing_at_a_time(requests):
     engine = Timetable()
@@ -376,7 +376,7 @@ def test_threads_take_turns_in_virtual_time():
         assert sim.clock.thread().now == 20 * MS
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(durations, durations, durations), min_size=1, max_size=6), st.integers(1, 50))
 def test_an_engine_takes_over_from_another_after_the_handover(batches, handover):
     """On one stream, three engines in turn change hands between any two operations; events pass it on to other streams."""
