@@ -14,8 +14,9 @@ class Fault(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of somebody else's says, its first line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an exception of somebody else's says, its first line, and what begins there; its type where it says nothing."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()[:120]}" if first.endswith(":") and rest else first
 
 
 class EnvironmentFault(Fault):

@@ -528,6 +528,8 @@ def test_what_several_streams_do_is_timed_to_the_end_of_the_last():
         assert parts.gpu_ms(works, [first, second]) == pytest.approx(alone / 2, rel=0.05)  # of each of two
 
 
-@pytest.mark.parametrize("said, first", [("", "ValueError"), (" \n", "ValueError"), ("\nno end\nat 5", "no end")])
+@pytest.mark.parametrize(
+    "said, first", [("", "ValueError"), (" \n", "ValueError"), ("\nno end\nat 5", "no end"), ("bad:\n\t x\ny", "bad: x")]
+)
 def test_what_others_raise_is_said_in_a_line_even_where_it_says_nothing(said, first):
     assert reason(ValueError(said)) == first

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common import postprocess
@@ -127,7 +127,6 @@ def test_another_precision_than_asked_for_is_refused(checkout, int8_plan):
 # -- training
 
 
-@settings(deadline=None)  # other tests run beside it
 @given(st.integers(1, 3000), st.integers(1, 300))
 def test_each_step_of_a_training_has_a_whole_batch(count, steps):
     """Also the last ones, where the images are no multiple of a batch: of an epoch's none is there twice."""
