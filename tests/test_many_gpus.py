@@ -583,14 +583,16 @@ def test_a_batch_counts_its_own_pictures_that_were_left_to_pillow():
 
 
 def test_the_rate_of_a_gpu_is_not_counted_twice_where_its_worker_died():
-    """Two workers of one GPU, a second each with ten pictures, one after the other: a GPU's rate, and another GPU's."""
+    """Two workers of one GPU, a second each with ten pictures, one after the other: a GPU's rate, and another GPU's. Another
+    host's GPUs have the same numbers."""
 
-    def shard(worker, gpu, begun_s):
+    def shard(worker, gpu, begun_s, host="host"):
         conditions = {"scale": 1, "gpu": gpu}
         counts = {"images": 10, "unreadable": 0, "by_pillow": 0}
-        return {"worker": f"host:{worker}", "begun_s": begun_s, "ended_s": begun_s + 1.0, "conditions": conditions, **counts}
+        return {"worker": f"{host}:{worker}", "begun_s": begun_s, "ended_s": begun_s + 1.0, "conditions": conditions, **counts}
 
     done = [shard(1, "0", 0.0), shard(2, "0", 1.0), shard(3, "1", 0.0)]
     found = many.summary(done)
     assert found["images_per_s"] == 20 and [each["images_per_s"] for each in found["workers"]] == [10, 10, 10]
+    assert many.summary([*done, shard(1, "0", 50.0, "other")])["images_per_s"] == 30
     assert many.summary([shard(1, None, 0.0), shard(2, None, 0.0)])["images_per_s"] == 20  # simulated ones have no number
