@@ -586,8 +586,8 @@ def test_the_rate_of_a_gpu_is_not_counted_twice_where_its_worker_died():
     """Two workers of one GPU, a second each with ten pictures, one after the other: a GPU's rate, and another GPU's. Another
     host's GPUs have the same numbers."""
 
-    def shard(worker, gpu, begun_s, host="host"):
-        conditions = {"scale": 1, "gpu": gpu}
+    def shard(worker, gpu, begun_s, host="host", scale=1):
+        conditions = {"scale": scale, "gpu": gpu}
         counts = {"images": 10, "unreadable": 0, "by_pillow": 0}
         return {"worker": f"{host}:{worker}", "begun_s": begun_s, "ended_s": begun_s + 1.0, "conditions": conditions, **counts}
 
@@ -595,4 +595,6 @@ def test_the_rate_of_a_gpu_is_not_counted_twice_where_its_worker_died():
     found = many.summary(done)
     assert found["images_per_s"] == 20 and [each["images_per_s"] for each in found["workers"]] == [10, 10, 10]
     assert many.summary([*done, shard(1, "0", 50.0, "other")])["images_per_s"] == 30
+    assert many.summary([shard(1, "0", 0.0), shard(1, "0", 0.25)])["images_per_s"] == 16  # side by side
+    assert many.summary([shard(1, "0", 0.0, scale=32)])["images_per_s"] == 320  # four pictures are charged as 128
     assert many.summary([shard(1, None, 0.0), shard(2, None, 0.0)])["images_per_s"] == 20  # simulated ones have no number
