@@ -365,7 +365,7 @@ def test_there_are_no_more_workers_than_shards(ray_that_starts, capsys, words, s
     chosen, heard = chosen_for(*words), signal.getsignal(signal.SIGTERM)
     with many.ray(chosen, shards):
         assert chosen.gpus == workers and f"workers: {workers}, " in capsys.readouterr().err
-        assert signal.getsignal(signal.SIGTERM) == heard
+        assert signal.getsignal(signal.SIGTERM) == heard and "CUDA_VISIBLE_DEVICES" not in os.environ
     with pytest.raises(UsageFault, match="--gpus 3: Ray sees 2"), many.ray(chosen_for("--gpus", "3"), 1):
         pass
 
@@ -406,6 +406,32 @@ def test_a_full_disk_ends_the_run_in_one_sentence(pipeline, photographs, tmp_pat
     with pytest.raises(EnvironmentFault, match=r"^cannot write .*in a file: File exists\. What is done is kept"):
         many.run(chosen, deal)
     assert len(asked) == 2 and len(list((tmp_path / "out").glob("*.csv"))) == 1
+
+
+def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path, monkeypatch):
+    """Its precision, and 64 of its batches a shard. What killed workers have begun of shards that are there is removed."""
+    monkeypatch.setattr(sys, "argv", [STAGE])
+    plan, out, seen = tmp_path / "mine.plan", tmp_path / "out", []
+    plan.touch()
+    monkeypatch.setattr(options, "usual_batch", lambda named: 2 if named == plan else 128)
+    words = ["--images", photographs, "--predictions", out, "--plan", plan, "--format", "csv", "--json", tmp_path / "a.json"]
+    named = dict.fromkeys(("precision", "batch", "input", "decoder", "device", "engine", "gpu"))
+
+    def deal(chosen, shards):
+        seen.append((chosen.precision, [len(each.names) for each in shards]))
+        for each in shards:
+            each.write([], [], [], [], [])
+            (out / f".{Path(each.path).name}.a1b2c3").touch()
+            counts = {"images": len(each.names), "unreadable": 0, "by_pillow": 0}
+            yield {**counts, "worker": "a:1", "begun_s": 0.0, "ended_s": 1.0, "conditions": {**named, "scale": 1}}
+
+    many.run(options.many("").parse_args(list(map(str, words))), deal)
+    assert seen == [(None, [128, COUNT - 128])] and not list(out.glob(".*"))
+    assert read_json(tmp_path / "a.json")["images"] == COUNT
+    words[-1] = tmp_path / "no folder" / "a.json"
+    with pytest.raises(EnvironmentFault, match="no folder is not a folder"):
+        many.run(options.many("").parse_args(list(map(str, words))), deal)
+    assert len(seen) == 1
 
 
 class Driver:
