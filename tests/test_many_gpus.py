@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -263,6 +263,27 @@ def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first(
         with pytest.raises(flow.Ended):
             last.result(10)
     assert list(idle._going) == parts
+
+
+def test_of_a_shard_only_a_few_batches_are_in_memory():
+    """However many it has: those that are read ahead, and as many on their way. Its time is from the first to the last."""
+    one, begun, answered, most = object.__new__(flow.Flow), [], [], []
+
+    def begin(batch):
+        begun.append(batch)
+        most.append(len(begun) - len(answered))
+        return lambda: batch
+
+    def answer(_):
+        answered.append(begun[len(answered)])
+        number = len(answered)
+        return flow.Answer([name for name, _ in answered[-1]], number, number + 1, number)
+
+    vars(one).update(size=SimpleNamespace(batch=2), _queue=SimpleQueue, _incoming=SimpleQueue(), _turn=Lock())
+    vars(one).update(_begin=begin, _answer=answer)
+    found = one.predict([(str(index), gone) for index in range(199)])
+    assert found == flow.Answer([str(index) for index in range(199)], 1, 101, 5050)
+    assert max(most) == 2 * flow.AHEAD + 1
 
 
 @pytest.mark.parametrize("takes_s, threads", [(0.0, 1), (0.0005, 10), (0.01, flow.AHEAD)])
