@@ -462,7 +462,7 @@ def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces, capsys
     assert runner.remaining(50) == ", about 5 min to go"
     assert len({*rounds}) == len(rounds) == 4 and {*rounds} <= {*closed}  # in another process in each round
     tried: list[str] = []
-    monkeypatch.setattr(profiler, "call", lambda command, log: log.write_text("why") and tried.append(command[1]) or 3)
+    monkeypatch.setattr(profiler, "call", lambda command, log: (log.touch(), tried.append(command[1])) and 3)
     runner.run([script, tmp_path / "5_x.py"])
     assert [Path(each).stem for each in tried] == ["4_x", "5_x"] and runner.failed == 3 and len(said) == 6  # and never again
 

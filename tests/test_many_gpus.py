@@ -29,7 +29,7 @@ import pytest
 
 from common import flow, many, options
 from common.cuda import CudaError
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.postprocess import Predictions
@@ -640,6 +640,10 @@ def test_a_batch_counts_its_own_pictures_that_were_left_to_pillow():
     one.finish(0, np.eye(3, dtype=np.float32))
     answer = answers.get()
     assert answer.by_pillow == 1 and [why for *_, why in answer.rows] == [None, "cut", None]
+    one.here.races = lambda: ["of two streams"]
+    one._going.append(flow.Part([("2", b"")], answers))
+    one.finish(0, np.eye(3, dtype=np.float32))
+    assert isinstance(answers.get(), WrongOutputs)  # whatever the rows are
 
 
 def test_the_rate_of_a_gpu_is_not_counted_twice_where_its_worker_died():
