@@ -171,6 +171,9 @@ def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photog
             shards(pictures, out, size, ".csv", facts)
     with pytest.raises(Exception, match="there is no"):
         shards(Pictures(str(tmp_path / "nothing")), out, 16, ".csv", {})
+    odd = Pictures(str(tmp_path / "odd"))
+    odd.names = ["no UTF-8 \udcff.jpg"]
+    assert [shard.names for shard in shards(odd, tmp_path / "other", 16, ".csv", {})[1]] == [odd.names]
 
 
 def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sentence(checkout, photographs, tmp_path):
