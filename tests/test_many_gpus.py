@@ -134,6 +134,9 @@ def test_pictures_in_structs_of_parquet_and_names_that_look_like_rows(tmp_path):
     for root in (str(tmp_path / "t.parquet" / "p.parquet"), (tmp_path / "t.parquet" / "p.parquet").as_uri()):
         assert Pictures(root).names == ["#0", "#1", "#2"]
         assert [read() for read in Pictures(root).sources(["#1"])] == [b"two"]
+    parquet.write_table(arrow.table({"image": arrow.array([b"large"], arrow.large_binary())}), tmp_path / "large.parquet")
+    large = Pictures(str(tmp_path / "large.parquet"))
+    assert [read() for read in large.sources(large.names)] == [b"large"]
 
 
 def test_what_holds_no_pictures_is_named(tmp_path):
@@ -316,6 +319,11 @@ def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(ta
     found = [begun() for begun in map(reader._begin, batches)]
     assert found == [[(name, b"picture") for name, _ in batch] for batch in batches]
     assert threads <= reader._pool._max_workers <= min(2 * threads - 1, flow.AHEAD)
+    if threads > 1:  # the first files may be slow for once: a disk that wakes up
+        vars(reader).update(_took=[], _pool=None)
+        for read in (slow, *[bytes] * (flow.TRIED - 1)):
+            reader._begin([("it", read)])
+        assert reader._pool._max_workers == 1
 
 
 def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
@@ -356,6 +364,13 @@ def test_shards_are_done_again_side_by_side_and_a_gpu_without_one_is_no_result(t
             _, both = side_by_side.compare(given)
             assert both["each"] == "11,987.5, 11,987.5" and both["efficiency"] == 1
     assert len({*asked}) == 6 and not any(folder.exists() for folder in asked)
+
+
+def test_what_gpus_do_at_once_is_a_share_of_the_first_one_s_alone(monkeypatch):
+    each = {(0,): [10.0], (1,): [9.0], (0, 1): [8.0, 7.0]}
+    monkeypatch.setattr(side_by_side, "rates", lambda options, gpus, index: [("it", "images/s", each[tuple(gpus)])])
+    found = side_by_side.compare(Namespace(gpus=2, each=True))
+    assert [row["efficiency"] for row in found] == [1, 0.9, 0.75]
 
 
 @pytest.mark.parametrize("switch, cores, decodes, images, limiter", [
