@@ -289,7 +289,7 @@ def test_of_a_shard_only_a_few_batches_are_in_memory():
     vars(one).update(_begin=begin, _answer=answer)
     found = one.predict([(str(index), gone) for index in range(199)])
     assert found == flow.Answer([str(index) for index in range(199)], 1, 101, 5050)
-    assert max(most) == 2 * flow.AHEAD + 1
+    assert max(most) == 2 * flow.AHEAD + 1 and not one.room()
 
 
 def test_a_shard_s_batches_are_not_dealt_with_another_s():
@@ -371,6 +371,13 @@ def test_what_gpus_do_at_once_is_a_share_of_the_first_one_s_alone(monkeypatch):
     monkeypatch.setattr(side_by_side, "rates", lambda options, gpus, index: [("it", "images/s", each[tuple(gpus)])])
     found = side_by_side.compare(Namespace(gpus=2, each=True))
     assert [row["efficiency"] for row in found] == [1, 0.9, 0.75]
+
+
+def test_each_process_side_by_side_has_a_gpu_of_its_own():
+    said = side_by_side.at_once({gpu: ["-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"] for gpu in (0, 3)})
+    assert said == {0: "0\n", 3: "3\n"}
+    with pytest.raises(EnvironmentFault, match="on GPU 3: exit code 5: why"):
+        side_by_side.at_once({0: ["-c", "pass"], 3: ["-c", "import sys; print('why', file=sys.stderr); sys.exit(5)"]})
 
 
 @pytest.mark.parametrize("switch, cores, decodes, images, limiter", [
