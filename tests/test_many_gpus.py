@@ -221,8 +221,8 @@ stage = import_module("12_many_gpus")
 infer = stage.stage_11.infer
 
 def shifted(run):
-    finish = run.finish
-    run.finish = lambda index, outputs: finish(index, np.roll(outputs, 1, axis=0))
+    finish, late = run.finish, []
+    run.finish = lambda index, outputs: finish(index, SHIFT)
     infer(run)
 
 stage.stage_11 = SimpleNamespace(infer=shifted)
@@ -230,9 +230,10 @@ program.run(stage.main)
 """
 
 
-def test_a_pipeline_that_gives_a_picture_another_s_outputs_takes_no_shard(checkout, photographs, tmp_path):
-    """Every worker holds what comes out of its pipeline to a serial run before it begins."""
-    (checkout.folder / "shifted.py").write_text(SHIFTED)
+@pytest.mark.parametrize("shift", ["np.roll(outputs, 1, axis=0)", "late.append(outputs.copy()) or late[max(0, index - 1)]"])
+def test_a_pipeline_that_gives_a_picture_another_s_outputs_takes_no_shard(checkout, photographs, tmp_path, shift):
+    """Every worker holds what comes out of its pipeline to a serial run before it begins: its rows, and its batches."""
+    (checkout.folder / "shifted.py").write_text(SHIFTED.replace("SHIFT", shift))
     where = ("--images", photographs, "--predictions", tmp_path / "out", *HERE[:-2], "--part", "0/1")
     done = checkout.run("shifted.py", *OPTIONS, *where)
     assert done.returncode == 1 and "shifted: error: " in done.stderr, done.stderr
@@ -269,6 +270,13 @@ def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first(
         with pytest.raises(flow.Ended):
             last.result(10)
     assert list(idle._going) == parts
+
+
+def test_a_plan_without_classes_is_refused_before_there_is_a_pipeline(monkeypatch):
+    monkeypatch.setattr(options, "select_backend", lambda chosen: (None, SimpleNamespace(batch=1)))
+    monkeypatch.setattr(flow, "load", lambda *_: SimpleNamespace(classifies=False, plan="boxes.plan", outputs=["boxes"]))
+    with pytest.raises(UsageFault, match=r"boxes\.plan gives boxes, and this is for classes"):
+        flow.Flow(Namespace(), None)
 
 
 def test_of_a_shard_only_a_few_batches_are_in_memory():
@@ -312,7 +320,8 @@ def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(ta
     vars(reader).update(here=SimpleNamespace(simulator=None), unreadable={}, _took=[], _pool=None)
 
     def slow() -> bytes:
-        time.sleep(takes_s)
+        if takes_s:  # to sleep for no time is to let others go first
+            time.sleep(takes_s)
         return b"picture"
 
     batches = [[(f"{index}-{row}", slow) for row in range(8)] for index in range(flow.TRIED + 1)]
