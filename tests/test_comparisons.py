@@ -361,7 +361,12 @@ def test_tensorrt_s_plan_is_for_the_row_s_batch_and_precision(on_simulator, chec
     with pytest.raises(Fault, match="fp32"), on_tensorrt.tensorrt(job, "fp16"):
         pass
     monkeypatch.setattr(task.Task, "plan", lambda job, precision: tmp_path / "none.plan")
-    monkeypatch.setattr(task.Task, "build", lambda job, *words: asked.extend(words) or "no room")
+
+    def build(job, *words):
+        asked.extend(words)
+        raise EnvironmentFault("no room")
+
+    monkeypatch.setattr(task.Task, "build", build)
     with pytest.raises(task.Missing, match="the build failed: no room"), on_tensorrt.tensorrt(job, "fp16"):
         pass
     assert asked == ["--backend", "tensorrt", "--fp16", "--profile", "2,2,2", "--output", tmp_path / "none.plan"]
