@@ -27,7 +27,7 @@ In the timeline: the row `decode` without a gap, and short pieces of copy and co
 Measured (H200, TensorRT 10.16): 6.87 ms a batch, 18,628 images a second, 99 % of what the decoder does by itself; with Pillow
 109 ms (reports/h200-jpeg/records; with other files less: docs/decoding.md).
 
-Try (simulated H200): 6.78 ms a batch, and 1.39 in stage 10; ``--decoder pillow`` 77.3. All tables of a user's own files:
+Try (simulated H200): 6.78 ms a batch, and 1.37 in stage 10; ``--decoder pillow`` 77.3. All tables of a user's own files:
 ``python -m scripts.decoders``.
 """
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
@@ -29,7 +31,7 @@ from common.buffers import (
     pageable,
 )
 from common.checked import TensorRTError, require
-from common.clock import Instruments
+from common.clock import Instruments, undisturbed
 from common.cuda import CaptureError, CudaError, Event, Stream, cudart
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault, WrongOutputs, reason
@@ -484,6 +486,28 @@ def test_an_interruption_is_neither_lost_nor_too_late(tmp_path, moment):
     )
     expected = (130, "script: interrupted\n") if moment.startswith("an import") else (0, "")
     assert (done.returncode, done.stderr) == expected
+
+
+def test_a_window_is_not_disturbed_by_collections_of_what_there_was():
+    before = gc.get_freeze_count()
+    with pytest.raises(KeyError), undisturbed() as readings:
+        assert gc.get_freeze_count() > before + 1000 and len(readings) == 1
+        raise KeyError
+    assert gc.get_freeze_count() == before
+    with undisturbed() as readings:
+        pass
+    assert len(readings) == 2 and min(readings) > 0
+
+
+def test_a_decoder_s_time_by_itself_is_of_all_its_threads(monkeypatch):
+    """Two threads that take 40 ms for a batch each do one in 20, however many batches there are."""
+    monkeypatch.setattr(parts.backend, "current", lambda: SimpleNamespace(simulator=None, clock_ns=time.monotonic_ns))
+    monkeypatch.setattr(parts, "DeviceBuffer", lambda nbytes: contextlib.nullcontext())
+    monkeypatch.setattr(parts, "Stream", contextlib.nullcontext)
+    decoder = SimpleNamespace(threads=2, decode=lambda files, batch: time.sleep(0.04))
+    found = SimpleNamespace(result=list)
+    run = SimpleNamespace(source=True, decoder=decoder, distinct=3, batches=[np.zeros(1)] * 3, read_files=lambda index: found)
+    assert 20 <= parts.decode_ms(run)["decode"] < 38
 
 
 def test_compute_is_timed_at_the_clock_of_a_window_that_a_power_cap_held_down(monkeypatch):

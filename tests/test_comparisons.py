@@ -20,7 +20,7 @@ from rich.text import Text
 
 from common import backend, console, verify
 from common import options as stage_options
-from common.errors import EnvironmentFault, UsageFault, WrongOutputs
+from common.errors import EnvironmentFault, Fault, UsageFault, WrongOutputs
 from common.images import noise_images
 from common.record import Record, Window
 from common.session import WARM_UP
@@ -69,6 +69,9 @@ def test_percentiles_are_of_all_runs_and_a_p99_of_a_thousand(tmp_path):
     ]
     row.add_run([1.0] * 99)
     assert row.count == 1000 and row.p99_ms == 2.0
+    spread = rows.Result(batch=1)
+    spread.add_run([float(ms) for ms in range(1001)])
+    assert (spread.p90_ms, spread.p95_ms, spread.p99_ms) == (900, 950, 990)
     (tmp_path / "row.json").write_text(json.dumps(row.facts))
     assert rows.Result.read(tmp_path / "row.json") == row
 
@@ -107,6 +110,9 @@ def test_the_tables_fit_a_narrow_terminal_and_reasons_are_whole(tmp_path, monkey
         assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("written")) <= width
         assert "…" not in text and text.count("1234.500") >= 2 and "(last)" in text and ("p90" in text) == (width > 80)
     assert "p90" in (tmp_path / "engines.md").read_text()
+    pytest.importorskip("matplotlib")
+    row.ahead_images_per_s = 54321.0
+    assert " 54,321<" in (tmp_path / rows.draw("m", [row], tmp_path)).read_text()
 
 
 def test_intervals_are_wilson_s_and_agresti_and_min_s():
@@ -154,6 +160,8 @@ def test_trtexec_s_times_become_a_row(tmp_path):
     )
     in_turn = [{**each, **spans}, {**each, "startH2dMs": 14.5, "endD2hMs": 18.0}]
     assert trtexec.row_of(in_turn, "times.json").ahead_ms is None
+    overlapped = [*in_turn, {**each, "startH2dMs": 17.5, "endD2hMs": 22.0}]
+    assert trtexec.row_of(overlapped, "times.json").ahead_ms == 4.0
     strange = [
         {"d2hMs": "soon"},
         {"latencyMs": float("nan")},
@@ -320,11 +328,14 @@ def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(on_simulator, monk
     job = task.Task("resnet18", "random", 2)
     images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
     with on_tensorrt.tensorrt(job, "fp16", graph=graph) as ready:
+        outputs = []
         for given in (images, images[::-1]):
             ready.load(given)
             ready.infer()
-            assert models.largest_difference(ready.output(), inputs.reference(job, given)) < 3e-2
-        assert ready.memory_mb() > 0 and ("--useCudaGraph" in ready.command) == graph
+            outputs.append((ready.output(), given))
+        for output, given in outputs:
+            assert models.largest_difference(output, inputs.reference(job, given)) < 3e-2
+        assert ready.memory_mb() > 0 and ("--useCudaGraph" in ready.command) == graph and "--exposeDMA" in ready.command
         parts, pace_ms = ready.lane.parts(5), ready.lane.ahead(5)
         assert parts["h2d_ms"] == pytest.approx(1204224 / 55.4e6, rel=0.6)  # what the H200's link takes, and a copy's start
         assert 0.9 * parts["compute_ms"] <= pace_ms < parts["h2d_ms"] + parts["compute_ms"]
@@ -341,6 +352,24 @@ def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(on_simulator, monk
         assert len(trace.measured) == 4 and len(set(trace.batches_of(trace.h2d)) & {*trace.measured}) == 4
     del ready, slot
     assert not on_simulator.leaks() and not on_simulator.races()
+
+
+def test_tensorrt_s_plan_is_for_the_row_s_batch_and_precision(on_simulator, checkout, monkeypatch, tmp_path):
+    """Built for that batch alone where there is none; one that computes in another precision makes no row."""
+    job, asked = task.Task("resnet18", "random", 2), []
+    monkeypatch.setattr(task.Task, "plan", lambda job, precision: checkout.plans / "resnet18-fp32.simulated.plan")
+    with pytest.raises(Fault, match="fp32"), on_tensorrt.tensorrt(job, "fp16"):
+        pass
+    monkeypatch.setattr(task.Task, "plan", lambda job, precision: tmp_path / "none.plan")
+
+    def build(job, *words):
+        asked.extend(words)
+        raise EnvironmentFault("no room")
+
+    monkeypatch.setattr(task.Task, "build", build)
+    with pytest.raises(task.Missing, match="the build failed: no room"), on_tensorrt.tensorrt(job, "fp16"):
+        pass
+    assert asked == ["--backend", "tensorrt", "--fp16", "--profile", "2,2,2", "--output", tmp_path / "none.plan"]
 
 
 def test_a_gpu_without_tensorrt_is_found_by_cuda_alone(monkeypatch):

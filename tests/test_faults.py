@@ -41,9 +41,9 @@ class Machine:
         stdout, stderr = process.communicate(timeout=120)
         return subprocess.CompletedProcess("", process.returncode, stdout, stderr)
 
-    def broken(self, old: str, new: str) -> Path:
-        """Stage 6 with one line changed, beside what it needs."""
-        text = (self.folder / STAGE).read_text(encoding="utf-8")
+    def broken(self, old: str, new: str, stage: str = STAGE) -> Path:
+        """A stage with one line changed, beside what it needs."""
+        text = (self.folder / stage).read_text(encoding="utf-8")
         assert text.count(old) == 1
         path = self.folder / "broken_stage.py"
         path.write_text(text.replace(old, new), encoding="utf-8")
@@ -72,10 +72,13 @@ def ends_with_one_line(done: subprocess.CompletedProcess[str], code: int, *words
     assert "per batch" not in done.stdout
 
 
-def test_a_cuda_call_that_fails_in_the_worker(machine):
+@pytest.mark.parametrize("stage", [STAGE, "7_cuda_graph.py", "8_multi_context.py", "10_uint8_input.py"])
+@pytest.mark.parametrize("index", ["4", "len(run.batches) - 1"])
+def test_a_cuda_call_that_fails_in_the_worker(machine, stage, index):
+    """Also for the last batch, whose slot nobody wants any more."""
     line = "            slot.returned.synchronize()\n"
-    closed = f"            if index == 4:\n                slot.returned.close()\n{line}"
-    done = machine.stage(script=machine.broken(line, closed))
+    closed = f"            if index == {index}:\n                slot.returned.close()\n{line}"
+    done = machine.stage(script=machine.broken(line, closed, stage))
     ends_with_one_line(done, 3, "cudaEventSynchronize", "cudaErrorInvalidResourceHandle")
 
 

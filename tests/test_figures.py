@@ -345,6 +345,7 @@ def test_a_schedule_is_forecast_by_the_parts_in_turn_or_the_longest():
     assert "(stage 2; at best 6.19 ms, 23 % less)" in remedied(8.0, parts_ms=pageable, trace={"allocations": 4.0})
     assert "(stage 3; at best 2.99 ms, 54 % less)" in remedied(6.5, pinned, INT8, parts_ms=pageable, trace={"h2d_gb_s": 17.0})
     assert "(stage 5; at best 1.39 ms, 54 % less)" in remedied(3.0)
+    assert not advice.at_best(rows(record(1.0))[0], 1.5)
     single = {"parts_ms": {**H200, "compute": 3.0}, "precision": "fp32"}
     assert "(stage 4), and overlap them (stage 5; at best 1.39 ms, 65 % less)" in remedied(4.0, pinned, **single)
     assert "(stage 6; at best 1.39 ms, 30 % less)" in remedied(2.0, trace={"overlap": 0.9})
@@ -406,8 +407,9 @@ def test_a_gpu_s_results_are_whole_once_all_windows_are_there(tmp_path):
     runner, (plan, script) = profiler.Profiler(options, "tensorrt", None), (tmp_path / "x.plan", tmp_path / "4_x.py")
     for path in (plan, script):
         path.touch()
-    for count, whole in ((5, False), (9, True)):
-        each = record(1.0, windows=[Window(1.0)] * count, arguments=runner.arguments, plan=str(plan))
+    mine, others = runner.arguments, [*runner.arguments, "--seed", "4"]
+    for count, whole, arguments in ((8, False, mine), (9, True, mine), (9, False, others)):
+        each = record(1.0, windows=[Window(1.0)] * count, arguments=arguments, plan=str(plan))
         each.write(tmp_path / "4_x.json")
         assert runner.is_current(script) is whole
 
@@ -444,7 +446,7 @@ def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces, capsys
     script, path = tmp_path / "4_x.py", str(tmp_path / "4_x.json")
     runner = profiler.Profiler(options, "tensorrt", Profiled())
     runner.run([script])
-    assert not runner.problems and (tmp_path / "4_x.sqlite").exists()
+    assert not runner.problems and {path.name for path in tmp_path.iterdir()} == {"4_x.json", "4_x.sqlite"}
     later = ["--json", path, "--windows", "2", "--no-controls"]
     assert said[:5] == [["--json", path, "--windows", "1"], *[later] * 4]
     assert said[5][:2] == ["--no-verify", "--no-parts"] and len(said) == 6
@@ -459,6 +461,10 @@ def test_the_runs_of_a_stage_on_a_gpu(tmp_path, monkeypatch, real_traces, capsys
     runner.steps_s = [70.0, 6.0, 6.5, 45.0, 6.2]  # two with builds
     assert runner.remaining(50) == ", about 5 min to go"
     assert len({*rounds}) == len(rounds) == 4 and {*rounds} <= {*closed}  # in another process in each round
+    tried: list[str] = []
+    monkeypatch.setattr(profiler, "call", lambda command, log: (log.touch(), tried.append(command[1])) and 3)
+    runner.run([script, tmp_path / "5_x.py"])
+    assert [Path(each).stem for each in tried] == ["4_x", "5_x"] and runner.failed == 3 and len(said) == 6  # and never again
 
 
 def test_all_windows_are_told():

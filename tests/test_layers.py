@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import sqlite3
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.text import Text
@@ -61,6 +63,20 @@ def test_a_kernel_s_layer_is_what_tensorrt_calls_it(real):
     fused = [layer for layer in of if layer.endswith("Add + /layer1/layer1.0/relu_1/Relu")]
     assert fused == ["/layer1/layer1.0/conv2/Conv + /layer1/layer1.0/Add + /layer1/layer1.0/relu_1/Relu"]
     assert sum(layer == "/fc/Gemm" for _, layer, _ in found) == 3 and not any("enqueue" in layer for layer in of)
+
+
+def test_a_layer_is_the_innermost_range_around_the_launch():
+    """Of the same thread, still going on, and begun inside the batch's range."""
+    ranges = [(50, 300, 1, "around all"), (100, 200, 1, "infer"), (110, 150, 1, "ExecutionContext::enqueue")]
+    ranges += [(115, 120, 1, "conv"), (116, 140, 2, "another thread's"), (125, 130, 1, "pool"), (250, 260, 1, "late")]
+    called = {105: "", 118: "conv", 122: "", 127: "pool", 160: "", 255: ""}
+    calls, starts = np.arange(len(called)), np.array([*called])
+    trace = SimpleNamespace(
+        infer=np.array([[100, 200]]),
+        calls=SimpleNamespace(threads=np.ones(len(called)), intervals=np.stack([starts, starts + 1], 1)),
+        ranges_of=lambda calls: np.where(starts[calls] <= 200, 0, -1),
+    )
+    assert layers.layers_of(trace, calls, ranges) == [*called.values()]
 
 
 def test_a_table_s_shares_are_of_all(real):

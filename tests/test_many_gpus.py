@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +29,7 @@ import pytest
 
 from common import flow, many, options
 from common.cuda import CudaError
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault, UsageFault, WrongOutputs
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.postprocess import Predictions
@@ -134,6 +134,9 @@ def test_pictures_in_structs_of_parquet_and_names_that_look_like_rows(tmp_path):
     for root in (str(tmp_path / "t.parquet" / "p.parquet"), (tmp_path / "t.parquet" / "p.parquet").as_uri()):
         assert Pictures(root).names == ["#0", "#1", "#2"]
         assert [read() for read in Pictures(root).sources(["#1"])] == [b"two"]
+    parquet.write_table(arrow.table({"image": arrow.array([b"large"], arrow.large_binary())}), tmp_path / "large.parquet")
+    large = Pictures(str(tmp_path / "large.parquet"))
+    assert [read() for read in large.sources(large.names)] == [b"large"]
 
 
 def test_what_holds_no_pictures_is_named(tmp_path):
@@ -171,6 +174,9 @@ def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photog
             shards(pictures, out, size, ".csv", facts)
     with pytest.raises(Exception, match="there is no"):
         shards(Pictures(str(tmp_path / "nothing")), out, 16, ".csv", {})
+    odd = Pictures(str(tmp_path / "odd"))
+    odd.names = ["no UTF-8 \udcff.jpg"]
+    assert [shard.names for shard in shards(odd, tmp_path / "other", 16, ".csv", {})[1]] == [odd.names]
 
 
 def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sentence(checkout, photographs, tmp_path):
@@ -215,8 +221,8 @@ stage = import_module("12_many_gpus")
 infer = stage.stage_11.infer
 
 def shifted(run):
-    finish = run.finish
-    run.finish = lambda index, outputs: finish(index, np.roll(outputs, 1, axis=0))
+    finish, late = run.finish, []
+    run.finish = lambda index, outputs: finish(index, SHIFT)
     infer(run)
 
 stage.stage_11 = SimpleNamespace(infer=shifted)
@@ -224,9 +230,10 @@ program.run(stage.main)
 """
 
 
-def test_a_pipeline_that_gives_a_picture_another_s_outputs_takes_no_shard(checkout, photographs, tmp_path):
-    """Every worker holds what comes out of its pipeline to a serial run before it begins."""
-    (checkout.folder / "shifted.py").write_text(SHIFTED)
+@pytest.mark.parametrize("shift", ["np.roll(outputs, 1, axis=0)", "late.append(outputs.copy()) or late[max(0, index - 1)]"])
+def test_a_pipeline_that_gives_a_picture_another_s_outputs_takes_no_shard(checkout, photographs, tmp_path, shift):
+    """Every worker holds what comes out of its pipeline to a serial run before it begins: its rows, and its batches."""
+    (checkout.folder / "shifted.py").write_text(SHIFTED.replace("SHIFT", shift))
     where = ("--images", photographs, "--predictions", tmp_path / "out", *HERE[:-2], "--part", "0/1")
     done = checkout.run("shifted.py", *OPTIONS, *where)
     assert done.returncode == 1 and "shifted: error: " in done.stderr, done.stderr
@@ -245,7 +252,7 @@ def test_pictures_go_in_from_anywhere_and_rows_come_back_in_order(pipeline, monk
     found, again = pipeline.predict(contents).rows, pipeline.predict(contents).rows
     assert len(contents) > 4 * len(pipeline.batches) and found == again and found[100] == (None, None, "gone")
     assert all(row == found[index % 5] for index, row in enumerate(found) if index != 100)
-    assert len(set(found[:5])) > 2 and not pipeline.unreadable
+    assert len(found) == len(contents) and len(set(found[:5])) > 2 and not pipeline.unreadable
 
 
 def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first():
@@ -265,6 +272,47 @@ def test_batches_keep_their_order_whichever_of_the_decoder_s_threads_asks_first(
     assert list(idle._going) == parts
 
 
+def test_a_plan_without_classes_is_refused_before_there_is_a_pipeline(monkeypatch):
+    monkeypatch.setattr(options, "select_backend", lambda chosen: (None, SimpleNamespace(batch=1)))
+    monkeypatch.setattr(flow, "load", lambda *_: SimpleNamespace(classifies=False, plan="boxes.plan", outputs=["boxes"]))
+    with pytest.raises(UsageFault, match=r"boxes\.plan gives boxes, and this is for classes"):
+        flow.Flow(Namespace(), None)
+
+
+def test_of_a_shard_only_a_few_batches_are_in_memory():
+    """However many it has: those that are read ahead, and as many on their way. Its time is from the first to the last."""
+    one, begun, answered, most = object.__new__(flow.Flow), [], [], []
+
+    def begin(batch):
+        begun.append(batch)
+        most.append(len(begun) - len(answered))
+        return lambda: batch
+
+    def answer(_):
+        answered.append(begun[len(answered)])
+        number = len(answered)
+        return flow.Answer([name for name, _ in answered[-1]], number, number + 1, number)
+
+    vars(one).update(size=SimpleNamespace(batch=2), _queue=SimpleQueue, _incoming=SimpleQueue(), _turn=Lock())
+    vars(one).update(_begin=begin, _answer=answer)
+    found = one.predict([(str(index), gone) for index in range(199)])
+    assert found == flow.Answer([str(index) for index in range(199)], 1, 101, 5050)
+    assert max(most) == 2 * flow.AHEAD + 1 and not one.room()
+
+
+def test_a_shard_s_batches_are_not_dealt_with_another_s():
+    """Who asks first has all of its batches on their way before those of the next."""
+    one, sent = object.__new__(flow.Flow), []
+    vars(one).update(
+        size=SimpleNamespace(batch=1), _queue=SimpleQueue, _turn=Lock(), _answer=lambda _: flow.Answer([], 0, 1, 0)
+    )
+    one._begin = lambda batch: time.sleep(0.001) or partial(sent.append, batch[0][0])
+    one._incoming = SimpleQueue()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(one.predict, ([(shard, gone)] * 40 for shard in "ab")))
+    assert sent in (["a"] * 40 + ["b"] * 40, ["b"] * 40 + ["a"] * 40)
+
+
 @pytest.mark.parametrize("takes_s, threads", [(0.0, 1), (0.0005, 10), (0.01, flow.AHEAD)])
 def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(takes_s, threads):
     """Every thread that reads costs the decoder, and is worth it where it waits."""
@@ -272,13 +320,19 @@ def test_files_that_come_at_once_are_read_by_one_thread_and_slow_ones_by_many(ta
     vars(reader).update(here=SimpleNamespace(simulator=None), unreadable={}, _took=[], _pool=None)
 
     def slow() -> bytes:
-        time.sleep(takes_s)
+        if takes_s:  # to sleep for no time is to let others go first
+            time.sleep(takes_s)
         return b"picture"
 
     batches = [[(f"{index}-{row}", slow) for row in range(8)] for index in range(flow.TRIED + 1)]
     found = [begun() for begun in map(reader._begin, batches)]
     assert found == [[(name, b"picture") for name, _ in batch] for batch in batches]
     assert threads <= reader._pool._max_workers <= min(2 * threads - 1, flow.AHEAD)
+    if threads > 1:  # the first files may be slow for once: a disk that wakes up
+        vars(reader).update(_took=[], _pool=None)
+        for read in (slow, *[bytes] * (flow.TRIED - 1)):
+            reader._begin([("it", read)])
+        assert reader._pool._max_workers == 1
 
 
 def test_a_pipeline_that_fails_is_heard_by_who_waits(pipeline, monkeypatch):
@@ -319,6 +373,20 @@ def test_shards_are_done_again_side_by_side_and_a_gpu_without_one_is_no_result(t
             _, both = side_by_side.compare(given)
             assert both["each"] == "11,987.5, 11,987.5" and both["efficiency"] == 1
     assert len({*asked}) == 6 and not any(folder.exists() for folder in asked)
+
+
+def test_what_gpus_do_at_once_is_a_share_of_the_first_one_s_alone(monkeypatch):
+    each = {(0,): [10.0], (1,): [9.0], (0, 1): [8.0, 7.0]}
+    monkeypatch.setattr(side_by_side, "rates", lambda options, gpus, index: [("it", "images/s", each[tuple(gpus)])])
+    found = side_by_side.compare(Namespace(gpus=2, each=True))
+    assert [row["efficiency"] for row in found] == [1, 0.9, 0.75]
+
+
+def test_each_process_side_by_side_has_a_gpu_of_its_own():
+    said = side_by_side.at_once({gpu: ["-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"] for gpu in (0, 3)})
+    assert said == {0: "0\n", 3: "3\n"}
+    with pytest.raises(EnvironmentFault, match="on GPU 3: exit code 5: why"):
+        side_by_side.at_once({0: ["-c", "pass"], 3: ["-c", "import sys; print('why', file=sys.stderr); sys.exit(5)"]})
 
 
 @pytest.mark.parametrize("switch, cores, decodes, images, limiter", [
@@ -368,7 +436,7 @@ def test_there_are_no_more_workers_than_shards(ray_that_starts, capsys, words, s
         assert (
             chosen.gpus == workers and f"workers: {workers}, " in said and ("there are no more shards" in said) == (shards == 1)
         )
-        assert signal.getsignal(signal.SIGTERM) == heard
+        assert signal.getsignal(signal.SIGTERM) == heard and "CUDA_VISIBLE_DEVICES" not in os.environ
     with pytest.raises(UsageFault, match="--gpus 3: Ray sees 2"), many.ray(chosen_for("--gpus", "3"), 1):
         pass
 
@@ -409,6 +477,32 @@ def test_a_full_disk_ends_the_run_in_one_sentence(pipeline, photographs, tmp_pat
     with pytest.raises(EnvironmentFault, match=r"^cannot write .*in a file: File exists\. What is done is kept"):
         many.run(chosen, deal)
     assert len(asked) == 2 and len(list((tmp_path / "out").glob("*.csv"))) == 1
+
+
+def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path, monkeypatch):
+    """Its precision, and 64 of its batches a shard. What killed workers have begun of shards that are there is removed."""
+    monkeypatch.setattr(sys, "argv", [STAGE])
+    plan, out, seen = tmp_path / "mine.plan", tmp_path / "out", []
+    plan.touch()
+    monkeypatch.setattr(options, "usual_batch", lambda named: 2 if named == plan else 128)
+    words = ["--images", photographs, "--predictions", out, "--plan", plan, "--format", "csv", "--json", tmp_path / "a.json"]
+    named = dict.fromkeys(("precision", "batch", "input", "decoder", "device", "engine", "gpu"))
+
+    def deal(chosen, shards):
+        seen.append((chosen.precision, [len(each.names) for each in shards]))
+        for each in shards:
+            each.write([], [], [], [], [])
+            (out / f".{Path(each.path).name}.a1b2c3").touch()
+            counts = {"images": len(each.names), "unreadable": 0, "by_pillow": 0}
+            yield {**counts, "worker": "a:1", "begun_s": 0.0, "ended_s": 1.0, "conditions": {**named, "scale": 1}}
+
+    many.run(options.many("").parse_args(list(map(str, words))), deal)
+    assert seen == [(None, [128, COUNT - 128])] and not list(out.glob(".*"))
+    assert read_json(tmp_path / "a.json")["images"] == COUNT
+    words[-1] = tmp_path / "no folder" / "a.json"
+    with pytest.raises(EnvironmentFault, match="no folder is not a folder"):
+        many.run(options.many("").parse_args(list(map(str, words))), deal)
+    assert len(seen) == 1
 
 
 class Driver:
@@ -583,17 +677,25 @@ def test_a_batch_counts_its_own_pictures_that_were_left_to_pillow():
     one.finish(0, np.eye(3, dtype=np.float32))
     answer = answers.get()
     assert answer.by_pillow == 1 and [why for *_, why in answer.rows] == [None, "cut", None]
+    one.here.races = lambda: ["of two streams"]
+    one._going.append(flow.Part([("2", b"")], answers))
+    one.finish(0, np.eye(3, dtype=np.float32))
+    assert isinstance(answers.get(), WrongOutputs)  # whatever the rows are
 
 
 def test_the_rate_of_a_gpu_is_not_counted_twice_where_its_worker_died():
-    """Two workers of one GPU, a second each with ten pictures, one after the other: a GPU's rate, and another GPU's."""
+    """Two workers of one GPU, a second each with ten pictures, one after the other: a GPU's rate, and another GPU's. Another
+    host's GPUs have the same numbers."""
 
-    def shard(worker, gpu, begun_s):
-        conditions = {"scale": 1, "gpu": gpu}
+    def shard(worker, gpu, begun_s, host="host", scale=1):
+        conditions = {"scale": scale, "gpu": gpu}
         counts = {"images": 10, "unreadable": 0, "by_pillow": 0}
-        return {"worker": f"host:{worker}", "begun_s": begun_s, "ended_s": begun_s + 1.0, "conditions": conditions, **counts}
+        return {"worker": f"{host}:{worker}", "begun_s": begun_s, "ended_s": begun_s + 1.0, "conditions": conditions, **counts}
 
     done = [shard(1, "0", 0.0), shard(2, "0", 1.0), shard(3, "1", 0.0)]
     found = many.summary(done)
     assert found["images_per_s"] == 20 and [each["images_per_s"] for each in found["workers"]] == [10, 10, 10]
+    assert many.summary([*done, shard(1, "0", 50.0, "other")])["images_per_s"] == 30
+    assert many.summary([shard(1, "0", 0.0), shard(1, "0", 0.25)])["images_per_s"] == 16  # side by side
+    assert many.summary([shard(1, "0", 0.0, scale=32)])["images_per_s"] == 320  # four pictures are charged as 128
     assert many.summary([shard(1, None, 0.0), shard(2, None, 0.0)])["images_per_s"] == 20  # simulated ones have no number

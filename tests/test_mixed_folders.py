@@ -232,8 +232,9 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-def test_stages_in_turn_share_a_process_until_one_fails(tmp_path):
+def test_stages_in_turn_share_a_process_until_one_fails(tmp_path, monkeypatch):
     """Each has its own arguments, log and exit code, and holds nothing when the next begins."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is said last is in its own log nevertheless
     script, shared, logs = tmp_path / "stage.py", InTurn(), []
     script.write_text(IN_TURN)
     for number, (argument, code) in enumerate([("0", 0), ("0", 0), ("3", 3), ("0", 0), ("crash", 7), ("0", 0)]):
