@@ -17,6 +17,7 @@ from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
 
 AT_ONCE = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is opened, and waited for by nobody
+LARGEST = 1 << 30  # bytes of a picture's file
 
 
 def choose(name: str, engine: Engine | None) -> str:
@@ -86,11 +87,13 @@ def content(source: Path | Callable[[], bytes]) -> bytes:
 
 
 def read(path: str | Path) -> bytes:
-    """Of an ordinary file; of others nothing. Half the system calls of ``Path.read_bytes`` behind ``is_file``, after each of
+    """Of an ordinary file; of others nothing. Raises ``OSError``, also where it is too large. Half the system calls of ``Path.read_bytes`` behind ``is_file``, after each of
     which a thread waits for the interpreter's lock: beside a busy thread 45 µs a picture, not 53."""
     file = os.open(path, AT_ONCE)
     try:
         facts = os.fstat(file)
+        if facts.st_size > LARGEST:
+            raise OSError(f"{facts.st_size:,} bytes are no picture")
         return os.read(file, facts.st_size) if S_ISREG(facts.st_mode) else b""
     finally:
         os.close(file)

@@ -24,7 +24,9 @@ from common.pictures import SUFFIXES
 
 COLUMNS = ("index", "image", "class", "probability", "error")
 WORK = "work.json"  # beside the shards: what they are of
-ROW = re.compile(r"(.*\.parquet)?#(\d+)", re.DOTALL)  # the name of a picture in a file of Parquet, or in ``root`` itself
+PARQUET = ".parquet"
+ROW = re.compile(rf"(.*{re.escape(PARQUET)})?#(\d+)", re.DOTALL | re.IGNORECASE)
+"""The name of a picture in a file of Parquet, or in ``root`` itself."""
 
 
 def stored(path: str, system: Any) -> bytes:
@@ -56,20 +58,24 @@ class Pictures:
         system, path = self._place
         if system:
             choose = import_module("pyarrow.fs").FileSelector(path, recursive=True)
-            found = [] if system.get_file_info(path).is_file else system.get_file_info(choose)
+            try:
+                found = [] if system.get_file_info(path).is_file else system.get_file_info(choose)
+            except OSError as error:
+                raise EnvironmentFault(f"--images {self.root}: {reason(error)}") from None
             files = [each.path[len(path) :].lstrip("/") for each in found if each.is_file] if found else [""]
         else:
             root = Path(self.root)
             inside = [each.relative_to(root).as_posix() for each in root.rglob("*") if each.is_file()] if root.is_dir() else []
             files = inside or [""] * root.is_file()
-        kept = sorted(name for name in files if Path(name or self.root).suffix.lower() in SUFFIXES | {".parquet"})
-        if not kept:
-            raise UsageFault(f"--images {self.root}: there is no {', '.join(sorted(SUFFIXES))} or .parquet file.")
-        return [each for name in kept for each in (self._rows(name) if (name or self.root).endswith(".parquet") else [name])]
+        kinds = {name: Path(name or self.root).suffix.lower() for name in files}
+        kept = sorted(name for name, kind in kinds.items() if kind in SUFFIXES | {PARQUET})
+        if not (found := [each for name in kept for each in (self._rows(name) if kinds[name] == PARQUET else [name])]):
+            raise UsageFault(f"--images {self.root}: there is no {', '.join(sorted(SUFFIXES))} file, nor a row of Parquet.")
+        return found
 
     def _rows(self, name: str) -> list[str]:
         with self._table(name) as table:
-            if self._column(table.schema_arrow) is None:
+            if self._column(table.schema_arrow)[0] < 0:
                 raise UsageFault(f"--images {self.root}: {name or 'it'} has no column of bytes.")
             return [f"{name}#{row}" for row in range(table.metadata.num_rows)]
 
@@ -81,9 +87,8 @@ class Pictures:
         try:
             yield import_module("pyarrow.parquet").ParquetFile(self._path(name), filesystem=self._place[0])
         except (ValueError, OSError) as error:  # Arrow's are both
-            raise EnvironmentFault(
-                f"--images {self.root}: {name or 'it'} cannot be read as Parquet ({reason(error)})."
-            ) from None
+            what = f"{name or 'it'} cannot be read as Parquet ({reason(error)})"
+            raise EnvironmentFault(f"--images {self.root}: {what}.") from None
 
     def sources(self, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         """What reads each of ``names``. Rows of Parquet are read here; they follow one another."""
@@ -98,25 +103,37 @@ class Pictures:
 
     def _contents(self, name: str, rows: list[int]) -> Iterator[Callable[[], bytes]]:
         with self._table(name) as table:
-            start, column = 0, self._column(table.schema_arrow)
+            start, (_, column) = 0, self._column(table.schema_arrow)
             for group in range(table.num_row_groups):
                 end = start + table.metadata.row_group(group).num_rows
                 if inside := [row - start for row in rows if start <= row < end]:
-                    values = table.read_row_group(group, columns=[column]).column(0)
-                    found = (values[row].as_py() for row in inside)
-                    yield from (partial(bytes, (each["bytes"] if isinstance(each, dict) else each) or b"") for each in found)
+                    yield from self._of_group(name, table, group, column, inside)
                 start = end
+        yield from [partial(gone, f"{name or 'the file'} has {start} rows")] * sum(row >= start for row in rows)
 
-    def _column(self, schema: Any) -> str | None:
-        """The first of bytes, or of structs with a field ``bytes``."""
+    def _of_group(self, name: str, table: Any, group: int, column: str, rows: list[int]) -> list[Callable[[], bytes]]:
+        """What gives each of ``rows`` of a row group; where that is damaged, who reads hears of it, as of a file."""
+        try:
+            found = table.read_row_group(group, columns=[column])
+            values = found.column(self._column(found.schema)[0]).take(rows).to_pylist()  # names may be there twice
+        except (ValueError, OSError, LookupError, TypeError) as error:
+            return [partial(gone, f"{name or 'the file'} is damaged: {reason(error)}")] * len(rows)
+        return [partial(bytes, (each["bytes"] if isinstance(each, dict) else each) or b"") for each in values]
+
+    def _column(self, schema: Any) -> tuple[int, str]:
+        """Where the first of bytes is, or of structs with a field ``bytes``, and its name; -1 where there is none."""
         kinds = import_module("pyarrow.types")
-        for field in schema:
+        for index, field in enumerate(schema):
             name, kind = field.name, field.type
             if kinds.is_struct(kind) and (own := kind.get_field_index("bytes")) >= 0:
                 name, kind = f"{name}.bytes", kind.field(own).type
             if kinds.is_binary(kind) or kinds.is_large_binary(kind):
-                return name
-        return None
+                return index, name
+        return -1, ""
+
+
+def gone(why: str) -> bytes:
+    raise OSError(why)
 
 
 @dataclass(frozen=True)
@@ -146,7 +163,7 @@ def shards(pictures: Pictures, out: Path, size: int, suffix: str, facts: dict[st
     names = pictures.names
     if out.exists() and not out.is_dir():
         raise EnvironmentFault(f"cannot write into {out}: it is no folder.")
-    if "://" not in pictures.root and Path(pictures.root).resolve() in out.resolve().parents:
+    if "://" not in pictures.root and Path(pictures.root).resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageFault(f"--predictions {out} lies in --images: the shards would be taken for pictures the next time.")
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     work = {"images": pictures.root, "pictures": len(names), "names_sha256": digest, "shard": size, "suffix": suffix, **facts}

@@ -150,8 +150,54 @@ def test_what_holds_no_pictures_is_named(tmp_path):
     with pytest.raises(UsageFault, match="--images foo://bar"):
         Pictures("foo://bar").names  # noqa: B018
     parquet.write_table(arrow.table({"image": [b"one"]}), tmp_path / "cut.parquet")
-    with pytest.raises(UsageFault, match="lies in --images"):
-        shards(Pictures(str(tmp_path)), tmp_path / "out", 16, ".csv", {})
+    for out in (tmp_path / "out", tmp_path):
+        with pytest.raises(UsageFault, match="lies in --images"):
+            shards(Pictures(str(tmp_path)), out, 16, ".csv", {})
+    parquet.write_table(arrow.table({"image": arrow.array([], arrow.binary())}), tmp_path / "cut.parquet")
+    for root, what in ((str(tmp_path), "nor a row of Parquet"), ((tmp_path / "none").as_uri(), r"--images file:.*Cannot list")):
+        with pytest.raises((UsageFault, EnvironmentFault), match=what):
+            Pictures(root).names  # noqa: B018
+
+
+def heard(read) -> bytes | str:
+    try:
+        return read()
+    except OSError as error:
+        return str(error)
+
+
+def test_rows_that_cannot_be_had_say_why_and_shift_no_others(tmp_path):
+    """A row group that is damaged, and a file that has fewer rows now; a suffix in capitals."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, table = tmp_path / "T.PARQUET", arrow.table({"image": [b"0", b"1", b"2", b"3", b"4", b"5"]})
+    parquet.write_table(table, path, row_group_size=2)
+    pictures = Pictures(str(tmp_path))
+    assert pictures.names == [f"T.PARQUET#{row}" for row in range(6)]
+    page = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = path.read_bytes()
+    path.write_bytes(data[:page] + b"\xff" * 8 + data[page + 8 :])
+    found = [heard(read) for read in pictures.sources(pictures.names)]
+    assert found[:2] + found[4:] == [b"0", b"1", b"4", b"5"]
+    assert all(why.startswith("T.PARQUET is damaged: ") for why in found[2:4])
+    parquet.write_table(table.slice(0, 3), path)
+    found = [heard(read) for read in pictures.sources(pictures.names)]
+    assert found == [b"0", b"1", b"2", *["T.PARQUET has 3 rows"] * 3]
+
+
+@pytest.mark.parametrize("names, first", [(["a", "a.bytes"], "structs"), (["image", "image"], "numbers")])
+def test_columns_whose_names_are_alike_are_told_apart(tmp_path, names, first):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    other = arrow.array([{"bytes": 1}] if first == "structs" else [1])
+    parquet.write_table(arrow.table([other, arrow.array([b"one"])], names), tmp_path / "a.parquet")
+    pictures = Pictures(str(tmp_path))
+    assert [read() for read in pictures.sources(pictures.names)] == [b"one"]
+
+
+def test_a_file_too_large_for_a_picture_is_not_read(tmp_path):
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", 1 << 42)
+    pictures = Pictures(str(tmp_path))
+    assert [heard(read) for read in pictures.sources(pictures.names)] == ["4,398,046,511,104 bytes are no picture"]
 
 
 def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photographs):
@@ -184,6 +230,8 @@ def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sent
     assert checkout.run(STAGE, *OPTIONS, *where, "--shard", 60).returncode == 0
     done = checkout.run(STAGE, *OPTIONS, *where, "--shard", 61)
     assert done.returncode == 2 and "predictions of another run (shard 60 and not 61)" in " ".join(done.stderr.split())
+    done = checkout.run(STAGE, *OPTIONS, *where, "--shard", 60, "--json", tmp_path / "out" / "000000060-000000119.parquet")
+    assert done.returncode == 2 and "write its results elsewhere" in done.stderr
     done = checkout.run(STAGE, *OPTIONS, *where, "--plan", "plans/none.plan", "--shard", 60)
     assert done.returncode in (2, 3) and "error:" in done.stderr and "Traceback" not in done.stderr
 
