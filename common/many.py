@@ -86,13 +86,19 @@ def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     if elsewhere:
         where = {"address": answering(core, chosen.address)}
     heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear() -> None:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+
     try:
         running = core.init(logging_level="error", **where)
     except SystemExit:  # what Ray makes of SIGTERM
         raise KeyboardInterrupt from None
-    with running:
-        for number, handler in heard.items():
-            signal.signal(number, handler)
+    with contextlib.ExitStack() as ends:
+        ends.callback(hear)  # Ray takes away who hears SIGTERM when it ends, too
+        ends.enter_context(running)
+        hear()
         there = 0 if simulated and elsewhere else int(core.cluster_resources().get("GPU", 0))
         if not there and chosen.backend != "auto" and not simulated:
             raise EnvironmentFault(f"--backend {chosen.backend}: Ray sees no GPU here.")

@@ -459,7 +459,7 @@ def ray_that_starts(monkeypatch):
     def init(**options):
         asked.append(options)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return contextlib.nullcontext()
+        return contextlib.closing(SimpleNamespace(close=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)))
 
     services = SimpleNamespace(canonicalize_bootstrap_address=lambda address: address)
     core = SimpleNamespace(init=init, cluster_resources=lambda: {"GPU": 2.0}, _private=SimpleNamespace(services=services))
@@ -485,6 +485,7 @@ def test_there_are_no_more_workers_than_shards(ray_that_starts, capsys, words, s
             chosen.gpus == workers and f"workers: {workers}, " in said and ("there are no more shards" in said) == (shards == 1)
         )
         assert signal.getsignal(signal.SIGTERM) == heard and "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert signal.getsignal(signal.SIGTERM) == heard
     with pytest.raises(UsageFault, match="--gpus 3: Ray sees 2"), many.ray(chosen_for("--gpus", "3"), 1):
         pass
 
