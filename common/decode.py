@@ -87,8 +87,9 @@ def content(source: Path | Callable[[], bytes]) -> bytes:
 
 
 def read(path: str | Path) -> bytes:
-    """Of an ordinary file; of others nothing. Raises ``OSError``, also where it is too large. Half the system calls of ``Path.read_bytes`` behind ``is_file``, after each of
-    which a thread waits for the interpreter's lock: beside a busy thread 45 µs a picture, not 53."""
+    """Of an ordinary file; of others nothing. Raises ``OSError``, also where it is too large. Half the system calls of
+    ``Path.read_bytes`` behind ``is_file``, after each of which a thread waits for the interpreter's lock: beside a busy thread
+    45 µs a picture, not 53."""
     file = os.open(path, AT_ONCE)
     try:
         facts = os.fstat(file)

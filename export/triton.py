@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def command(engine: Engine, repository: Path, instances: int) -> str:
     words, locked = ["tritonserver", f"--model-repository={repository}"], SETS * instances * sum(engine.nbytes(batch))
     words += [f"--pinned-memory-pool-byte-size={locked}"] * (locked > POOL)
     words += ["--backend-config=tensorrt,version-compatible=true"] * (engine.facts.get("version_compatible") is True)
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from common import program
-from common.console import show
+from common.console import printable, show
 from common.errors import UsageFault
 from common.files import grid, grouped
-from common.options import positive
+from common.options import natural, positive
 from common.trace import PUSH_POP, Trace, opened, read
 from harness.analysis import analyse
 
@@ -102,7 +102,7 @@ def table(times: dict[str, list[int]], batches: int, most: int) -> list[str]:
     ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
     rest = [ns for _, each in ordered[most:] for ns in each]
     shown = [*ordered[:most], *([(f"{len(ordered) - most} others", rest)] if rest else [])]
-    cells = [(name, len(each) / batches, sum(each) / 1e6 / batches, sum(each) / total) for name, each in shown]
+    cells = [(printable(name), len(each) / batches, sum(each) / 1e6 / batches, sum(each) / total) for name, each in shown]
     return grid([dict(zip((key for _, key, _ in COLUMNS), row)) for row in cells], COLUMNS)
 
 
@@ -129,7 +129,8 @@ def of_profile(path: Path, most: int) -> list[str]:
     try:
         first, *layers = json.loads(path.read_text(encoding="utf-8"))
         runs = positive(str(first["count"]))
-        times = grouped((str(each["name"]), int(float(each["timeMs"]) * 1e6 / runs)) for each in layers)  # of all runs together
+        told = ((str(each["name"]), int(float(each["timeMs"]) * 1e6 / runs)) for each in layers)  # of all runs together
+        times = grouped((name, natural(str(ns))) for name, ns in told)
         return [f"## {path.stem}: {runs} runs", "", *table(times, 1, most), ""]
     except (OSError, LookupError, TypeError, ValueError, ArgumentTypeError, OverflowError, RecursionError):
         raise UsageFault(f"{path} is not what trtexec --exportProfile writes.") from None

@@ -24,7 +24,7 @@ from export import models
 from peers.rows import Result
 
 PARTS = {"h2d_ms": "h2dMs", "compute_ms": "computeMs", "d2h_ms": "d2hMs"}
-SHORTEST_MS = 1e-4  # what a row can tell from nothing
+SHORTEST_MS, LONGEST_MS = 1e-4, 1e9  # what a row can tell from nothing, and adds up
 
 
 def row_of(times: Any, name: str) -> Result:
@@ -36,7 +36,7 @@ def row_of(times: Any, name: str) -> Result:
         spans = [(float(each["startH2dMs"]), float(each["endD2hMs"])) for each in times]
         span_ms = spans[-1][1] - spans[0][0]
         told = np.array([*latencies, span_ms, *enqueued, *(ms for values in found.values() for ms in values)], float)
-        if not np.isfinite(told).all() or told.min() < 0 or min(span_ms, *latencies) < SHORTEST_MS:
+        if not (told.min() >= 0 and told.max() <= LONGEST_MS and min(span_ms, *latencies) >= SHORTEST_MS):  # nor NaN
             raise ValueError
     except (LookupError, TypeError, ValueError, OverflowError):
         raise UsageFault(f"{name} is not what trtexec --exportTimes writes.") from None

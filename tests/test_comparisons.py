@@ -166,6 +166,7 @@ def test_trtexec_s_times_become_a_row(tmp_path):
         {"d2hMs": "soon"},
         {"latencyMs": float("nan")},
         {"latencyMs": 0},
+        {"latencyMs": 1e308},
         {"h2dMs": -1},
         {"computeMs": 10**400},
         {"endD2hMs": 9},

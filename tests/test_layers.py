@@ -120,10 +120,11 @@ def test_trtexec_s_profile_is_a_table(tmp_path):
     told = [
         {"count": 10},
         {"name": "conv", "timeMs": 30.0, "averageMs": 3.0, "percentage": 75.0},
-        {"name": "fc", "timeMs": 10.0},
+        {"name": "f\x1b[31m\nc", "timeMs": 10.0},
     ]
     (tmp_path / "profile.json").write_text(json.dumps(told))
-    assert "| conv | 1.0 | 3.0000 | 75.0% |" in layers.of_profile(tmp_path / "profile.json", 5)
+    lines = layers.of_profile(tmp_path / "profile.json", 5)
+    assert "| conv | 1.0 | 3.0000 | 75.0% |" in lines and "| f\\x1b[31m\\nc | 1.0 | 1.0000 | 25.0% |" in lines
 
 
 def test_a_trace_without_kernels_names_is_said(real):
@@ -143,6 +144,7 @@ def test_what_is_no_trace_is_said(checkout, tmp_path):
         ("e.json", '[{"count": 1}, {"name": "x", "timeMs": Infinity}]'),
         ("f.json", '[{"count": -1}, {"name": "x", "timeMs": 1}]'),
         ("g.json", "[" * 100_000),
+        ("h.json", '[{"count": 1}, {"name": "x", "timeMs": -1}]'),
     ):
         (tmp_path / name).write_text(content)
         done = checkout.run("-m", "scripts.layers", tmp_path / name)

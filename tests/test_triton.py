@@ -62,8 +62,9 @@ def export(checkout, repository, plan, *options):
 
 def test_the_ladder_s_plan(checkout, tmp_path):
     plan = checkout.plans / "resnet18-fp16.simulated.plan"
-    done = export(checkout, tmp_path / "served", plan)
-    folder = tmp_path / "served" / "resnet18-fp16"
+    done = export(checkout, tmp_path / "all served", plan)
+    assert f"'--model-repository={tmp_path / 'all served'}'" in done.stdout
+    folder = tmp_path / "all served" / "resnet18-fp16"
     assert {path.name for path in folder.rglob("*")} == {"config.pbtxt", "1", "model.plan"}
     assert (folder / "1" / "model.plan").read_bytes() == plan.read_bytes()
     assert oct(folder.stat().st_mode)[-2:] == "55"  # the server may be another user
