@@ -40,9 +40,19 @@ class Manual(RawDescriptionHelpFormatter):
         return "\n".join(line if line[:1].isspace() else fill(line) for line in joined.splitlines())
 
 
+class Parser(ArgumentParser):
+    """Takes no empty argument: as a path it would be this folder, and it is a shell's variable that nobody has set."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("(--[^=]+=)?", word):
+                self.error(f"{word or 'an argument'} is empty: a variable that is not set?")
+        return super().parse_known_args(args, namespace)
+
+
 def parser(doc: str | None, prog: str | None = None) -> ArgumentParser:
     """A program's manual is its module's docstring."""
-    made = ArgumentParser(prog=prog, description=doc, formatter_class=Manual)
+    made = Parser(prog=prog, description=doc, formatter_class=Manual)
     made.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
     return made
 

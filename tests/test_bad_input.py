@@ -42,6 +42,11 @@ def test_a_file_that_is_no_plan_is_not_to_be_overwritten(checkout, tmp_path, nam
     assert f"--output {file}" not in told
 
 
+@pytest.mark.parametrize("words", [("--plan", ""), ("--images=",)])
+def test_an_empty_argument_is_not_this_folder(run, words):
+    fails(run(*STAGE, *words), 2, f"{words[0] if len(words) == 1 else 'an argument'} is empty: a variable that is not set?")
+
+
 def test_a_plan_that_is_not_there(checkout, tmp_path):
     fails(
         checkout.run(*STAGE, "--plan", tmp_path / "none.plan"),

@@ -171,7 +171,7 @@ def test_what_cannot_be_exported(checkout, tmp_path):
     cut = tmp_path / "cut.plan"
     cut.write_bytes(plan.read_bytes()[:-5])
     fails(checkout.run(*EXPORT, cut, tmp_path / "served"), 3, "is not a plan that this TensorRT can load")
-    for name in ("", "a/b", ".", "..", "a\nb"):
+    for name in ("a/b", ".", "..", "a\nb"):
         fails(checkout.run(*EXPORT, plan, tmp_path / "served", "--name", name), 2, "a model's name is that of a folder")
     assert not (tmp_path / "served").exists()
     (tmp_path / "served").write_text("a file")
