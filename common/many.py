@@ -24,6 +24,7 @@ from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import check_writable, sha256, write_json
 from common.flow import Flow
 from common.host import cores
+from common.plans import read_sidecar
 from common.shards import WORK, Pictures, Shard, shards, tidy
 
 BATCHES = 64  # of a shard
@@ -142,8 +143,9 @@ def run(chosen: Namespace, deal: Deal) -> None:
     chosen.predictions, name = chosen.predictions.resolve(), Path(sys.argv[0]).stem
     chosen.plan = chosen.plan and chosen.plan.resolve()
     chosen.precision = chosen.precision or (None if chosen.plan else "fp16")
-    digest = sha256(chosen.plan) if chosen.plan and chosen.plan.is_file() else None
-    facts = {"plan_sha256": digest, "precision": chosen.precision}
+    if chosen.plan:
+        read_sidecar(chosen.plan)  # said once, and not by each worker that dies of it
+    facts = {"plan_sha256": sha256(chosen.plan) if chosen.plan else None, "precision": chosen.precision}
     size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
     every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)
     check_writable(chosen.json, kept=[chosen.predictions / WORK, *(Path(shard.path) for shard in every)])

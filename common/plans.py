@@ -57,7 +57,8 @@ def this_machine() -> dict[str, Any]:
 
 
 def read_sidecar(plan: Path) -> dict[str, Any]:
-    """The sidecar's content, or {} without one. Raises ``PlanFault`` where there is no plan, or the sidecar is broken."""
+    """The sidecar's content, or {} without one. Raises ``PlanFault`` where there is no plan, or the sidecar is broken or of
+    another file."""
     if not plan.is_file():
         raise PlanFault(f"there is no plan {plan}{', but something else' * plan.exists()}. Build it: {rebuild(plan, {})}")
     if not sidecar(plan).exists():
@@ -66,6 +67,9 @@ def read_sidecar(plan: Path) -> dict[str, Any]:
     fits = all(record.fits(kind, known.get(name)) for name, kind in FACTS.items())
     if not fits or any(len(each) != 3 or min(each) < 1 for each in facts["profiles"]):
         raise PlanFault(f"{sidecar(plan)} is not what 0_build.py writes beside a plan. Build it again: {rebuild(plan, {})}")
+    if facts["plan_sha256"] != sha256(plan):
+        edited = f"{plan} is not the file that was built: cut short, edited or overwritten"
+        raise PlanFault(f"{edited}. Build it again: {rebuild(plan, facts)}")
     return facts
 
 
@@ -74,8 +78,6 @@ def check_sidecar(plan: Path) -> dict[str, Any]:
     if not (facts := read_sidecar(plan)):
         return {}
     here, again = this_machine(), f"Build it again: {rebuild(plan, facts)}"
-    if facts["plan_sha256"] != sha256(plan):
-        raise PlanFault(f"{plan} is not the file that was built: cut short, edited or overwritten. {again}")
     portable = facts.get("version_compatible") is True and backend.current().kind.backend == "tensorrt"
     if facts["tensorrt"] != here["tensorrt"] and not portable:  # one that is too new for a runtime is refused by that
         raise PlanFault(f"{plan} was built by {facts['tensorrt']}, and this is {here['tensorrt']}. {again}")
