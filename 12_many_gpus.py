@@ -36,8 +36,6 @@ from contextlib import closing
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 from common import many, options, program
 from common.decoders import shared_out
 from common.errors import OURS
@@ -58,7 +56,7 @@ class Worker:
     def do(self, shard: Shard) -> dict[str, Any]:
         return many.do(self.flow, self.pictures, shard)
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[bytes]]:
         try:
             return {"done": [pickle.dumps(self.do(pickle.loads(shard))) for shard in block["shard"]]}
         except BaseException:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, real_runtime, stage_scripts
+from tests.conftest import MANY, ROOT, real_runtime, stage_scripts
 
 STAGE = "6_multi_threads.py"
 PYTHON = os.environ.get("PYTHON", sys.executable)
@@ -210,7 +210,7 @@ def test_what_is_written_is_not_interrupted_any_more(checkout, when, number, cod
     assert (done.returncode, done.stdout, done.stderr) == (code, "written\n", "")
 
 
-PROGRAMS = [["0_build.py"], *([name] for name in stage_scripts()), ["scripts/compare.py"], ["-m", "sim"]]
+PROGRAMS = [["0_build.py"], [MANY], *([name] for name in stage_scripts()), ["scripts/compare.py"], ["-m", "sim"]]
 for room in ("export", "harness", "peers", "sim", "scripts"):
     for path in sorted((ROOT / room).glob("[a-z]*.py")):
         if "__main__" in path.read_text(encoding="utf-8"):
