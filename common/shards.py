@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from common.console import err, printable
 from common.decode import read
 from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import atomic_path, read_json, write_csv, write_json
@@ -65,13 +67,18 @@ class Pictures:
             files = [each.path[len(path) :].lstrip("/") for each in found if each.is_file] if found else [""]
         else:
             root = Path(self.root)
-            inside = [each.relative_to(root).as_posix() for each in root.rglob("*") if each.is_file()] if root.is_dir() else []
-            files = inside or [""] * root.is_file()
+            inside = (Path(folder, each) for folder, _, found in os.walk(root, onerror=self._not_listed) for each in found)
+            files = [""] if root.is_file() else [each.relative_to(root).as_posix() for each in inside if each.is_file()]
         kinds = {name: Path(name or self.root).suffix.lower() for name in files}
         kept = sorted(name for name, kind in kinds.items() if kind in SUFFIXES | {PARQUET})
         if not (found := [each for name in kept for each in (self._rows(name) if kinds[name] == PARQUET else [name])]):
             raise UsageFault(f"--images {self.root}: there is no {', '.join(sorted(SUFFIXES))} file, nor a row of Parquet.")
         return found
+
+    def _not_listed(self, error: OSError) -> None:
+        if error.filename == self.root:
+            raise UsageFault(f"--images {self.root}: {error.strerror}.")
+        err.print(f"skipped {printable(error.filename)}: {error.strerror}", markup=False)
 
     def _rows(self, name: str) -> list[str]:
         with self._table(name) as table:

@@ -234,8 +234,10 @@ def test_what_is_no_file_is_empty_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "endless.jpg").symlink_to("/dev/zero")
     (tmp_path / "linked.jpg").symlink_to("one.jpg")
-    names = ("one", "linked", "pipe", "endless", "gone")
-    assert [decode.content(tmp_path / f"{name}.jpg") for name in names] == [b"one", b"one", b"", b"", b""]
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", 1 << 42)
+    names = ("one", "linked", "pipe", "endless", "gone", "huge")
+    assert [decode.content(tmp_path / f"{name}.jpg") for name in names] == [b"one", b"one", b"", b"", b"", b""]
     assert decode.content(tmp_path) == b""
 
 

@@ -193,6 +193,24 @@ def test_columns_whose_names_are_alike_are_told_apart(tmp_path, names, first):
     assert [read() for read in pictures.sources(pictures.names)] == [b"one"]
 
 
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.jpg").touch()
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert Pictures(str(tmp_path)).names == ["a.jpg"]
+    assert capsys.readouterr().err == f"skipped {tmp_path / 'closed'}: Permission denied\n"
+    for root, why in (("closed", "Permission denied"), ("none", "No such file or directory")):
+        with pytest.raises(UsageFault, match=f"--images .*{root}: {why}"):
+            Pictures(str(tmp_path / root)).names  # noqa: B018
+
+
 def test_a_file_too_large_for_a_picture_is_not_read(tmp_path):
     (tmp_path / "huge.jpg").touch()
     os.truncate(tmp_path / "huge.jpg", 1 << 42)
@@ -218,7 +236,7 @@ def test_what_is_done_is_of_the_same_pictures_and_the_same_plan(tmp_path, photog
     for size, facts in ((17, {"precision": "fp16"}), (16, {"precision": "fp32"})):
         with pytest.raises(Exception, match="predictions of another run"):
             shards(pictures, out, size, ".csv", facts)
-    with pytest.raises(Exception, match="there is no"):
+    with pytest.raises(UsageFault, match="No such file"):
         shards(Pictures(str(tmp_path / "nothing")), out, 16, ".csv", {})
     odd = Pictures(str(tmp_path / "odd"))
     odd.names = ["no UTF-8 \udcff.jpg"]
