@@ -133,7 +133,7 @@ class Entry:
         process, by a crash or by ``limit`` seconds without an answer (0: no limit), the row has said so before."""
         write_json(self.path, {**self.row.facts, "problem": LOST}, indent=None)
         if limit:
-            faulthandler.dump_traceback_later(limit, exit=True)
+            faulthandler.dump_traceback_later(min(limit, 1 << 24), exit=True)  # no timer has any time
         try:
             doing(*given)
         except Missing as missing:
@@ -222,7 +222,7 @@ def parse_options() -> Namespace:
     p.add_argument("--calibration-images", type=Path, metavar="DIR", help="for INT8, see 0_build.py")
     mark = "then N more batches of each, with the ladder's ranges around them: for nsys, and scripts.compare"
     p.add_argument("--mark", type=natural, default=0, metavar="N", help=mark)
-    p.add_argument("--limit", type=float, default=0.0, metavar="S", help="end if an engine takes longer; again: without it")
+    p.add_argument("--limit", type=natural, default=0, metavar="S", help="end if an engine takes longer; again: without it")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
     options = p.parse_args()
     options.models = options.models or ["resnet18"]

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import time
 
 import numpy as np
@@ -143,6 +144,14 @@ def test_words_choose_contenders():
     assert compare_engines.chosen("") == list(compare_engines.CONTENDERS) and not compare_engines.chosen("none")
     with pytest.raises(UsageFault, match=r"'eagr'.*there are PyTorch eager, "):
         compare_engines.chosen("runtime,eagr")
+
+
+@pytest.mark.parametrize("limit", ["-1", "nan", "inf", "0.5"])
+def test_a_limit_is_of_whole_seconds(monkeypatch, limit):
+    """Else the timer refuses it, when the row has already said that its engine ended the process."""
+    monkeypatch.setattr(sys, "argv", ["compare_engines", "--limit", limit])
+    with pytest.raises(SystemExit, match="2"):
+        compare_engines.parse_options()
 
 
 def test_trtexec_s_times_become_a_row(tmp_path):
