@@ -79,5 +79,5 @@ def require_precision(found: Counter[str], precision: str, plan: Path) -> None:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
     elif found[precision] < max(found.values()):
         counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
-        mend = f"Build one: python 0_build.py --{precision}"
+        mend = f"Build one: python 0_build.py{f' --{precision}' * (precision != 'fp32')}"
         raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

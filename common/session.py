@@ -164,9 +164,9 @@ def load(chosen: Namespace, sizes: list[int]) -> Engine:
     layout = (chosen.layout or "nchw") if hasattr(chosen, "layout") else None
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts), layout)
     engine = Engine(plan, chosen.trust_plan)
-    chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
-    if chosen.precision in ("fp16", "int8"):
+    if chosen.precision:
         engine.require_precision(chosen.precision)
+    chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     answers.check_asked(engine, chosen)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))

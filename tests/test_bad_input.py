@@ -70,13 +70,11 @@ def test_a_foreign_file(checkout, tmp_path):
     fails(checkout.run(*STAGE, "--plan", plan), 3, "is not a plan")
 
 
-def test_an_fp32_plan_where_fp16_is_meant(checkout):
-    fails(
-        checkout.run(*STAGE, "--plan", checkout.plans / "resnet18-fp32.simulated.plan", "--precision", "fp16"),
-        3,
-        "is not a fp16 engine",
-        "0_build.py --fp16",
-    )
+@pytest.mark.parametrize("plan, meant, mend", [("fp32", "fp16", "0_build.py --fp16"), ("fp16", "fp32", "0_build.py")])
+def test_a_plan_of_another_precision_than_is_meant(checkout, plan, meant, mend):
+    done = checkout.run(*STAGE, "--plan", checkout.plans / f"resnet18-{plan}.simulated.plan", "--precision", meant)
+    fails(done, 3, f"is not a {meant} engine", f"python {mend}")
+    assert "--fp32" not in done.stderr
 
 
 @pytest.mark.parametrize("options", [("--batch", "300"), ("--batch", "2", "--charge-batch", "300")])
