@@ -734,3 +734,10 @@ def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photograp
     difference = np.abs(found.astype(int) - right).reshape(len(files), -1)
     assert difference.mean() < 1.5 and difference.mean(axis=1).max() < 4, difference.mean(axis=1)
     assert decoder.left_to_pillow.keys() == {name for name, (_, why) in ODD.items() if why}
+
+
+def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path, monkeypatch):
+    (path := tmp_path / "a.jpg").write_bytes(bytes(range(256)) * 9)
+    whole = os.read
+    monkeypatch.setattr(decode.os, "read", lambda file, size: whole(file, min(size, 100)))
+    assert decode.read(path) == path.read_bytes()
