@@ -164,7 +164,7 @@ def load(chosen: Namespace, sizes: list[int]) -> Engine:
     layout = (chosen.layout or "nchw") if hasattr(chosen, "layout") else None
     plan = chosen.plan or default_plan(chosen.precision, sorted(opts), layout)
     engine = Engine(plan, chosen.trust_plan)
-    if chosen.precision:
+    if chosen.precision and (chosen.plan or chosen.precision != "fp32"):  # the ladder's FP32 plan is as its file says
         engine.require_precision(chosen.precision)
     chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
     answers.check_asked(engine, chosen)
