@@ -16,13 +16,13 @@ import numpy as np
 from common import backend, folder
 from common.console import err, out, wrapped
 from common.engine import Engine
-from common.errors import UsageFault, WrongOutputs
+from common.errors import UsageFault
 from common.feed import Feed
 from common.files import atomic_path, write_csv, write_text
 from common.postprocess import top
 from common.run import Infer, Session
 from common.tensors import unpacked
-from common.verify import check, run_serially
+from common.verify import check, races, run_serially
 
 
 def check_asked(engine: Engine, chosen: Namespace) -> None:
@@ -79,8 +79,8 @@ def in_turns(measured: Session, feed: Feed, infer: Infer) -> Iterator[Session]:
         batches, names = zip(*turn)
         session = Session(measured.engine, batches, names, measured.options, measured=0)
         infer(session)
-        for race in backend.current().races() or []:
-            raise WrongOutputs(f"a race, whatever the outputs are: {race}")
+        for race in races(backend.current()):
+            raise race
         if not measured.options.no_verify:
             check(session.outputs, run_serially(session.engine, batches))
         yield session

@@ -11,11 +11,10 @@ import numpy as np
 
 from common import backend
 from common.decoders import Files
-from common.errors import WrongOutputs
 from common.feed import MEMORY, Feed, shown
 from common.run import Infer, Session
 from common.tensors import unpacked
-from common.verify import check, run_serially
+from common.verify import check, races, run_serially
 
 LOOKED_AT = 256
 """Files of a run, drawn from all of it, whose pictures are held to Pillow's, and whose outputs to a serial run's."""
@@ -68,8 +67,8 @@ def runs(measured: Session, feed: Feed, infer: Infer) -> Iterator[Once]:
             work = [names for names in work if names]
             run = Once(measured, len(work) or count, work, upcoming, feed)
             infer(run)
-            for race in backend.current().races() or []:
-                raise WrongOutputs(f"a race, whatever the outputs are: {race}")
+            for race in races(backend.current()):
+                raise race
             if not measured.options.no_verify:
                 held(run, feed.batches)
         yield run

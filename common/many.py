@@ -12,7 +12,6 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from common import options
 from common.console import err, out, printable, wrapped
 from common.errors import EnvironmentFault, UsageFault, reason
-from common.files import check_writable, sha256, write_json
+from common.files import check_writable, grouped, sha256, write_json
 from common.flow import Flow
 from common.host import cores
 from common.plans import read_sidecar
@@ -174,11 +173,9 @@ def run(chosen: Namespace, deal: Deal) -> None:
 def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     """Of all shards: counts, and images a second: of each worker while it was at work, and of all of them together. Two workers
     of one GPU were there one after the other, because the first one died."""
-    workers, gpus = defaultdict(list), defaultdict(list)
-    for each in done:
-        host, _, _ = each["worker"].rpartition(":")
-        workers[each["worker"]].append(each)
-        gpus[(each["conditions"]["gpu"] and (host, each["conditions"]["gpu"])) or each["worker"]].append(each)
+    workers = grouped((each["worker"], each) for each in done)
+    places = ((each["worker"].rpartition(":")[0], each["conditions"]["gpu"]) for each in done)
+    gpus = grouped((place if place[1] else each["worker"], each) for place, each in zip(places, done))
     rates = [{"worker": worker, **rate(own), **own[0]["conditions"]} for worker, own in sorted(workers.items())]
     counts = {key: sum(each[key] for each in done) for key in ("images", "unreadable", "by_pillow")}
     return {**counts, "images_per_s": sum(rate(own)["images_per_s"] for own in gpus.values()), "workers": rates}

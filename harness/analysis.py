@@ -14,8 +14,8 @@ import numpy as np
 from common.trace import Operations, Trace
 from harness.intervals import clip, overlap, total
 
-NEAR, DECODER = 90.0, 50.0  # percent of a limit from which on a part is what limits; a decoder from where it brings most
-"""Percent of the limit from which on a stage is said to be at it."""
+NEAR, DECODER = 90.0, 50.0
+"""Percent of a limit from which on a stage is said to be at it; at a decoder's, from where a faster one brings most."""
 SMALL = 0.005
 """Share of the largest of the measured batches' copies, in bytes, under which a copy is the library's own business."""
 

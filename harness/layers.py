@@ -35,8 +35,6 @@ KINDS = {
 }
 """What a kernel does: the first kind of which its name has a word (a convolution's tells its layout too, pooling's as well)."""
 OTHER, GRAPH = "other", "a whole CUDA graph"
-
-
 COLUMNS = [
     ("name", "name", "{}"),
     ("launches a batch", "launches", "{:.1f}"),
