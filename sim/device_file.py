@@ -43,25 +43,25 @@ def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
     """Rates, the share that the last wave reaches, and the floor of a kernel, from the plans' compute times (µs) by batch.
 
     A precision's rate is set by its plan at the plan's OPT, exactly. Its last wave's share (its kernels hide their loads in
-    their own way) and the floor of all kernels come from the other batches, by least squares of the relative errors.
+    their own way) and all kernels' floor (which a plan added later leaves alone) come from the other batches, by least squares.
     """
     nets = {name: network(name) for name in plans if name in device.arithmetic_rates}
 
-    def error(tried: Device) -> float:
+    def error(tried: Device, plans: dict[str, dict[str, Any]] = plans) -> float:
         measured = [(name, plan["opt"], *time) for name, plan in plans.items() for time in plan["compute"].items()]
         modelled = (compute_us(tried, nets[name.split(",")[0]], int(batch), opt) for name, opt, batch, _ in measured)
         return sum((modelled_us / us - 1) ** 2 for modelled_us, (*_, us) in zip(modelled, measured))
 
     def with_share(tried: Device, precision: str, share: float) -> Device:
-        """With the rate at which the plan's time at its OPT is the measured one."""
-        opt, shares = plans[precision]["opt"], {**tried.last_wave_shares, precision: share}
-        tried = replace(tried, last_wave_shares=shares)
+        """With the rate at which the plan's time at its OPT is the measured one, to the file's digits: a tile hangs on them."""
+        opt, rates = plans[precision]["opt"], dict(tried.arithmetic_rates)
+        tried = replace(tried, arithmetic_rates=rates, last_wave_shares={**tried.last_wave_shares, precision: share})
         for _ in range(12):
             off = compute_us(tried, nets[precision], opt, opt) / plans[precision]["compute"][str(opt)]
             if abs(off - 1) < 1e-6:
                 break
-            rates = tried.arithmetic_rates
-            tried = replace(tried, arithmetic_rates={**rates, precision: rates[precision] * off})
+            rates[precision] *= off
+        rates[precision] = float(f"{rates[precision]:.4g}")
         return tried
 
     fitted = []
@@ -70,7 +70,7 @@ def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
         for precision in nets:
             tried = min((with_share(tried, precision, share) for share in WAVE_SHARES), key=error)
         fitted.append(tried)
-    return min(fitted, key=error)
+    return min(fitted, key=lambda tried: error(tried, {name: plan for name, plan in plans.items() if "measured" not in plan}))
 
 
 def rate(times: dict[str, float]) -> float:
@@ -151,8 +151,7 @@ def derive(raw: dict[str, Any], source: str) -> str:
     fitted = fit_compute(replace(start, multiprocessors=raw["multiprocessors"], memory_rate=raw["memory_gb_s"]), plans)
     found.kernel_floor_us = fitted.kernel_floor / 1e3
     for name in ("fp32", "fp16", "int8"):
-        measured = name in plans
-        same = name if measured else "fp16"
+        same = name if (measured := name in plans) else "fp16"
         opt, compute = plans[same]["opt"], plans[same]["compute"]
         at_opt = f"fitted: compute at batch {opt}, {compute[str(opt)] / 1e3:.3f} ms"
         at_opt += f", {when['date']}" if (when := plans[same].get("measured")) else ""  # added to an earlier calibration

@@ -1,9 +1,9 @@
 """An ONNX network as the layers a fusing compiler would make of it, with the work of each.
 
 TensorRT fuses what follows a convolution (bias, activation, residual addition) into it. So does this: an operator that
-only transforms its input joins the layer that made it. Operations and bytes are per image; batch norms are folded by
-the exporter already. One reformat layer at each end stands for TensorRT's change of memory layout: values are read as they
-are sent, bytes too, and four bytes of each are written. A cast of the input is part of it.
+only transforms its input joins the layer that made it. A layer that ends in Q writes INT8; one before a MaxPool and Q, too.
+Operations and bytes are per image; batch norms are folded by the exporter already. One reformat layer at each end stands for
+TensorRT's change of memory layout: values are read as they are sent, and four bytes of each are written, casts included.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def layers(model: Any) -> list[Layer]:
         known |= {value.name} if all(d.dim_value for d in tensor.shape.dim) else set()
 
     quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    stored_as_int8 = quantized | {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    made_at = {node.output[0]: index for index, node in enumerate(graph.node) if node.op_type != "Constant"}
+    stored_as_int8 = set(quantized)
+    for node in reversed(graph.node):
+        if node.op_type == "QuantizeLinear" or (node.op_type in (*FUSED, "MaxPool") and node.output[0] in stored_as_int8):
+            candidates = made_at.keys() & (node.input if node.op_type in ("Add", "Mul") else node.input[:1])
+            stored_as_int8.update(sorted(candidates, key=made_at.__getitem__)[-1:])  # of two, the layer makes the later one
 
     def nbytes(name: str) -> int:
         dtype = tensor_dtype_to_np_dtype(types.get(name) or 1)
@@ -80,17 +85,15 @@ def layers(model: Any) -> list[Layer]:
     images = graph.input[0].name
     found = [Layer("reformat input", "Reformat", 0, nbytes(images) + 4 * prod(shapes[images]), 0, "fp32")]
     for node in graph.node:
-        inputs = [name for name in node.input if name and name not in weights]
-        output = node.output[0]
-        if node.op_type == "Constant" or not inputs:
-            continue
+        inputs, output = [name for name in node.input if name and name not in weights], node.output[0]
         earlier = [made_by[name] for name in inputs if name in made_by and made_by[name].kind != "Transpose"]
-        if node.op_type in FUSED and (earlier or node.op_type in CONVERSIONS):
-            if earlier:
-                layer = max(earlier, key=found.index)
-                layer.fused += (node.name or output,)
-                layer.nbytes += sum(nbytes(name) for name in inputs if made_by.get(name) not in (layer, None))
-                made_by[output] = layer
+        if not inputs or (node.op_type in CONVERSIONS and not earlier):
+            continue
+        if node.op_type in FUSED and earlier:
+            layer = max(earlier, key=found.index)
+            layer.fused += (node.name or output,)
+            layer.nbytes += sum(nbytes(name) for name in inputs if made_by.get(name) not in (layer, None))
+            made_by[output] = layer
             continue
         if node.op_type == "Conv" and node.input[0] in known and node.input[1] in weights:
             channels, (made, each, *_) = shapes[node.input[0]][1], weights[node.input[1]].shape
@@ -100,17 +103,15 @@ def layers(model: Any) -> list[Layer]:
                 raise ValueError(f"{node.name or output}: its input has {channels} channels, and {wants}")
         operations = size = prod(shapes.get(output, [0]))
         weight, product = 0, None
-        for name in node.input:
-            if name in weights:
-                weight += weights[name].nbytes
-                if weights[name].ndim > 1 and node.op_type in ("Conv", "Gemm", "MatMul"):
-                    columns = shapes[output][1]
-                    depth = prod(weights[name].shape[1:]) if node.op_type == "Conv" else weights[name].size // columns
-                    operations, product = 2 * size * depth, (size // columns, columns, depth)
+        for own in [weights[name] for name in node.input if name in weights]:
+            weight += own.nbytes
+            if own.ndim > 1 and node.op_type in ("Conv", "Gemm", "MatMul"):
+                columns = shapes[output][1]
+                depth = prod(own.shape[1:]) if node.op_type == "Conv" else own.size // columns
+                operations, product = 2 * size * depth, (size // columns, columns, depth)
         precision = "int8" if any(name in quantized for name in node.input) else PRECISIONS.get(types.get(output, 1), "fp32")
-        traffic = sum(map(nbytes, inputs)) + nbytes(output)
-        if node.op_type in (*FUSED, "Transpose") and not any(layer.product for layer in found):
-            traffic = ON_IMAGES * size
+        on_images = node.op_type in (*FUSED, "Transpose") and not any(layer.product for layer in found)
+        traffic = ON_IMAGES * size if on_images else sum(map(nbytes, inputs)) + nbytes(output)
         made_by[output] = Layer(node.name or output, node.op_type, operations, traffic, weight, precision, product)
         found.append(made_by[output])
     found.append(Layer("reformat output", "Reformat", 0, 2 * nbytes(graph.output[0].name), 0, "fp32"))

@@ -35,7 +35,7 @@ COLUMNS = [
 FOLLOWS = """\
 On the host of the calibration, stages 3, 4, 6 and 7 at batch 128 follow from what was timed: a copy, compute, their sum or the
 longer of the two. Everything else tests the model: the other stages, other batches, another host, another GPU."""
-INT8_FOLLOWS = "\nBut not INT8's compute: its rate is fitted to a plan that was timed, and all have the same modelled kernels."
+INT8_FOLLOWS = "\nBut not INT8's compute: its rate is fitted to a timed plan, of the same modelled kernels but for the input's."
 
 
 def ladder(batch: int | None) -> list[Record]:

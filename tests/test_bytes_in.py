@@ -315,6 +315,7 @@ def test_the_int8_plan_of_bytes_runs_in_stage_10(checkout, photographs, tmp_path
     assert record["precision"] == "int8" and record["outputs_match"] is True and record["fp32_top1_agreement"] == 1
     other = record_of(checkout, tmp_path, "--precision", "int8", "--images", photographs, "--device", "v100-sxm2-32gb")
     assert any("no rate for INT8" in note for note in other["notes"]), "else INT8 seems to gain nothing"
+    assert record["peak_device_memory_mb"] < 380, "two contexts' activations are INT8: 128 MB each, and an H200 took 247 in all"
     assert not any("no rate" in note for note in record["notes"]), "the H200's was measured"
 
 
@@ -334,6 +335,37 @@ def test_the_input_is_charged_as_it_is_sent(files, int8):
     assert input_layers(int8) == [("Reformat", (1 + 4) * 3 * PIXELS, ())]
     turned = [("Reformat", (1 + 4) * 4 * PIXELS, ()), ("Transpose", 16 * 4 * PIXELS, ())]
     assert input_layers(files["uint8 nhwc fp16"]) == turned
+
+
+def test_a_layer_that_ends_in_q_writes_int8(int8, checkout, photographs, tmp_path):
+    """So does what is before a MaxPool and Q; a residual comes in INT8; the images are read as they are sent, here too."""
+    found = {layer.name: layer.nbytes for layer in network.layers(load(str(int8)))}
+    first, pooled, second = 64 * 112**2, 64 * 56**2, 128 * 28**2
+    assert found["/conv1/Conv"] == 3 * PIXELS + first and found["/maxpool/MaxPool"] == first + pooled
+    assert found["/layer1/layer1.0/conv1/Conv"] == 2 * pooled and found["/layer1/layer1.0/conv2/Conv"] == 3 * pooled
+    assert found["/layer2/layer2.0/downsample/downsample.0/Conv"] == pooled + second
+    assert found["/layer4/layer4.1/conv2/Conv"] == (1 + 1 + 4) * 512 * 7**2, "what is pooled on average stays a float"
+    assert max(found.values()) == first + pooled, "what a context takes for each image"
+    floats = shutil.copy(checkout.models / "resnet18-fp32.onnx", tmp_path)
+    of_floats = network.layers(load(str(quantize.calibrated(Path(floats), photographs, 2, "entropy", 1))))
+    assert of_floats[0].nbytes == (4 + 4) * 3 * PIXELS
+    assert {layer.name: layer.nbytes for layer in of_floats[1:]} == {name: found[name] for name in list(found)[1:]}
+
+
+def test_of_an_addition_the_layer_s_own_value_alone_becomes_int8():
+    """Of two float convolutions added ahead of Q one is written as floats and read by the other's layer; a scale may be an
+    operator's output."""
+    ends = [helper.make_tensor_value_info(*end) for end in (("images", 1, ["n", 3, 8, 8]), ("y", 1, ["n", 4, 8, 8]))]
+    nodes = [
+        *(helper.make_node("Conv", ["images", "w"], [name], name) for name in "ab"),
+        helper.make_node("Add", ["b", "a"], ["sum"]),
+        helper.make_node("Constant", [], ["scale"], value_float=1.0),
+        helper.make_node("QuantizeLinear", ["sum", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    weights = {"w": np.ones((4, 3, 1, 1), "f4"), "zero": np.int8(0)}
+    found = {layer.name: layer.nbytes for layer in network.layers(onnx_model(nodes, ends[:1], ends[1:], weights))}
+    assert (found["a"], found["b"]) == (4 * 64 * (3 + 4), 4 * 64 * 3 + 64 * 4 + 4 * 64 * 4)
 
 
 def test_a_normalisation_that_is_not_folded_is_charged(files, tmp_path):

@@ -108,6 +108,16 @@ def test_a_precision_is_added_to_what_was_measured_before(checkout, monkeypatch)
     assert added["plans"]["int8"]["compute"] == half and added["plans"]["int8"]["measured"]["date"]
 
 
+def test_a_precision_that_was_added_later_moves_no_other_s_figures(checkout):
+    """A floor of all kernels that heeded it, too, would move all that is modelled of FP32 and FP16."""
+    raw = json.loads(RAW.read_text(encoding="utf-8"))
+    with_it = devices.parse_toml(device_file.derive(raw, "raw.json"))["compute"]
+    del raw["plans"]["int8"]
+    without = devices.parse_toml(device_file.derive(raw, "raw.json"))["compute"]
+    assert without.keys() == with_it.keys()
+    assert {key for key in with_it if without[key] != with_it[key]} == {"int8_tflop_s", "int8_last_wave_share"}
+
+
 def test_a_missing_model_is_asked_for_by_the_command_that_makes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(device_file, "ROOT", tmp_path)
     with pytest.raises(EnvironmentFault, match="--export-only --int8 --calibration-images DIR"):
