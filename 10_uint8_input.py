@@ -26,7 +26,7 @@ for 79 % of the noise: reports/h200-trt8.6-batch128-int8-bytes). The copy out wa
 In the timeline: the copy in takes a third of its row, and the kernels follow one another without a gap.
 
 Try (simulated H200): the copy 1.393 → 0.466 ms, compute 1.343 → 1.358: the limit has moved. ``--layout nhwc``, the pixels as
-decoders give them, turns them in the plan: compute 1.461 ms, more than the link gives back. In INT8 (docs/int8.md): 0.833 ms
+decoders give them, turns them in the plan: compute 1.461 ms, more than the link gives back. In INT8 (docs/int8.md): 0.819 ms
 a batch. Copy out on ``compute`` as stage 7 does: 1.370 → 1.391 ms.
 """
 
