@@ -27,9 +27,7 @@ Try: ``kill -9`` a worker (``ray::MapWorker``) in the middle; Ctrl-C, and the sa
 
 from __future__ import annotations
 
-import os
 import pickle
-import traceback
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
@@ -38,7 +36,7 @@ from typing import Any
 
 from common import many, options, program
 from common.decoders import shared_out
-from common.errors import OURS
+from common.errors import UsageFault
 from common.flow import Flow
 from common.shards import Pictures, Shard
 
@@ -48,24 +46,29 @@ stage_11 = import_module("11_jpeg_decode")  # its pipeline
 
 
 class Worker:
-    """One GPU: an engine, and a pipeline that has no end."""
+    """One GPU: an engine, and a pipeline that has no end. A fault of the options is every worker's, and each shard's answer."""
+
+    flow: Flow | None = None
+    fault: UsageFault | None = None
 
     def __init__(self, chosen: Namespace) -> None:
-        self.flow, self.pictures = Flow(chosen, stage_11.infer), Pictures(chosen.images)
+        self.pictures = Pictures(chosen.images)
+        try:
+            self.flow = Flow(chosen, stage_11.infer)
+        except UsageFault as fault:
+            self.fault = fault
 
     def do(self, shard: Shard) -> dict[str, Any]:
-        return many.do(self.flow, self.pictures, shard)
+        return many.do(self.flow, self.pictures, shard) if self.flow else {"fault": self.fault}
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[bytes]]:
-        try:
-            return {"done": [pickle.dumps(self.do(pickle.loads(shard))) for shard in block["shard"]]}
-        except BaseException:
-            traceback.print_exc()  # after an error of CUDA's a process is good for nothing: Ray starts another
-            os._exit(OURS)
+        return many.answer(self.do, block)
 
-    def __del__(self) -> None:
-        if hasattr(self, "flow"):
+    def close(self) -> None:
+        if self.flow:
             self.flow.close()
+
+    __del__ = close
 
 
 def with_ray(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]:
@@ -86,7 +89,7 @@ def with_ray(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]
 def by_itself(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]:
     """Do the shards in this process."""
     worker = Worker(chosen)
-    with closing(worker.flow):
+    with closing(worker):
         yield from shared_out(IN_FLIGHT)(worker.do, shards)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import platform
 import signal
 import socket
 import sys
 import time
+import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,7 @@ from typing import Any
 
 from common import options
 from common.console import err, out, printable, wrapped
-from common.errors import EnvironmentFault, UsageFault, reason
+from common.errors import OURS, EnvironmentFault, UsageFault, reason
 from common.files import check_writable, grouped, sha256, write_json
 from common.flow import Flow
 from common.host import cores
@@ -46,7 +48,7 @@ def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
     try:
         shard.write(numbers, names, classes, probabilities, reasons)
     except EnvironmentFault as fault:
-        return {"fault": str(fault)}
+        return {"fault": EnvironmentFault(f"{fault} {KEPT}")}
     return {
         "shard": Path(shard.path).name,
         "images": len(answer.rows),
@@ -57,6 +59,16 @@ def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
         "ended_s": answer.ended_ns / 1e9,
         "conditions": conditions(flow),
     }
+
+
+def answer(do: Callable[[Shard], dict[str, Any]], block: dict[str, Any]) -> dict[str, list[bytes]]:
+    """What a worker says to Ray of a block of shards. After an error of CUDA its process is good for nothing: Ray starts
+    another."""
+    try:
+        return {"done": [pickle.dumps(do(pickle.loads(shard))) for shard in block["shard"]]}
+    except BaseException:
+        traceback.print_exc()
+        os._exit(OURS)
 
 
 def conditions(flow: Flow) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def run(chosen: Namespace, deal: Deal) -> None:
     done = []
     for each in deal(chosen, left) if left else ():
         if "fault" in each:
-            raise EnvironmentFault(f"{each['fault']} {KEPT}")
+            raise each["fault"]
         done.append(each)
     found = {**summary(done), "wall_s": time.monotonic() - started, "shards": done}
     if chosen.json:

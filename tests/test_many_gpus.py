@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -544,6 +545,22 @@ def test_a_full_disk_ends_the_run_in_one_sentence(pipeline, photographs, tmp_pat
     with pytest.raises(EnvironmentFault, match=r"^cannot write .*in a file: File exists\. What is done is kept"):
         many.run(chosen, deal)
     assert len(asked) == 2 and len(list((tmp_path / "out").glob("*.csv"))) == 1
+
+
+def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, monkeypatch):
+    """As the answer to a shard, through Ray's pickles: an exception would have Ray start the worker three times more."""
+    stage = import_module("12_many_gpus")
+    monkeypatch.setattr(sys, "argv", [STAGE])
+    monkeypatch.setattr(stage, "Flow", lambda *_: (_ for _ in ()).throw(UsageFault("a batch of 999 does not fit")))
+    words = ("--images", photographs, "--predictions", tmp_path / "out", "--shard", SHARD)
+
+    def by_ray(chosen, shards):
+        answers = stage.Worker(chosen)({"shard": [pickle.dumps(each) for each in shards]})
+        return map(pickle.loads, answers["done"])
+
+    for deal in (by_ray, stage.by_itself):
+        with pytest.raises(UsageFault, match=r"^a batch of 999 does not fit$"):
+            many.run(options.many("").parse_args(list(map(str, words))), deal)
 
 
 def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path, monkeypatch):
