@@ -27,6 +27,7 @@ from common.cuda import Event, Stream, cudart
 from common.engine import Engine
 from common.errors import EnvironmentFault, UsageFault
 from common.files import write_json
+from common.images import write
 from common.libraries import first
 from common.options import positive
 from common.photographs import BLEED, load_pixels
@@ -37,8 +38,8 @@ from common.verify import run_serially
 WARM_UP, SECONDS, ON_THEIR_WAY = 20, 2.0, 3
 
 
-def pictures(paths: list[Path], batch: int, side: int, threads: int, device: str = "mixed") -> Any:
-    """DALI's pipeline from files to N×3×side×side uint8; ``device``: "mixed" for the GPU, "cpu" for the host."""
+def pictures(paths: list[Path], batch: int, side: int, threads: int, device: str = "mixed", channels: int = 3) -> Any:
+    """DALI's pipeline from files to N×channels×side×side uint8, RGB and opacity; ``device``: "mixed" for the GPU, or "cpu"."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def
@@ -49,7 +50,8 @@ def pictures(paths: list[Path], batch: int, side: int, threads: int, device: str
         decoded = fn.decoders.image(files, device=device, output_type=types.RGB)
         bounds = {"roi_start": shape / 2 - half, "roi_end": shape / 2 + half}
         small = fn.resize(decoded, size=(side, side), interp_type=types.INTERP_LINEAR, antialias=True, **bounds)
-        return fn.transpose(small, perm=[2, 0, 1])
+        whole = fn.pad(small, axes=[2], shape=[channels], fill_value=255) if channels > 3 else small
+        return fn.transpose(whole, perm=[2, 0, 1])
 
     made = line(batch_size=batch, num_threads=threads, device_id=0 if device == "mixed" else None, prefetch_queue_depth=2)
     made.build()
@@ -70,7 +72,7 @@ def rate(step: Callable[[], object], batch: int) -> float:
 def main() -> None:
     p = program.parser(__doc__, prog="python -m peers.dali")
     p.add_argument("--images", type=Path, required=True, metavar="DIR")
-    p.add_argument("--plan", type=Path, help="it takes N×3×S×S uint8 (default: stage 10's)")
+    p.add_argument("--plan", type=Path, help="it takes N×3×S×S or N×4×S×S uint8 (default: stage 10's)")
     p.add_argument("--trust-plan", action="store_true", help="as in the stages")
     p.add_argument("--batch", type=positive, default=128, metavar="N", help="default: %(default)s")
     p.add_argument("--threads", type=positive, default=16, metavar="N", help="DALI's, of the host (default: %(default)s)")
@@ -82,10 +84,10 @@ def main() -> None:
     paths = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in SUFFIXES)
     engine = Engine(options.plan or default_plan("fp16", layout="nchw"), options.trust_plan)
     taken, side = engine.input_shape(options.batch), engine.input_shape(1)[-1]
-    if engine.input_type != np.uint8 or taken[1:] != (3, side, side) or len(paths) < options.batch:
-        raise UsageFault(f"{engine.plan} takes {engine.input}, and there are {len(paths)} files: N×3×S×S uint8, and a batch.")
-    alone = rate(pictures(paths, options.batch, side, options.threads).run, options.batch)
-    line, waiting, top1 = pictures(paths, options.batch, side, options.threads), deque[Any](), deque[np.ndarray](maxlen=1)
+    if engine.input_type != np.uint8 or taken[1] not in (3, 4) or taken[2:] != (side, side) or len(paths) < options.batch:
+        raise UsageFault(f"{engine.plan} takes {engine.input}, and there are {len(paths)} files: N×C×S×S uint8, and a batch.")
+    lines = (pictures(paths, options.batch, side, options.threads, channels=taken[1]) for _ in range(2))
+    alone, line, waiting, top1 = rate(next(lines).run, options.batch), next(lines), deque[Any](), deque[np.ndarray](maxlen=1)
     with ExitStack() as resources:
         stream, free = resources.enter_context(Stream()), deque[Any]()
         for _ in range(ON_THEIR_WAY):
@@ -118,8 +120,8 @@ def main() -> None:
         first_top1 = top1[0]
         through = rate(step, options.batch)
         stream.synchronize()
-    right = run_serially(engine, [np.stack([load_pixels(path, side, side) for path in paths[: options.batch]])])[0]
-    same = float((first_top1 == right.argmax(axis=1)).mean())
+    write(np.stack([load_pixels(path, side, side) for path in paths[: options.batch]]), right := np.empty(taken, np.uint8))
+    same = float((first_top1 == run_serially(engine, [right])[0].argmax(axis=1)).mean())
     found = {"dali": dali.__version__, "device": here.device, "engine": here.library, "batch": options.batch}
     found |= {"files": len(paths), "alone": alone, "images_per_s": through, "same_top1_as_pillow": same}
     out.print(f"DALI {dali.__version__}, {here.device}, {here.library}, batch {options.batch}, {len(paths)} files")
