@@ -30,7 +30,7 @@ def on_cpu(task: Task, precision: str) -> Iterator[Ready]:
 def on_gpu(task: Task, precision: str, provider: str, **settings: str) -> Iterator[Ready]:
     """One of the GPU's providers, told these ``settings``, on the lane's stream and in its memory: ONNX Runtime copies nothing,
     and ``run`` returns when the work is enqueued. One that takes no stream waits for the copy before its work, and for the
-    work. The TensorRT provider builds its engine, for this batch, in the first run."""
+    work. The TensorRT provider builds its engine, for this batch, in the first run, and keeps it beside the plans."""
     ort = runtime()
     full_name = f"{provider.replace('RT', 'rt')}ExecutionProvider"
     if full_name not in ort.get_available_providers():
@@ -43,14 +43,14 @@ def on_gpu(task: Task, precision: str, provider: str, **settings: str) -> Iterat
     if hasattr(ort, "preload_dlls"):
         first("torch")  # which brings CUDA's and cuDNN's libraries; without it they are sought in their own packages
         ort.preload_dlls()
-    memory_mb = growth_mb()
+    memory_mb, settings["device_id"] = growth_mb(), "0"
     if provider == "TensorRT":
-        size = "x".join(map(str, task.input_shape))
+        size, kept = "x".join(map(str, task.input_shape)), task.plan(precision).with_suffix(f".ort-{task.weights_sha256[:12]}")
         shapes = {f"trt_profile_{which}_shapes": f"{models.INPUT}:{size}" for which in ("min", "opt", "max")}
-        settings |= {**shapes, "trt_fp16_enable": str(precision == "fp16")}
+        cache = {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(kept)}
+        settings |= {**shapes, **cache, "trt_fp16_enable": str(precision == "fp16")}
     with ExitStack() as resources:
         stream = resources.enter_context(Stream())
-        settings["device_id"] = "0"
         session = session_of(ort, file, [(full_name, {**settings, "user_compute_stream": str(stream.handle)})])
         if not (on_ours := full_name in session.get_providers()):  # before 1.18 TensorRT's takes no stream in Python
             session = session_of(ort, file, [(full_name, settings)])
