@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# How the builder's levels were compared in h200-tried: stage 10's FP16 plan at optimization level 3 (the default), 4 and 5.
+# PYTHON: a Python with TensorRT; RESULTS: where the records go. After ladder.sh's models are exported.
+set -uo pipefail
+RESULTS=${RESULTS:-out/made}; mkdir -p "$RESULTS"
+for level in 3 4 5; do
+  echo "$(date +%T) level $level"
+  timeout "${LIMIT:-400}" "$PYTHON" - $level <<'PY'
+import runpy, sys
+import tensorrt
+level, make = int(sys.argv[1]), tensorrt.Builder.create_builder_config
+def at_level(builder):
+    config = make(builder)
+    config.builder_optimization_level = level
+    return config
+tensorrt.Builder.create_builder_config = at_level
+sys.argv = ["0_build.py", "--fp16", "--input", "bytes", "--output", f"plans/level{level}.plan", "--timing-cache", f"plans/level{level}.cache"]
+runpy.run_path("0_build.py", run_name="__main__")
+PY
+  echo "$(date +%T) level $level: exit code $?"
+done
+for round in 1 2 3; do
+  for level in 3 4 5; do
+    [ -e plans/level$level.plan ] && timeout 60 "$PYTHON" 10_uint8_input.py --plan plans/level$level.plan --windows 3 --json "$RESULTS/level$level-$round.json" | grep 'ms a batch'
+  done
+done
