@@ -20,8 +20,8 @@ When it does not: where compute was the limit already. And where something stand
     python 0_build.py --int8 --input bytes --calibration-images photos/
     python 10_uint8_input.py --precision int8
 
-Measured: 1.46 → 1.43 ms a batch (reports/h200-trt8.6-batch128-bytes-profiled), at the power limit; 0.82 in INT8 (FP32's class
-for 79 % of the noise: reports/h200-trt8.6-batch128-int8-bytes). The copy out was in the graph; else 1.42, 0.80 (h200-tried).
+Measured: 1.46 → 1.42 ms a batch (reports/h200-trt8.6-batch128), 97 % of its limit, which is the power's; 0.80 in INT8, 99 %
+(FP32's class for 78 % of the noise: reports/h200-trt8.6-batch128-int8-bytes).
 
 In the timeline: the copy in takes a third of its row, and the kernels follow one another without a gap.
 

@@ -13,7 +13,7 @@ When it does not: when the batches differ so much in size that no one buffer ser
 
     python 2_reuse_buffers.py
 
-Measured: 17.08 → 17.12 ms a batch (reports/h200-trt8.6-batch128): lost in pageable copies, which differ more between runs.
+Measured: 14.20 → 14.08 ms a batch (reports/h200-trt8.6-batch128): lost in pageable copies, which differ more between runs.
 Measured: 1.05 → 0.97 ms a batch (reports/h200-trt8.6-batch1), where the copies are short.
 
 In the timeline: no ``cudaMalloc`` or ``cudaFree`` between two batches; the copies and kernels are as long as before.

@@ -14,7 +14,7 @@ When it does not: where the copy or the host already is the limit; and where the
 
     python 4_use_fp16.py
 
-Measured: 5.15 → 3.32 ms a batch (reports/h200-trt8.6-batch128).
+Measured: 5.03 → 3.32 ms a batch (reports/h200-trt8.6-batch128).
 
 In the timeline: the same picture as before with shorter kernels; the copy engine and the compute units still take turns.
 

@@ -20,7 +20,7 @@ memory it does not work at all: such a copy holds the host up, and the schedule 
 
     python 5_multi_streams.py
 
-Measured: 3.32 → 1.99 ms a batch (reports/h200-trt8.6-batch128).
+Measured: 3.32 → 1.87 ms a batch (reports/h200-trt8.6-batch128).
 
 In the timeline: the input copy of batch i+1 lies under the kernels of batch i. What is left is a gap on the GPU while
 the host post-processes batch i: it submits the next batch only then. That gap is the subject of stage 6.

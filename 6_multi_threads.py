@@ -18,8 +18,8 @@ and CUDA calls release the lock; a loop over pixels in pure Python would not.
 
     python 6_multi_threads.py
 
-Measured: 1.99 → 1.45 ms a batch (reports/h200-trt8.6-batch128), 96 % of the input copy's limit. A batch is longer on its way:
-4.2 ms in the median, in stage 5 4.0, in stage 4 3.4.
+Measured: 1.87 → 1.46 ms a batch (reports/h200-trt8.6-batch128), 95 % of the input copy's limit. A batch is longer on its way:
+4.2 ms in the median, in stage 5 3.7, in stage 4 3.4.
 
 In the timeline: kernels follow kernels without a gap. `infer` ranges run ahead of the GPU: they time the submission, and
 the main thread's waiting for a free slot lies between them.

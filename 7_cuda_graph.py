@@ -20,7 +20,7 @@ When it does not: at large batches, where the launches hide behind the kernels. 
 
     python 7_cuda_graph.py --batch 1
 
-Measured: 1.45 → 1.44 ms a batch (reports/h200-trt8.6-batch128), and at batch 1
+Measured: 1.46 → 1.46 ms a batch (reports/h200-trt8.6-batch128), and at batch 1
 Measured: 0.32 → 0.29 ms a batch (reports/h200-trt8.6-batch1), where the host's time to submit a batch falls from 276 to
 46 µs. With kernels chosen for batch 1
 Measured: 0.20 → 0.17 ms a batch (reports/h200-trt8.6-batch1-tuned).

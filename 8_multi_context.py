@@ -17,7 +17,7 @@ busy all the time: the contexts then queue for the same units, each costs memory
 
     python 8_multi_context.py --contexts 3
 
-Against stage 4, whose loop each context runs: 3.32 → 1.51 ms a batch at batch 128, where stage 6 takes 1.45
+Against stage 4, whose loop each context runs: 3.32 → 1.53 ms a batch at batch 128, where stage 6 takes 1.46
 (reports/h200-trt8.6-batch128); 0.45 → 0.27 ms at batch 1, where stage 6 takes 0.32 (reports/h200-trt8.6-batch1).
 
 In the timeline: copies of one stream under kernels of another, without a single event between the two.

@@ -373,7 +373,7 @@ def test_a_slow_copy_is_known_without_a_trace():
 
 
 def test_a_copy_of_bytes_takes_what_was_forecast():
-    _, found = read_rows(ROOT / "reports" / "h200-trt8.6-batch128-bytes" / "comparison.json")
+    _, found = read_rows(ROOT / "reports" / "h200-trt8.6-batch128" / "comparison.json")
     named = {row.stage: row for row in found}
     (ms,) = re.findall(r"stage 10; copy in 1.39 → ([\d.]+) ms", advice.remedy(named["7_cuda_graph"], found))
     assert float(ms) == pytest.approx(named["10_uint8_input"].parts_ms["h2d"], rel=0.01)
