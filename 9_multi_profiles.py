@@ -15,8 +15,8 @@ profile or shape makes its next enqueue initialise again.
 
     python 9_multi_profiles.py --sizes 16,128
 
-Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128): a batch of 16 takes 0.76 ms on its own profile, 0.93 on the wide
-one. At batch 1 (reports/h200-trt8.6-batch1) it is 0.29 against 0.42 ms.
+Measured with TensorRT 8.6 (reports/h200-trt8.6-batch128-earlier): a batch of 16 takes 0.83 ms on its own profile, 0.87 on the
+wide one. At batch 1 (reports/h200-trt8.6-batch1) it is 0.29 against 0.42 ms.
 
 In the timeline: two lengths of batch in turn, and after the measured window the same again for the control.
 
