@@ -554,13 +554,16 @@ def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, mo
     monkeypatch.setattr(stage, "Flow", lambda *_: (_ for _ in ()).throw(UsageFault("a batch of 999 does not fit")))
     words = ("--images", photographs, "--predictions", tmp_path / "out", "--shard", SHARD)
 
-    def by_ray(chosen, shards):
-        answers = stage.Worker(chosen)({"shard": [pickle.dumps(each) for each in shards]})
+    chosen = options.many("").parse_args(list(map(str, words)))
+    worker = stage.Worker(chosen)  # in which nothing is raised
+
+    def by_ray(_, shards):
+        answers = worker({"shard": [pickle.dumps(each) for each in shards]})
         return map(pickle.loads, answers["done"])
 
     for deal in (by_ray, stage.by_itself):
         with pytest.raises(UsageFault, match=r"^a batch of 999 does not fit$"):
-            many.run(options.many("").parse_args(list(map(str, words))), deal)
+            many.run(chosen, deal)
 
 
 def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path, monkeypatch):
