@@ -352,15 +352,17 @@ def test_a_layer_that_ends_in_q_writes_int8(int8, checkout, photographs, tmp_pat
     assert {layer.name: layer.nbytes for layer in of_floats[1:]} == {name: found[name] for name in list(found)[1:]}
 
 
-def test_of_an_addition_the_layer_s_own_value_alone_becomes_int8():
-    """Of two float convolutions added ahead of Q one is written as floats and read by the other's layer; a scale may be an
-    operator's output."""
+@pytest.mark.parametrize("added", ["ab", "ba"])
+def test_of_an_addition_the_layer_s_own_value_alone_becomes_int8(added):
+    """Of two float convolutions added ahead of Q one is written as floats and read by the other's layer; a scale and a factor
+    may be operators' outputs."""
     ends = [helper.make_tensor_value_info(*end) for end in (("images", 1, ["n", 3, 8, 8]), ("y", 1, ["n", 4, 8, 8]))]
     nodes = [
         *(helper.make_node("Conv", ["images", "w"], [name], name) for name in "ab"),
-        helper.make_node("Add", ["b", "a"], ["sum"]),
+        helper.make_node("Add", [*added], ["sum"]),
         helper.make_node("Constant", [], ["scale"], value_float=1.0),
-        helper.make_node("QuantizeLinear", ["sum", "scale", "zero"], ["q"]),
+        helper.make_node("Mul", ["sum", "scale"], ["product"]),
+        helper.make_node("QuantizeLinear", ["product", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
     ]
     weights = {"w": np.ones((4, 3, 1, 1), "f4"), "zero": np.int8(0)}
