@@ -30,7 +30,7 @@ import pytest
 
 from common import flow, many, options
 from common.cuda import CudaError
-from common.errors import EnvironmentFault, UsageFault, WrongOutputs
+from common.errors import OURS, EnvironmentFault, UsageFault, WrongOutputs
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.postprocess import Predictions
@@ -564,6 +564,14 @@ def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, mo
     for deal in (by_ray, stage.by_itself):
         with pytest.raises(UsageFault, match=r"^a batch of 999 does not fit$"):
             many.run(chosen, deal)
+
+
+def test_after_an_error_a_worker_s_process_ends_for_ray_to_start_another(monkeypatch, capsys):
+    """For after one of CUDA's it is good for nothing more."""
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit) as ended:
+        many.answer(lambda shard: 1 // shard, {"shard": [pickle.dumps(1), pickle.dumps(0)]})
+    assert ended.value.code == OURS and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path, monkeypatch):
