@@ -629,14 +629,17 @@ def test_a_file_has_no_fewer_bytes_than_its_picture_takes():
     assert jpeg.oddity(encoded().replace(b"\x00\x46\x00\x5a", b"\x0f\x46\x0f\x5a", 1)) == "too little for 3930×3910"
 
 
-def test_dali_gives_the_same_pictures(photographs, tmp_path):
-    """The peer's pipeline, on the CPU."""
+@pytest.mark.parametrize("channels", [3, 4])
+def test_dali_gives_the_same_pictures(photographs, tmp_path, channels):
+    """The peer's pipeline, on the CPU; a fourth plane is opaque, as a plan of bytes takes it."""
     pytest.importorskip("nvidia.dali")
     make = partial(cut_out, photographs, seed=1, width=500, height=375)
     paths = sorted(make_files(tmp_path, 8, make).iterdir())
-    (found,) = pictures(paths, 8, 224, 2, device="cpu").run()
-    difference = np.abs(found.as_array().astype(int) - [load_pixels(path, 224, 224) for path in paths])
+    (found,) = pictures(paths, 8, 224, 2, device="cpu", channels=channels).run()
+    planes = found.as_array().astype(int)
+    difference = np.abs(planes[:, :3] - [load_pixels(path, 224, 224) for path in paths])
     assert difference.mean() < 0.5 and difference.max() <= 8, (difference.mean(), difference.max())
+    assert planes.shape[1] == channels and (planes[:, 3:] == 255).all()
 
 
 def test_a_synthetic_file_is_like_a_photograph_s():
