@@ -20,6 +20,7 @@ from common.feed import Feed
 from common.images import DISTINCT, converted
 from common.photographs import load_pixels
 from common.pictures import Images, fill
+from common.shards import Pictures
 from common.tensors import End, packed
 from tests.conftest import SIMULATED
 from tests.fuzz.place import memory_bounded
@@ -56,12 +57,12 @@ def test_a_picture_s_name_is_its_path_in_the_folder(folder, tmp_path, monkeypatc
     for name in ("some/a.png", "some/inner/b.PNG"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    for given in (Path(folder), tmp_path / folder):
-        place = given.parent if given.is_file() else given
-        wanted = (
-            [given.name] if given.is_file() else sorted(found.relative_to(place).as_posix() for found in given.rglob("*.[pP]*"))
-        )
-        assert list(Images(given, (3, SIDE, SIDE), 1, encoded=True).names()) == wanted and wanted
+    for given in (folder, f"{tmp_path}/{folder}"):
+        path = Path(given)
+        place = path.parent if path.is_file() else path
+        wanted = [path.name] if path.is_file() else sorted(each.relative_to(place).as_posix() for each in path.rglob("*.[pP]*"))
+        assert list(Images(path, (3, SIDE, SIDE), 1, encoded=True).names()) == wanted and wanted
+        assert Pictures(given).names == ([""] if path.is_file() else wanted), "by many GPUs"
 
 
 def test_pictures_come_in_order_and_broken_ones_are_skipped_by_name(many, capsys):
