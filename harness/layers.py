@@ -53,11 +53,7 @@ def kernels(path: Path, trace: Trace) -> list[tuple[str, str, int]]:
     with opened(path) as reader:
         named = "CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName JOIN StringIds f ON f.id = k.demangledName"
         rows = reader.rows(named, "k.start, k.correlationId, s.value, f.value")
-        ranges = reader.rows(
-            f"NVTX_EVENTS n LEFT JOIN StringIds s ON s.id = n.textId WHERE n.eventType = {PUSH_POP} AND n.end IS NOT NULL "
-            "ORDER BY n.start",
-            "n.start, n.end, n.globalTid, COALESCE(n.text, s.value)",
-        )
+        ranges = reader.ranges(None, PUSH_POP)
     calls = trace.calls_of(trace.kernels)
     own = np.isin(trace.ranges_of(calls), trace.measured)
     lengths = np.diff(trace.kernels.intervals)[:, 0]
