@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentTypeError
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -73,19 +74,15 @@ def brief(short: str, full: str) -> str:
 def layers_of(trace: Trace, calls: np.ndarray, ranges: list[tuple]) -> list[str]:
     """The name of the innermost range around each kernel's launch that is inside the batch's own; "" where there is none."""
     found, inside = [""] * len(calls), trace.ranges_of(calls)
-    threads = {thread: [row for row in ranges if row[2] == thread] for thread in {row[2] for row in ranges}}
-    for thread, own in threads.items():
-        starts = np.array([row[0] for row in own])
-        for index in np.flatnonzero((calls >= 0) & (inside >= 0)):
-            if trace.calls.threads[calls[index]] != thread:
-                continue
-            called, (batch_start, _) = trace.calls.intervals[calls[index], 0], trace.infer[inside[index]]
-            last = int(np.searchsorted(starts, called, side="right")) - 1
-            while last >= 0 and own[last][0] > batch_start:
-                if own[last][1] >= called:
-                    found[index] = str(own[last][3])
-                    break
-                last -= 1
+    threads = grouped((row[2] or 0, row) for row in ranges)
+    starts = {thread: [row[0] for row in own] for thread, own in threads.items()}
+    for index in np.flatnonzero((calls >= 0) & (inside >= 0)):
+        thread, called = trace.calls.threads[calls[index]], trace.calls.intervals[calls[index], 0]
+        last = bisect_right(starts[thread], called) - 1
+        while threads[thread][last][1] < called:  # the batch's own range ends after it
+            last -= 1
+        start, _, _, name = threads[thread][last]
+        found[index] = str(name) if start > trace.infer[inside[index], 0] else ""
     return ["" if name.endswith("ExecutionContext::enqueue") else name for name in found]
 
 
