@@ -24,8 +24,6 @@ from common.record import Record
 from peers.loops import LOOPS
 
 WINDOWS = 2  # in each process but the first, as the harness has the stages
-
-
 COLUMNS = [
     ("instead of the ladder", "name", "{}"),
     ("ms a batch", "per_batch_ms", "{:.3f}"),
