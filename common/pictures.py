@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import warnings
 from collections import deque
@@ -19,6 +18,7 @@ import numpy as np
 
 from common.console import err, printable
 from common.errors import UsageFault, reason
+from common.host import cores
 from common.images import channels_first, converted, noise_image, write
 from common.photographs import Loader, synthetic_jpeg
 
@@ -99,7 +99,7 @@ class Images:
     def read(self, dtype: Any, first: int = 0) -> Generator[tuple[str, np.ndarray], None, None]:
         """Name and pixels of each from the ``first`` on, C×H×W of a type that ``converted`` knows. A thread a core reads ahead,
         twice as many images as there are threads. Raises ``UsageFault`` at the end where no file could be read."""
-        threads, found = os.cpu_count() or 1, first
+        threads, found = cores(), first
         pool = ThreadPoolExecutor(threads)
 
         def made(name: str, source: Path | int) -> np.ndarray:
