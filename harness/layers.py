@@ -24,7 +24,7 @@ from common.console import printable, show
 from common.errors import UsageFault
 from common.files import grid, grouped
 from common.options import natural, positive
-from common.trace import PUSH_POP, Trace, opened, read
+from common.trace import PUSH_POP, Trace, numbers, opened, read
 from harness.analysis import analyse
 
 KINDS = {
@@ -54,11 +54,10 @@ def kernels(path: Path, trace: Trace) -> list[tuple[str, str, int]]:
     with opened(path) as reader:
         named = "CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName JOIN StringIds f ON f.id = k.demangledName"
         rows = reader.rows(named, "k.start, k.correlationId, s.value, f.value")
-        ranges = reader.ranges(None, PUSH_POP)
-    calls = trace.calls_of(trace.kernels)
+        calls = trace.calls_of(trace.kernels)
+        layers = layers_of(trace, calls, reader.ranges(None, PUSH_POP))
     own = np.isin(trace.ranges_of(calls), trace.measured)
     lengths = np.diff(trace.kernels.intervals)[:, 0]
-    layers = layers_of(trace, calls, ranges)
     names = {(start, correlation): brief(str(short), str(full)) for start, correlation, short, full in rows}
     keys = zip(trace.kernels.intervals[:, 0].tolist(), trace.kernels.correlations.tolist())
     found = [(names.get(key, GRAPH), layer, int(ns)) for key, layer, ns in zip(keys, layers, lengths)]
@@ -74,7 +73,7 @@ def brief(short: str, full: str) -> str:
 def layers_of(trace: Trace, calls: np.ndarray, ranges: list[tuple]) -> list[str]:
     """The name of the innermost range around each kernel's launch that is inside the batch's own; "" where there is none."""
     found, inside = [""] * len(calls), trace.ranges_of(calls)
-    threads = grouped((row[2] or 0, row) for row in ranges)
+    threads = grouped(zip(numbers(ranges, 2).tolist(), ranges))
     starts = {thread: [row[0] for row in own] for thread, own in threads.items()}
     for index in np.flatnonzero((calls >= 0) & (inside >= 0)):
         thread, called = trace.calls.threads[calls[index]], trace.calls.intervals[calls[index], 0]
