@@ -66,9 +66,9 @@ class Pictures:
                 raise EnvironmentFault(f"--images {self.root}: {reason(error)}") from None
             files = [each.path[len(path) :].lstrip("/") for each in found if each.is_file] if found else [""]
         else:
-            root = Path(self.root)
+            root, own = Path(self.root), len(Path(self.root, "_").as_posix()) - 1  # where names begin in paths
             inside = (Path(folder, each) for folder, _, found in os.walk(root, onerror=self._not_listed) for each in found)
-            files = [""] if root.is_file() else [each.relative_to(root).as_posix() for each in inside if each.is_file()]
+            files = [""] if root.is_file() else [each.as_posix()[own:] for each in inside if each.is_file()]
         kinds = {name: Path(name or self.root).suffix.lower() for name in files}
         kept = sorted(name for name, kind in kinds.items() if kind in SUFFIXES | {PARQUET})
         if not (found := [each for name in kept for each in (self._rows(name) if kinds[name] == PARQUET else [name])]):

@@ -7,6 +7,7 @@ import os
 import threading
 import tracemalloc
 from itertools import cycle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,6 +48,20 @@ def arrays(sizes, dtype="u1"):
 
 
 # -- reading
+
+
+@pytest.mark.parametrize("folder", [".", "./", "some", "some/", "./some/", "some/..", "some/inner/..", "some/a.png"])
+def test_a_picture_s_name_is_its_path_in_the_folder(folder, tmp_path, monkeypatch):
+    (tmp_path / "some" / "inner").mkdir(parents=True)
+    for name in ("some/a.png", "some/inner/b.PNG"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for given in (Path(folder), tmp_path / folder):
+        place = given.parent if given.is_file() else given
+        wanted = (
+            [given.name] if given.is_file() else sorted(found.relative_to(place).as_posix() for found in given.rglob("*.[pP]*"))
+        )
+        assert list(Images(given, (3, SIDE, SIDE), 1, encoded=True).names()) == wanted and wanted
 
 
 def test_pictures_come_in_order_and_broken_ones_are_skipped_by_name(many, capsys):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How h200-jpeg was made: stage 11, its decoders and DALI, from files to names. In the repository's root, on a GPU:
+# How h200-jpeg/table was made: stage 11, its decoders and DALI, from files to names. In the repository's root, on a GPU:
 #   PYTHON10  a Python that runs PLAN, with nvImageCodec, CV-CUDA, DALI, PyTorch, torchvision, OpenCV, scikit-image, scikit-learn
 #   PLAN      an FP16 plan that takes uint8 pictures; a version-compatible one needs its .json beside it
 #   RESULTS   where the results go            SCRATCH    where 400 MB of pictures go

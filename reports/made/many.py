@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def rows(count: int, outs: list[Path]) -> None:
     """Every row is there once, in order; links to one file have one class; and the folders say the same of every picture."""
     first, whole = None, True
     for out in outs:
-        if not (tables := written(out)):
+        if not (tables := written(out)):  # of a run that had no time
             continue
         index = np.concatenate([table["index"].to_numpy() for table in tables])
         names, classes = ([value for table in tables for value in table[key].to_pylist()] for key in ("image", "class"))
@@ -112,33 +113,42 @@ def rows(count: int, outs: list[Path]) -> None:
             said += f"; the class of {outs[0].name} in {same:.4%}, probabilities {apart:.6f} off at most"
         first = first or (classes, probabilities)
         print(said)
-    if not whole:
+    if not whole or first is None:
         sys.exit("rows are lost, twice or out of order")
 
 
 def summary() -> None:
-    """What each run took, beside one GPU's of its kind."""
+    """What each run took, beside one GPU's of its kind, and the killed one beside uint8's; with no path of this machine's in
+    what is kept."""
+    for path in [*RESULTS.rglob("*.json"), *RESULTS.rglob("*.txt")]:
+        text = path.read_text()
+        path.write_text(re.sub(r"\x1b\[[\d;]*m", "", text).replace(f"{RESULTS}/", "").replace(f"{SCRATCH}/", ""))
     heads = ("run", "GPUs", "images/s", "of N × one", "each", "wall, s", "core seconds: workers; driver; Ray's own")
     lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---|---:|---|"]
     alone: dict[str, float] = {}
-    for path in sorted(RESULTS.glob("ray-*.json")):
+    for path in [*sorted(RESULTS.glob("ray-*.json")), *sorted(RESULTS.glob("kill-*.json"))]:
         if path.stem.endswith("-watched"):
             continue
         found, (what, _, gpus) = json.loads(path.read_text()), path.stem.rpartition("-")
         seen = RESULTS / f"{path.stem}-watched.json"
         used = json.loads(seen.read_text())["core_seconds"] if seen.exists() else {}
-        number = int(gpus.partition("r")[0])
+        number, same = int(gpus.partition("r")[0]), what.replace("kill", "ray-uint8")
         if number == 1:
-            alone.setdefault(what, found["images_per_s"])
+            alone.setdefault(same, found["images_per_s"])
         own_s = sum(used.values()) - sum(used.get(key, 0) for key in ("MapWorker", "driver"))
         seconds = f"{used.get('MapWorker', 0):.1f}; {used.get('driver', 0):.1f}; {own_s:.1f}"
         each = ", ".join(f"{worker['images_per_s']:,.0f}" for worker in found["workers"])
-        share = f"{found['images_per_s'] / number / alone[what]:.1%}" if what in alone else "–"
+        share = f"{found['images_per_s'] / number / alone[same]:.1%}" if same in alone else "–"
         cells = what, gpus, f"{found['images_per_s']:,.0f}", share, each, f"{found['wall_s']:.1f}", seconds
         lines.append(f"| {' | '.join(cells)} |")
-    for path in sorted(RESULTS.glob("*/*.md")):
-        lines += ["", f"{path.parent.name}:", "", path.read_text()]
-    (RESULTS / "summary.md").write_text("\n".join([*lines, ""]))
+    for path in sorted(RESULTS.glob("alone-*/12_many_gpus.json")):
+        for row in json.loads(path.read_text())["rows"]:
+            gpus = row["gpus"].split(", ")
+            records = path.parent.glob(f"{path.stem}-{'-'.join(gpus)}-gpu*.json")
+            wall = max(json.loads(each.read_text())["wall_s"] for each in records)
+            cells = f"{row['together']:,.0f}", f"{row['efficiency']:.1%}", row["each"], f"{wall:.1f}"
+            lines.append(f"| {path.parent.name} | {len(gpus)} | {' | '.join(cells)} | – |")
+    (RESULTS / "many.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

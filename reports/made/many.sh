@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# How scale/h200-x4 was made: stage 12 with Ray and without on 1, 2 and 4 GPUs of one host, copies alone and all at once, a worker
-# that is killed, float pictures. In the repository's root, with nothing else at work:
+# How scale/h200-x1 was made (on one GPU, so what asks for more did not run): stage 12 with Ray and without on 1, 2, 4 and 8 GPUs of
+# one host, copies alone and all at once, a worker that is killed, float pictures, which the host's cores decode (FEW: 10 s on 16).
+# In the repository's root, with nothing else at work:
 #   PYTHON10  a Python that runs PLAN, with nvImageCodec, CV-CUDA, Ray, psutil, OpenCV
 #   PLAN, PLAN_FLOAT  FP16 plans for uint8 and for float pictures; version-compatible ones need their .json beside them
 #   RESULTS   where the results go         SCRATCH  where 70 MB of pictures go, DIFFERENT ones under FILES names
@@ -11,7 +12,7 @@ export PYTHON10=${PYTHON10:-python3} PLAN=${PLAN:-/tmp/vc/resnet18-uint8-fp16.vc
 export RESULTS=${RESULTS:-out/made-many} SCRATCH=${SCRATCH:-/tmp/many} PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export RAY_memory_monitor_refresh_ms=0 # a host whose memory grows as it is used looks full to it
 export DIFFERENT=${DIFFERENT:-1024}
-FILES=${FILES:-131072} FEW=${FEW:-32768} SHARD=${SHARD:-8192} BACKEND=${BACKEND:-tensorrt} GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
+FILES=${FILES:-131072} FEW=${FEW:-16384} SHARD=${SHARD:-8192} BACKEND=${BACKEND:-tensorrt} GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
 read -ra with <<< "--backend $BACKEND ${OPTIONS:-}"
 mkdir -p "$RESULTS" "$SCRATCH"; log=$RESULTS/run.txt end=$((SECONDS + ${LIMIT_S:-240}))
 say() { echo "$(date +%T) $*" >> "$log"; }
@@ -42,10 +43,10 @@ numbers=(1); for n in 2 4 8; do [ "$n" -le "$GPUS" ] && numbers+=("$n"); done; m
 for n in "${numbers[@]}"; do uint8 "$n"; done
 files12 alone-uint8 "$most"
 beside link 60 "$most" link
-with_ray kill "$most" 75 "$PLAN" many "$SHARD" $((FILES / SHARD / 4))
+with_ray "kill-$most" "$most" 75 "$PLAN" many "$SHARD" $((FILES / SHARD / 4))
 rm -f "$RESULTS/rows.ok" # it is of what is there now
-step rows 40 "$PYTHON10" reports/made/many.py rows "$FILES" "$SCRATCH"/out-ray-uint8-* "$SCRATCH/out-kill"
-for n in 1 "$most"; do with_ray "ray-float-$n" "$n" 60 "$PLAN_FLOAT" few $((SHARD / 4)) 0; done
+step rows 40 "$PYTHON10" reports/made/many.py rows "$FILES" "$SCRATCH"/out-ray-uint8-* "$SCRATCH/out-kill-$most"
+for n in $(printf '%s\n' 1 "$most" | uniq); do with_ray "ray-float-$n" "$n" 60 "$PLAN_FLOAT" few $((SHARD / 8)) 0; done
 beside batches-uint8 50 "$most" 10_uint8_input --plan "$PLAN" --windows 3 --no-controls --no-parts ${OPTIONS:-}
 beside batches-float 50 "$most" 7_cuda_graph --plan "$PLAN_FLOAT" --windows 3 --no-controls --no-parts ${OPTIONS:-}
 [ "$most" -gt 2 ] && files12 alone-uint8-2 2
