@@ -60,10 +60,6 @@ def infer(run: session.Session) -> None:
 
 if __name__ == "__main__":
     parser = options.parser(__doc__)
-    parser.add_argument(
-        "--sizes",
-        type=options.positives,
-        metavar="A,B,…",
-        help="batch sizes, in turn (default: an eighth of the batch, and the batch)",
-    )
+    in_turn = "batch sizes, in turn (default: an eighth of the batch, and the batch)"
+    parser.add_argument("--sizes", type=options.positives, metavar="A,B,…", help=in_turn)
     session.main(parser, infer, precision="fp16", page_lock=True)

@@ -9,8 +9,8 @@ import hashlib
 import html
 import json
 import os
+import secrets
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -31,13 +31,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         check_ordinary(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        new.touch(exist_ok=False)
+        temporary = new
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; these are ordinary ones
         os.replace(temporary, target)
     except (OSError, sqlite3.OperationalError) as error:
         raise EnvironmentFault(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from None

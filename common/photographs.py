@@ -17,11 +17,6 @@ BLEED = 1 / 16  # of a picture's width, and of its height, that is not seen on e
 STRIP = 256  # rows of a picture that are converted at a time
 
 
-def load_photograph(path: Path, side: int) -> np.ndarray:
-    """One photograph, 3×side×side FP32, normalised as for ImageNet."""
-    return converted(load_pixels(path, side, side), np.float32)
-
-
 def load_pixels(source: Path | bytes, height: int, width: int) -> np.ndarray:
     """One photograph's bytes, 3×height×width uint8, from a file or its content: scaled until its centre, 7/8 of it, fills that.
     Beside the picture as its file has it there is never a second one of its size, however large, long or thin it is."""

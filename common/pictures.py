@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import warnings
 from collections import deque
@@ -19,6 +18,7 @@ import numpy as np
 
 from common.console import err, printable
 from common.errors import UsageFault, reason
+from common.host import cores
 from common.images import channels_first, converted, noise_image, write
 from common.photographs import Loader, synthetic_jpeg
 
@@ -74,29 +74,19 @@ class Images:
         """Number of files, some of which may prove to be unreadable; 0 for synthetic images, of which there is no end."""
         return len(self._files)
 
-    def _work(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-        """Each image's name, and what makes it."""
+    def _sources(self, first: int) -> Iterator[tuple[str, Path | int]]:
+        """Name and file of each image from the ``first`` on; of a synthetic one its number."""
         if self.directory is None:
-            for index in count():
-                yield f"synthetic-{index:06d}", partial(noise_image, index, self.shape, self.seed)
-        for path in self._files:
-            name = self._name(path)
-            yield name, partial(self.load, name, path)
-
-    def _name(self, path: Path) -> str:
-        return printable(path.as_posix()[self._within :])  # Python 3.12's ``relative_to`` takes a hundred times as long
+            yield from ((f"synthetic-{index:06d}", index) for index in count(first))
+        for path in self._files[first:]:  # Python 3.12's ``relative_to`` takes a hundred times as long
+            yield printable(path.as_posix()[self._within :]), path
 
     def names(self, first: int = 0) -> Generator[str, None, None]:
         """Of the images of an ``encoded`` sequence, from the ``first`` on; each is in ``sources`` before its name is."""
-        if self.directory is None:
-            for index in count(first):
-                name = f"synthetic-{index:06d}"
-                self.sources[name] = cache(partial(synthetic_jpeg, index, self.seed))
-                yield name
-        for path in self._files[first:]:
-            name = self._name(path)
-            name += f" ({len(self.sources)})" * (self.sources.get(name, path) != path)  # two names may print alike
-            self.sources[name] = path
+        for name, source in self._sources(first):
+            if isinstance(source, Path):
+                name += f" ({len(self.sources)})" * (self.sources.get(name, source) != source)  # two names may print alike
+            self.sources[name] = source if isinstance(source, Path) else cache(partial(synthetic_jpeg, source, self.seed))
             yield name
 
     def skip(self, name: str, why: str) -> None:
@@ -110,11 +100,16 @@ class Images:
     def read(self, dtype: Any, first: int = 0) -> Generator[tuple[str, np.ndarray], None, None]:
         """Name and pixels of each from the ``first`` on, C×H×W of a type that ``converted`` knows. A thread a core reads ahead,
         twice as many images as there are threads. Raises ``UsageFault`` at the end where no file could be read."""
-        work, threads, found = islice(self._work(), first, None), os.cpu_count() or 1, first
+        threads, found = cores(), first
         pool = ThreadPoolExecutor(threads)
+
+        def made(name: str, source: Path | int) -> np.ndarray:
+            image = self.load(name, source) if isinstance(source, Path) else noise_image(source, self.shape, self.seed)
+            return converted(image, dtype)
+
         try:
             ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
-            submitted = ((name, pool.submit(lambda make: converted(make(), dtype), make)) for name, make in work)
+            submitted = ((name, pool.submit(made, name, source)) for name, source in self._sources(first))
             ahead.extend(islice(submitted, 2 * threads))
             while ahead:
                 name, image = ahead.popleft()

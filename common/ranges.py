@@ -36,7 +36,7 @@ def pushed(name: str, payload: int, category: str | None = None) -> Iterator[Non
 def start(name: str) -> Any:
     """Open a range that another thread may end; hand the result to ``end``."""
     nvtx = backend.current().nvtx
-    return nvtx and nvtx.start_range(name, color=COLOURS.get(name, "white"), domain=DOMAIN)
+    return nvtx and nvtx.start_range(name, color=COLOURS[name], domain=DOMAIN)
 
 
 def end(range_id: Any) -> None:

@@ -110,7 +110,7 @@ class Record(Window, Conditions):
     precision: str | None = None
     input: str = "float32"  # NumPy's name of what an image's values are sent as; of records of before they said so, too
     batches: int | None = None
-    parts_ms: dict[str, float] | None = None  # h2d, compute, d2h, postprocess
+    parts_ms: dict[str, float] | None = None  # of ``common.parts.ALL_PARTS``
     outputs_match: bool | None = None
     max_abs_diff: float | None = None
     top1_agreement: float | None = None

@@ -167,11 +167,11 @@ class Reader:
         whole_graphs = bool(self.rows("CUPTI_ACTIVITY_KIND_GRAPH_TRACE LIMIT 1", "start"))
         return Trace(self.path, device, (start, end), *ranges, kernels, h2d, d2h, self.calls(), simulated, whole_graphs)
 
-    def ranges(self, name: str, kind: int) -> list[tuple[int, int, int]]:
-        """(start, end, thread) of the closed ranges of a name, by start; in our domain, or else in the default one."""
-        closed = f"COALESCE(n.text, s.value) = '{name}' AND n.eventType = {kind} AND n.end IS NOT NULL"
-        named = "NVTX_EVENTS n LEFT JOIN StringIds s ON s.id = n.textId"
-        return self.rows(f"{named} WHERE {closed} ORDER BY n.start", "n.start, n.end, n.globalTid")
+    def ranges(self, name: str | None, kind: int) -> list[tuple]:
+        """(start, end, thread, name) of the closed ranges of a name, or of all, by start; whatever their domain."""
+        text, joined = "COALESCE(n.text, s.value)", "NVTX_EVENTS n LEFT JOIN StringIds s ON s.id = n.textId"
+        closed = f"n.eventType = {kind} AND n.end IS NOT NULL" + (f" AND {text} = '{name}'" if name else "")
+        return self.rows(f"{joined} WHERE {closed} ORDER BY n.start", f"n.start, n.end, n.globalTid, {text}")
 
     def operations(self, columns: str, *tables: str) -> Operations:
         """Of all the tables; ``columns`` are the correlation id and the bytes."""

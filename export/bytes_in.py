@@ -71,9 +71,8 @@ def fold(model: Any, source: Path, kind: str, layout: str) -> None:
             "FP32 images N×3×H×W go into one convolution of constant weights and nowhere else. Leave the option out, or let "
             "the file take bytes itself: it is built as it is."
         )
-    own, constant = as_array(weight).astype(np.float64), np.zeros(weight.dims[0])
-    if bias is not None:
-        constant = as_array(bias).astype(np.float64)
+    own = as_array(weight).astype(np.float64)
+    constant = np.zeros(weight.dims[0]) if bias is None else as_array(bias).astype(np.float64)
     taken = {name for node in graph.node for name in (*read(node), *node.output)} | {*weights}
 
     def free(name: str) -> str:

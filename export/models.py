@@ -19,6 +19,7 @@ import numpy as np
 from common.console import err
 from common.errors import EnvironmentFault, reason
 from common.files import atomic_path, read_json, sha256, write_json
+from common.plans import sidecar
 from common.tensors import End, check_ends
 
 MODELS = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_v2_s": 384}
@@ -142,12 +143,12 @@ def check_near(path: Path, outputs: np.ndarray, right: np.ndarray, most: float, 
 
 def write_description(path: Path, **facts: Any) -> None:
     """``MODEL.onnx.json`` beside the file: what it was exported from, its class names and its hash."""
-    write_json(path.with_name(path.name + ".json"), {**facts, "sha256": sha256(path)})
+    write_json(sidecar(path), {**facts, "sha256": sha256(path)})
 
 
 def read_description(path: Path) -> dict[str, Any]:
     """What ``write_description`` wrote for this very file, or ``{}`` (a file of the user's own, or an edited one)."""
-    facts = read_json(path.with_name(path.name + ".json"))
+    facts = read_json(sidecar(path))
     labels = facts.get("labels", [])
     named = isinstance(labels, list) and all(isinstance(each, str) for each in labels)
     return facts if named and path.exists() and facts.get("sha256") == sha256(path) else {}

@@ -122,6 +122,5 @@ def check_export(network: Any | None, paths: dict[str, Path], options: argparse.
     else:
         standard, precisions, reference = "PyTorch", list(TOLERANCE), logits(network, images)
     for precision in precisions:
-        models.check_near(
-            paths[precision], models.run_onnx(paths[precision], images), reference, TOLERANCE[precision], standard
-        )
+        outputs = models.run_onnx(paths[precision], images)
+        models.check_near(paths[precision], outputs, reference, TOLERANCE[precision], standard)

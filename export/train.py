@@ -21,7 +21,8 @@ from rich.progress import Progress
 from common.console import err
 from common.errors import EnvironmentFault
 from common.files import atomic_path
-from common.photographs import load_photograph
+from common.images import converted
+from common.photographs import load_pixels
 from common.pictures import SUFFIXES
 from export.models import MODELS, needs
 
@@ -31,7 +32,6 @@ SCHEDULES = {"cpu": ((64, 5), (112, 2), (224, 0.7)), "cuda": ((64, 6), (112, 3),
 """Image side, of a model that takes 224, and epochs: most of the learning is done on small images, which cost a twelfth. Each
 side has a learning rate that rises and falls anew, or there would be none left to get used to the last one."""
 BATCH, LEARNING_RATE = 32, 1e-3
-
 
 Labelled = Iterator[tuple[str, str, np.ndarray]]
 """Each image's part (train or test), its class, and itself (H×W or H×W×3 uint8)."""
@@ -82,7 +82,7 @@ def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:
 def load(files: list[Path], size: int) -> np.ndarray:
     """The images as the stages read them, N×3×size×size FP32."""
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(load_photograph, files, repeat(size))))
+        return converted(np.stack([*pool.map(load_pixels, files, repeat(size), repeat(size))]), np.float32)
 
 
 def drawn(shuffle: np.random.Generator, count: int, steps: int) -> Iterator[np.ndarray]:

@@ -53,17 +53,6 @@ def tensor(kind: str, end: End, fixed: bool, more: str = "") -> str:
     return f"{kind} [ {{ name: {quoted(end.name)}  data_type: TYPE_{TYPES.get(end.dtype, end.dtype)}  dims: {shape}{more} }} ]"
 
 
-def batching(engine: Engine, delay_us: int) -> list[str]:
-    """How requests become batches: of the sizes that the profiles' kernels were chosen for, if those can be had."""
-    preferred = ", ".join(map(str, sorted({opt for _, opt, _ in engine.profiles})))
-    return [
-        "dynamic_batching {",
-        f"  preferred_batch_size: [ {preferred} ]  # stage 9: what the kernels were chosen for",
-        f"  max_queue_delay_microseconds: {delay_us}",
-        "}",
-    ]
-
-
 def configuration(engine: Engine, name: str, instances: int, delay_us: int, labelled: bool = False) -> str:
     """The text of config.pbtxt. A plan for batches of one size only gets them whole: max_batch_size is 0 then."""
     fixed, count = engine.input.shape[0] > 0, len(engine.profiles)
@@ -72,6 +61,13 @@ def configuration(engine: Engine, name: str, instances: int, delay_us: int, labe
     key, dim = quoted(engine.input.name), dims(engine.input, fixed)
     profile = f"  profile: [ {', '.join(quoted(str(index)) for index in range(count))} ]" * (count > 1)
     built = "{tensorrt} for {gpu}".format_map({"tensorrt": "an unknown TensorRT", "gpu": "an unknown GPU", **engine.facts})
+    preferred = ", ".join(map(str, sorted({opt for _, opt, _ in engine.profiles})))
+    batching = [
+        "dynamic_batching {",
+        f"  preferred_batch_size: [ {preferred} ]  # stage 9: what the kernels were chosen for",
+        f"  max_queue_delay_microseconds: {delay_us}",
+        "}",
+    ]
     lines = [
         f"# {' '.join(f'{engine.plan.name}, built by {built}'.split())}. docs/serving.md explains the lines.",
         f"name: {quoted(name)}",
@@ -79,7 +75,7 @@ def configuration(engine: Engine, name: str, instances: int, delay_us: int, labe
         f"max_batch_size: {largest}",
         tensor("input", engine.input, fixed) + "  # stage 10: bytes" * (engine.input_type.itemsize == 1),
         *(tensor("output", end, fixed, '  label_filename: "labels.txt"' * labelled) for end in engine.outputs),
-        *([] if fixed else batching(engine, delay_us)),
+        *([] if fixed else batching),
         f"instance_group [ {{ kind: KIND_GPU  count: {instances}{profile} }} ]  # stage 8{', stage 9' * (count > 1)}",
         "optimization {",
         "  input_pinned_memory { enable: true }  # stage 3",

@@ -31,5 +31,4 @@ def total(intervals: np.ndarray) -> int:
 
 def overlap(one: np.ndarray, other: np.ndarray) -> int:
     """Time covered by both sets: |A| + |B| − |A ∪ B|."""
-    one, other = union(one), union(other)
     return total(one) + total(other) - total(np.concatenate([one, other]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentTypeError
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from common.console import printable, show
 from common.errors import UsageFault
 from common.files import grid, grouped
 from common.options import natural, positive
-from common.trace import PUSH_POP, Trace, opened, read
+from common.trace import PUSH_POP, Trace, numbers, opened, read
 from harness.analysis import analyse
 
 KINDS = {
@@ -53,15 +54,10 @@ def kernels(path: Path, trace: Trace) -> list[tuple[str, str, int]]:
     with opened(path) as reader:
         named = "CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName JOIN StringIds f ON f.id = k.demangledName"
         rows = reader.rows(named, "k.start, k.correlationId, s.value, f.value")
-        ranges = reader.rows(
-            f"NVTX_EVENTS n LEFT JOIN StringIds s ON s.id = n.textId WHERE n.eventType = {PUSH_POP} AND n.end IS NOT NULL "
-            "ORDER BY n.start",
-            "n.start, n.end, n.globalTid, COALESCE(n.text, s.value)",
-        )
-    calls = trace.calls_of(trace.kernels)
+        calls = trace.calls_of(trace.kernels)
+        layers = layers_of(trace, calls, reader.ranges(None, PUSH_POP))
     own = np.isin(trace.ranges_of(calls), trace.measured)
     lengths = np.diff(trace.kernels.intervals)[:, 0]
-    layers = layers_of(trace, calls, ranges)
     names = {(start, correlation): brief(str(short), str(full)) for start, correlation, short, full in rows}
     keys = zip(trace.kernels.intervals[:, 0].tolist(), trace.kernels.correlations.tolist())
     found = [(names.get(key, GRAPH), layer, int(ns)) for key, layer, ns in zip(keys, layers, lengths)]
@@ -77,19 +73,15 @@ def brief(short: str, full: str) -> str:
 def layers_of(trace: Trace, calls: np.ndarray, ranges: list[tuple]) -> list[str]:
     """The name of the innermost range around each kernel's launch that is inside the batch's own; "" where there is none."""
     found, inside = [""] * len(calls), trace.ranges_of(calls)
-    threads = {thread: [row for row in ranges if row[2] == thread] for thread in {row[2] for row in ranges}}
-    for thread, own in threads.items():
-        starts = np.array([row[0] for row in own])
-        for index in np.flatnonzero((calls >= 0) & (inside >= 0)):
-            if trace.calls.threads[calls[index]] != thread:
-                continue
-            called, (batch_start, _) = trace.calls.intervals[calls[index], 0], trace.infer[inside[index]]
-            last = int(np.searchsorted(starts, called, side="right")) - 1
-            while last >= 0 and own[last][0] > batch_start:
-                if own[last][1] >= called:
-                    found[index] = str(own[last][3])
-                    break
-                last -= 1
+    threads = grouped(zip(numbers(ranges, 2).tolist(), ranges))
+    starts = {thread: [row[0] for row in own] for thread, own in threads.items()}
+    for index in np.flatnonzero((calls >= 0) & (inside >= 0)):
+        thread, called = trace.calls.threads[calls[index]], trace.calls.intervals[calls[index], 0]
+        last = bisect_right(starts[thread], called) - 1
+        while threads[thread][last][1] < called:  # the batch's own range ends after it
+            last -= 1
+        start, _, _, name = threads[thread][last]
+        found[index] = str(name) if start > trace.infer[inside[index], 0] else ""
     return ["" if name.endswith("ExecutionContext::enqueue") else name for name in found]
 
 

@@ -60,10 +60,8 @@ class Nsys:
 def find() -> Nsys:
     """The nsys of ``NSYS``, of PATH, or of the usual install folders (the newest); ``NsysError`` where there is none."""
     named = os.environ.get("NSYS")
-    candidates = [named] if named else [shutil.which("nsys")]
-    if not named:
-        candidates += [path for place in PLACES for path in sorted(glob.glob(os.path.expanduser(place)), reverse=True)]
-    for path in filter(None, candidates):
+    usual = (path for place in PLACES for path in sorted(glob.glob(os.path.expanduser(place)), reverse=True))
+    for path in filter(None, [named] if named else [shutil.which("nsys"), *usual]):
         text, works = ask(path, "--version")
         if works:
             version = re.search(r"\d{4}\.\d+(\.\d+)*", text)

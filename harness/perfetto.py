@@ -28,10 +28,9 @@ def events(trace: Trace) -> list[dict[str, Any]]:
     threads = {thread: row for row, thread in enumerate(dict.fromkeys([*trace.infer_threads, *trace.calls.threads]), 1)}
     for thread, row in threads.items():
         infer, calls = np.flatnonzero(trace.infer_threads == thread), np.flatnonzero(trace.calls.threads == thread)
-        rows.append((HOST, row, f"thread {row}", trace.infer[infer], ["infer"] * len(infer), infer))
-        rows.append(
-            (HOST, row, f"thread {row}", trace.calls.intervals[calls], trace.calls.names[calls], trace.ranges_of(calls))
-        )
+        title = f"thread {row}"
+        rows.append((HOST, row, title, trace.infer[infer], ["infer"] * len(infer), infer))
+        rows.append((HOST, row, title, trace.calls.intervals[calls], trace.calls.names[calls], trace.ranges_of(calls)))
     finished = np.arange(len(trace.postprocess))
     rows.append((HOST, POSTPROCESS, "post-processing", trace.postprocess, ["postprocess"] * len(finished), finished))
     rows.append((HOST, WINDOW, "measured window", np.array([trace.window]), ["measured batches"], [-1]))

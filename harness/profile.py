@@ -40,11 +40,6 @@ LAST = 11
 """Of the stages that run one pipeline; what runs many processes is none."""
 
 
-def stages() -> list[Path]:
-    """The numbered scripts that run a pipeline, in order."""
-    return numbered(ROOT, LAST)
-
-
 def parse_options() -> argparse.Namespace:
     p = program.parser(__doc__, prog="scripts/profile_all.sh")
     p.add_argument("stages", nargs="*", metavar="STAGE", help=f"names or numbers of stages (default: 1 to {LADDER})")
@@ -60,7 +55,7 @@ def parse_options() -> argparse.Namespace:
     p.add_argument("--figures", action="store_true", help="the timelines as SVG too")
     p.add_argument("--perfetto", action="store_true", help="each trace as JSON for ui.perfetto.dev too")
     options = p.parse_args()
-    known = stages()
+    known = numbered(ROOT, LAST)
     by_name = {name: path for path in known for name in (path.stem, path.stem.split("_")[0])}
     for name in options.stages:
         if name not in by_name:

@@ -79,10 +79,6 @@ class Row:
             found[name] = f"{found[name]:.0f}{' !' * self.faulty}" if found[name] is not None else None
         return found
 
-    @property
-    def parent(self) -> tuple[str | None, bool]:
-        return parent_of(self.stage)
-
 
 @functools.cache
 def parent_of(stage: str) -> tuple[str | None, bool]:
@@ -124,9 +120,9 @@ def kept(path: Path, rows: list[Row]) -> list[str]:
 def pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
     """What each row but the first is held against, and it: the row of the stage that it differs from, or the one above it."""
     named = {row.stage: row for row in rows}
-    return [(named.get(row.parent[0] or "", above), row) for above, row in zip(rows, rows[1:])]
+    return [(named.get(parent_of(row.stage)[0] or "", above), row) for above, row in zip(rows, rows[1:])]
 
 
 def steps(rows: list[Row]) -> list[Row]:
     """The rows that are held against one another: all but side branches, unless there is nothing else."""
-    return [row for row in rows if not row.parent[1]] or rows
+    return [row for row in rows if not parent_of(row.stage)[1]] or rows

@@ -13,7 +13,7 @@ from common.console import out, wrapped
 from common.files import cells, columns, grid, grouped
 from common.record import Conditions
 from harness.advice import advice
-from harness.rows import Row, steps
+from harness.rows import Row, parent_of, steps
 
 ALL = """
     stage per_batch_ms fastest_ms lower_quartile_ms upper_quartile_ms slowest_ms images_per_s speedup_vs_previous
@@ -32,7 +32,7 @@ def below(rows: list[Row], host: str = "") -> list[str]:
     wrong = [f"{row.stage} {row.shown['outputs_match']}" for row in rows if not row.outputs_match]
     found = [f"Outputs: {', '.join(wrong) or 'right in every stage'}."]
     for row in rows:
-        parent, aside = row.parent
+        parent, aside = parent_of(row.stage)
         if aside:
             time = f"{row.per_batch_ms:.3f} ms a batch" + (f", {row.images_per_s:,.0f} images/s" if row.images_per_s else "")
             found.append(f"{row.stage} (a side branch: hold it against {parent}): {time}")

@@ -137,15 +137,12 @@ class Entry:
         try:
             doing(*given)
         except Missing as missing:
-            self.fail(f"needs {missing}")
+            self.row.problem, self.ready = f"needs {missing}", None
         except Exception as error:
-            self.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self.row.problem, self.ready = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", None
         finally:
             faulthandler.cancel_dump_traceback_later()
             write_json(self.path, self.row.facts, indent=None)
-
-    def fail(self, problem: str) -> None:
-        self.row.problem, self.ready = problem, None
 
     def prepare(self, resources: ExitStack, images: np.ndarray, expected: np.ndarray) -> None:
         self.row.host, self.row.date, self.row.problem = processor(), datetime.date.today().isoformat(), None

@@ -25,4 +25,3 @@ KINDS: list[tuple[str, str, Callable[..., AbstractContextManager[Ready]]]] = [
     ("TensorRT pipeline (stage 7)", "fp16 int8", on_tensorrt.pipeline),
 ]
 CONTENDERS = [Contender(name, precision, prepare) for name, precisions, prepare in KINDS for precision in precisions.split()]
-"""In the order of the table."""

@@ -102,18 +102,18 @@ def main() -> None:
         def step() -> None:
             (decoded,) = line.run()
             address = decoded.as_tensor().data_ptr()
-            lane = free.popleft()
+            slot = free.popleft()
             kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-            cudart.cudaMemcpyAsync(lane.input.address, address, lane.input.nbytes, kind, stream.handle)
-            lane.context.execute_async_v3(stream)
-            copy_to_host_async(lane.host, lane.output, stream)
-            lane.returned.record(stream)
-            waiting.append((lane, decoded))  # which the copy is reading
+            cudart.cudaMemcpyAsync(slot.input.address, address, slot.input.nbytes, kind, stream.handle)
+            slot.context.execute_async_v3(stream)
+            copy_to_host_async(slot.host, slot.output, stream)
+            slot.returned.record(stream)
+            waiting.append((slot, decoded))  # which the copy is reading
             if not free:
-                lane, _ = waiting.popleft()
-                lane.returned.synchronize()
-                top1.append(lane.host.argmax(axis=1))
-                free.append(lane)
+                slot, _ = waiting.popleft()
+                slot.returned.synchronize()
+                top1.append(slot.host.argmax(axis=1))
+                free.append(slot)
 
         for _ in range(ON_THEIR_WAY):
             step()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import Fault
+from common.errors import UsageFault
 from common.files import atomic_path, sha256
 from common.pictures import Images
 from export import models
@@ -42,7 +42,7 @@ def labelled(task: Task, directory: Path, folder: Path) -> Labelled:
     if not path.exists():
         files, labels = labelled_files(directory)
         if not files:
-            raise Fault(f"--labelled {directory} holds no image in a folder of its class.")
+            raise UsageFault(f"--labelled {directory} holds no image in a folder of its class.")
         images = load(files, models.MODELS[task.model])
         classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
         targets = np.array([classes.index(label) if label in classes else -1 for label in labels])

@@ -44,9 +44,8 @@ class Slot:
 
     def __init__(self, resources: ExitStack, nbytes: int, output: np.ndarray, runner: Runner) -> None:
         self.host_output = output
-        self.device_input, self.device_output = (
-            resources.enter_context(DeviceBuffer(size)) for size in (nbytes, output.nbytes)
-        )
+        self.device_input = resources.enter_context(DeviceBuffer(nbytes))
+        self.device_output = resources.enter_context(DeviceBuffer(output.nbytes))
         self.copied, self.returned = (resources.enter_context(Event()) for _ in range(2))
         self.enqueue = runner(self.device_input, self.device_output)
 

@@ -21,7 +21,7 @@ import numpy as np
 from common import program
 from common.buffers import pageable
 from common.clock import undisturbed
-from common.errors import Fault, WrongOutputs
+from common.errors import EnvironmentFault, WrongOutputs
 from common.host import processor
 from common.images import DEVIATION, DISTINCT, MEAN, converted, noise_images
 from common.options import positive
@@ -155,9 +155,9 @@ def run(name: str, images: list[np.ndarray], options: argparse.Namespace) -> Rec
     """The record of one loop's ``options.windows``; raises ``WrongOutputs`` where its outputs are not eager FP32's."""
     torch, loop, cuda = models.needs("torch", "a PyTorch loop"), LOOPS[name], options.device == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise Fault("PyTorch sees no NVIDIA GPU.")
+        raise EnvironmentFault("PyTorch sees no NVIDIA GPU.")
     if loop.precision == "fp16" and not cuda:
-        raise Fault("it needs an NVIDIA GPU.")
+        raise EnvironmentFault("it needs an NVIDIA GPU.")
     tensors = [torch.from_numpy(converted(batch, loop.sends)) for batch in images]
     tensors = [tensor.pin_memory() for tensor in tensors] if loop.precision == "fp16" and cuda else tensors
     model, names = whole_model(loop, options.device), [f"synthetic-{row:06d}" for row in range(len(images[0]))]

@@ -42,9 +42,8 @@ def tensorrt(task: Task, precision: str, graph: bool = False) -> Iterator[Ready]
             raise Missing(f"a plan; the build failed: {fault}") from None
     memory_mb, engine = growth_mb(), Engine(plan)
     engine.require_precision(precision)
-    profile_index = engine.profile_for(task.batch)
-    context = engine.create_context(profile_index)
-    context.set_input_shape(engine.input_shape(task.batch))
+    context, shape = engine.create_context(engine.profile_for(task.batch)), engine.input_shape(task.batch)
+    context.set_input_shape(shape)
     with ExitStack() as resources:
         stream, bound = resources.enter_context(Stream()), list[DeviceBuffer]()
 
@@ -64,10 +63,7 @@ def tensorrt(task: Task, precision: str, graph: bool = False) -> Iterator[Ready]
             resources.enter_context(captured)
             return lambda: captured.launch(stream)
 
-        lane = Lane(
-            resources, stream, engine.input_shape(task.batch), engine.output_shape(task.batch), runner, engine.input_type
-        )
-
+        lane = Lane(resources, stream, shape, engine.output_shape(task.batch), runner, engine.input_type)
         build_s, words = engine.facts.get("build_s"), command(plan, task, graph)
         yield Ready(here.library, lane.load, lane.infer, lane.output, here.device, lane, memory_mb, build_s, words)
 

@@ -17,15 +17,13 @@ from pathlib import Path
 from common import program
 from common.children import record_of
 from common.console import err, show
-from common.errors import EnvironmentFault, Fault, UsageFault
+from common.errors import EnvironmentFault, UsageFault
 from common.files import grid, write_text
 from common.options import positive
 from common.record import Record
 from peers.loops import LOOPS
 
 WINDOWS = 2  # in each process but the first, as the harness has the stages
-
-
 COLUMNS = [
     ("instead of the ladder", "name", "{}"),
     ("ms a batch", "per_batch_ms", "{:.3f}"),
@@ -73,7 +71,7 @@ def main() -> int:
     stages = [stage for stage in stages if round((stage.images_per_s or 0) * stage.per_batch_ms / 1e3) == (stage.batch or 0)]
     stages = [stage for stage in stages if not stage.faulty]
     if not stages:
-        raise Fault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
+        raise EnvironmentFault(f"{options.directory} holds no record. Run scripts/profile_all.sh first.")
     one = stages[0]
     if one.backend == "simulated" and not (options.measure or options.table_only):
         raise UsageFault(f"{options.directory} is of a modelled GPU, and these loops want a real one; --measure 2 tries a CPU.")

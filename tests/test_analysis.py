@@ -241,11 +241,11 @@ def test_stages_are_found_by_their_names(monkeypatch, tmp_path):
     """In the order of their numbers: 10 comes after 9."""
     from harness import profile
 
-    assert [path.name for path in profile.stages()] == stage_scripts()
+    assert [path.name for path in profile.numbered(profile.ROOT, profile.LAST)] == stage_scripts()
     for name in ("0_build", "1_a", "9_b", "10_c", "2_d"):
         (tmp_path / f"{name}.py").touch()
     monkeypatch.setattr(profile, "ROOT", tmp_path)
-    assert [path.stem for path in profile.stages()] == ["1_a", "2_d", "9_b", "10_c"]
+    assert [path.stem for path in profile.numbered(profile.ROOT, profile.LAST)] == ["1_a", "2_d", "9_b", "10_c"]
     monkeypatch.setattr("sys.argv", ["profile", "10", "9_b"])
     assert [path.stem for path in profile.parse_options().chosen] == ["9_b", "10_c"]
 

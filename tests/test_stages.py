@@ -228,8 +228,8 @@ def onnx_outputs(checkout, images: np.ndarray, precision: str) -> np.ndarray:
 
 
 def test_photographs_are_classified(checkout, photographs, tmp_path):
-    from common.photographs import load_photograph
     from common.postprocess import top1
+    from export.train import load
 
     path = tmp_path / "predictions.csv"
     done = checkout.run("5_multi_streams.py", *SIMULATED, "--images", photographs, "--predictions", path)
@@ -237,7 +237,7 @@ def test_photographs_are_classified(checkout, photographs, tmp_path):
     assert "skipped broken.jpg" in done.stderr
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     assert [row["image"] for row in rows] == ["china.jpg", "flower.jpg"]
-    images = np.stack([load_photograph(photographs / row["image"], 224) for row in rows])
+    images = load([photographs / row["image"] for row in rows], 224)
     classes, probabilities = top1(onnx_outputs(checkout, images, "fp16"))
     assert [int(row["class"]) for row in rows] == classes.tolist()
     assert [float(row["probability"]) for row in rows] == pytest.approx(probabilities.tolist(), abs=1e-5)
