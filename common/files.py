@@ -59,7 +59,7 @@ def check_writable(*paths: Path | None, kept: Sequence[Path] = ()) -> None:
     for path in filter(None, paths):
         check_ordinary(path)
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise EnvironmentFault(f"cannot write {path}: {path.parent} is not a folder that can be written to.")
+            raise EnvironmentFault(f"cannot write {path}: there is no folder {path.parent} that can be written to.")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
