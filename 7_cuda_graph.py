@@ -1,10 +1,9 @@
 """7 · CUDA graph: record a batch's launches once, replay them with one call.
 
 What changes: each slot's inference and the copy of its output are captured into a graph before the loop, and the loop
-launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot. (One
-context captures them all; TensorRT for RTX wants a context for each graph.)
-(The copy in stays outside: its source is another batch each time.) The copy out follows the kernels in the same stream, so
-this stage needs neither the third stream nor the event `computed`; the next batch's kernels wait for that short copy.
+launches the graph. A graph holds the addresses and the shape that it was captured with, so there is one for each slot, all
+captured from one context. (TensorRT for RTX wants a context for each.) The copy in stays outside: its source is another batch
+each time. The copy out follows the kernels in the same stream: no third stream, no event `computed`, but the next kernels wait.
 
 Capture fails if it meets the first enqueue for a shape: TensorRT then initialises itself, with calls that are illegal
 during capture. So each slot's work is enqueued once before it is captured. (The published version of this step leaves

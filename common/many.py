@@ -16,6 +16,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ Deal = Callable[[Namespace, "list[Shard]"], Iterable["dict[str, Any]"]]
 
 
 def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
-    """Predict a shard's pictures and write them; what is to be said of it, or a ``fault`` that another worker would have, too:
-    a full disk. Times are the worker's, in seconds."""
+    """Predict a shard's pictures and write them; what is to be said of it, or a ``fault`` that all have (a full disk)."""
     numbers = range(shard.first, shard.first + len(shard.names))
     answer = flow.predict(list(zip(map(str, numbers), pictures.sources(shard.names))))
     names = [printable(name or Path(pictures.root).name) for name in shard.names]
@@ -62,8 +62,7 @@ def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
 
 
 def answer(do: Callable[[Shard], dict[str, Any]], block: dict[str, Any]) -> dict[str, list[bytes]]:
-    """What a worker says to Ray of a block of shards. After an error of CUDA its process is good for nothing: Ray starts
-    another."""
+    """What a worker says to Ray of a block of shards. After an error of CUDA its process is no good: Ray starts another."""
     try:
         return {"done": [pickle.dumps(do(pickle.loads(shard))) for shard in block["shard"]]}
     except BaseException:
@@ -156,6 +155,8 @@ def run(chosen: Namespace, deal: Deal) -> None:
     chosen.precision = chosen.precision or (None if chosen.plan else "fp16")
     if chosen.plan:
         read_sidecar(chosen.plan)  # said once, and not by each worker that dies of it
+    if chosen.format == "parquet" and find_spec("pyarrow") is None:
+        raise EnvironmentFault("there is no pyarrow in this Python: pip install -e '.[ray]', or --format csv.")
     facts = {"plan_sha256": sha256(chosen.plan) if chosen.plan else None, "precision": chosen.precision}
     size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
     every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)

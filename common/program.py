@@ -148,7 +148,8 @@ def sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         return f"error: {error.filename or 'a file'}: {error.strerror or error}.", ENVIRONMENT
     if isinstance(error, ModuleNotFoundError):
-        return f"error: there is no {error.name} in this Python: pip install -e '.[export,peers]'.", ENVIRONMENT
+        extra = "ray" if error.name in ("ray", "pyarrow") else "export,peers"
+        return f"error: there is no {error.name} in this Python: pip install -e '.[{extra}]'.", ENVIRONMENT
     if isinstance(error, MemoryError):
         return f"error: this machine has too little memory for that ({error}).", ENVIRONMENT
     frames = traceback.extract_tb(error.__traceback__)

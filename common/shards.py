@@ -165,8 +165,7 @@ class Shard:
 
 
 def shards(pictures: Pictures, out: Path, size: int, suffix: str, facts: dict[str, Any]) -> tuple[list[Shard], list[Shard]]:
-    """All shards of ``size`` pictures, and those of them that are still to be done. Raises ``UsageFault`` where ``out`` has
-    those of other pictures, of another size or of another plan."""
+    """All shards of ``size`` pictures, and those still to be done. Raises ``UsageFault`` where ``out`` has another run's."""
     names = pictures.names
     if out.exists() and not out.is_dir():
         raise EnvironmentFault(f"cannot write into {out}: it is no folder.")

@@ -257,8 +257,12 @@ def test_a_part_that_is_gone_ends_in_a_row_and_a_folder_of_another_run_in_a_sent
 
 def test_without_ray_the_run_ends_in_a_sentence(checkout, photographs, tmp_path):
     (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('no ray', name='ray')")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pyarrow'] = None")
     where = ("--images", photographs, "--predictions", tmp_path / "out")
     done = checkout.run(STAGE, *OPTIONS, *where, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 3 and "no pyarrow in this Python: pip install -e '.[ray]', or --format csv" in done.stderr
+    assert not (tmp_path / "out").exists()  # whose work.json would refuse the other format
+    done = checkout.run(STAGE, *OPTIONS, *where, "--format", "csv", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 3 and "there is no ray in this Python: pip install -e '.[ray]', or --part 0/1" in done.stderr
 
 
