@@ -36,7 +36,7 @@ from typing import Any
 
 from common import many, options, program
 from common.decoders import shared_out
-from common.errors import UsageFault
+from common.errors import Fault, MissingModule, UsageFault
 from common.flow import Flow
 from common.shards import Pictures, Shard
 
@@ -49,13 +49,13 @@ class Worker:
     """One GPU: an engine, and a pipeline that has no end. A fault of the options is every worker's, and each shard's answer."""
 
     flow: Flow | None = None
-    fault: UsageFault | None = None
+    fault: Fault | None = None
 
     def __init__(self, chosen: Namespace) -> None:
         self.pictures = Pictures(chosen.images)
         try:
             self.flow = Flow(chosen, stage_11.infer)
-        except UsageFault as fault:
+        except (MissingModule, UsageFault) as fault:
             self.fault = fault
 
     def do(self, shard: Shard) -> dict[str, Any]:

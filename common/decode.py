@@ -14,7 +14,7 @@ import numpy as np
 from common import backend, jpeg
 from common.decoders import CpuDecoder, Files, GpuDecoder, refused_by
 from common.engine import Engine
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import MissingModule, UsageFault
 
 AT_ONCE = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is opened, and waited for by nobody
 LARGEST = 1 << 30  # bytes of a picture's file
@@ -34,7 +34,7 @@ def choose(name: str, engine: Engine | None) -> str:
         ):
             return each
     modules, mend = jpeg.MODULES["pillow" if name == "auto" else name]
-    raise EnvironmentFault(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
+    raise MissingModule(f"--decoder {name} needs {' and '.join(modules)}: {mend}")
 
 
 def make(name: str, engine: Engine, unreadable: dict[str, str] | None = None) -> CpuDecoder | GpuDecoder:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 VERIFIED, WRONG, USAGE, ENVIRONMENT, OURS, INTERRUPTED = 0, 1, 2, 3, 70, 130
-"""Exit codes: outputs verified; wrong outputs or a race; wrong options; something that is needed is not there; a mistake of
-ours; interrupted."""
+"""Exit codes: outputs verified; wrong outputs or a race; wrong options; something missing; a mistake of ours; interrupted."""
 
 
 class Fault(Exception):
@@ -21,6 +20,10 @@ def reason(error: BaseException) -> str:
 
 class EnvironmentFault(Fault):
     pass
+
+
+class MissingModule(EnvironmentFault):
+    """An option needs it."""
 
 
 class WrongOutputs(Fault):

@@ -80,8 +80,7 @@ def conditions(flow: Flow) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Ray's ``data`` and what a worker takes, with Ray started on this machine unless there is an address. Settles
-    ``chosen.gpus``, which are ``most`` at most, and ``chosen.backend``."""
+    """Ray's ``data`` and what a worker takes; Ray starts unless there is an address. Settles ``gpus`` and ``backend``."""
     os.environ.update({**SETTINGS, **os.environ})
     try:
         core, data = import_module("ray"), import_module("ray.data")
@@ -177,15 +176,13 @@ def run(chosen: Namespace, deal: Deal) -> None:
     for line in said(found) if done else []:
         out.print(wrapped(line, 2), markup=False)
     tidy(chosen.predictions, left)
-    missing = [Path(shard.path).stem for shard in left if not Path(shard.path).exists()]
-    if missing:
+    if missing := [Path(shard.path).stem for shard in left if not Path(shard.path).exists()]:
         what = f"{len(missing)} of {len(every)} shards are not done ({', '.join(missing[:3])}{', …' * (len(missing) > 3)})"
         raise EnvironmentFault(f"{what}; why is said above. The same command does them.")
 
 
 def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of all shards: counts, and images a second: of each worker while it was at work, and of all of them together. Two workers
-    of one GPU were there one after the other, because the first one died."""
+    """Counts, and images a second of each worker while at work and of all GPUs; of one GPU's two workers the first one died."""
     workers = grouped((each["worker"], each) for each in done)
     places = ((each["worker"].rpartition(":")[0], each["conditions"]["gpu"]) for each in done)
     gpus = grouped((place if place[1] else each["worker"], each) for place, each in zip(places, done))

@@ -30,7 +30,7 @@ import pytest
 
 from common import flow, many, options
 from common.cuda import CudaError
-from common.errors import OURS, EnvironmentFault, UsageFault, WrongOutputs
+from common.errors import OURS, EnvironmentFault, MissingModule, UsageFault, WrongOutputs
 from common.files import read_json
 from common.photographs import synthetic_jpeg
 from common.postprocess import Predictions
@@ -551,11 +551,12 @@ def test_a_full_disk_ends_the_run_in_one_sentence(pipeline, photographs, tmp_pat
     assert len(asked) == 2 and len(list((tmp_path / "out").glob("*.csv"))) == 1
 
 
-def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [UsageFault, MissingModule])
+def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, monkeypatch, kind):
     """As the answer to a shard, through Ray's pickles: an exception would have Ray start the worker three times more."""
     stage = import_module("12_many_gpus")
     monkeypatch.setattr(sys, "argv", [STAGE])
-    monkeypatch.setattr(stage, "Flow", lambda *_: (_ for _ in ()).throw(UsageFault("a batch of 999 does not fit")))
+    monkeypatch.setattr(stage, "Flow", lambda *_: (_ for _ in ()).throw(kind("a batch of 999 does not fit")))
     words = ("--images", photographs, "--predictions", tmp_path / "out", "--shard", SHARD)
 
     chosen = options.many("").parse_args(list(map(str, words)))
@@ -566,7 +567,7 @@ def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, mo
         return map(pickle.loads, answers["done"])
 
     for deal in (by_ray, stage.by_itself):
-        with pytest.raises(UsageFault, match=r"^a batch of 999 does not fit$"):
+        with pytest.raises(kind, match=r"^a batch of 999 does not fit$"):
             many.run(chosen, deal)
 
 
