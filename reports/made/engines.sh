@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How h200-engines was made: three models on all engines, with their accuracy on handwritten digits. In the repository's root:
+# Three models on all engines, with their accuracy on handwritten digits. This has not run on a GPU yet. In the repository's root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). Either may appear while this runs.

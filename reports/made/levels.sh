@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How the builder's levels were compared in h200-tried: stage 10's FP16 plan at optimization level 3 (the default), 4 and 5.
+# Compares the builder's levels (not run yet): stage 10's FP16 plan at optimization level 3 (the default), 4 and 5.
 # PYTHON: a Python with TensorRT; RESULTS: where the records go. After ladder.sh's models are exported.
 set -uo pipefail
 RESULTS=${RESULTS:-out/made}; mkdir -p "$RESULTS"
