@@ -88,8 +88,7 @@ def with_ray(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]
 
 def by_itself(chosen: Namespace, shards: list[Shard]) -> Iterator[dict[str, Any]]:
     """Do the shards in this process."""
-    worker = Worker(chosen)
-    with closing(worker):
+    with closing(Worker(chosen)) as worker:
         yield from shared_out(IN_FLIGHT)(worker.do, shards)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def tensors(text: str) -> list[dict[str, Any]]:
     return [{"Dimensions": [int(size) for size in sizes.split(",") if size], "Datatype": kind} for sizes, kind in found]
 
 
-def require_precision(found: Counter[str], precision: str, plan: Path) -> None:
+def require_precision(found: Mapping[str, int], precision: str, plan: Path) -> None:
     """Raise where more layers work in another precision than in ``precision``: a build may have quietly chosen another.
 
     An inspector that does not tell (a plan built without detailed profiling verbosity, or a TensorRT whose words this does
@@ -77,7 +77,7 @@ def require_precision(found: Counter[str], precision: str, plan: Path) -> None:
     """
     if not found:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
-    elif found[precision] < max(found.values()):
-        counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
+    elif found.get(precision, 0) < max(found.values()):
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(found).most_common())
         mend = f"Build one: python 0_build.py{f' --{precision}' * (precision != 'fp32')}"
         raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

@@ -26,6 +26,7 @@ from common.errors import OURS, EnvironmentFault, UsageFault, reason
 from common.files import check_writable, grouped, sha256, write_json
 from common.flow import Flow
 from common.host import cores
+from common.layers import require_precision
 from common.plans import read_sidecar
 from common.shards import WORK, Pictures, Shard, shards, tidy
 
@@ -62,7 +63,7 @@ def do(flow: Flow, pictures: Pictures, shard: Shard) -> dict[str, Any]:
 
 
 def answer(do: Callable[[Shard], dict[str, Any]], block: dict[str, Any]) -> dict[str, list[bytes]]:
-    """What a worker says to Ray of a block of shards. After an error of CUDA its process is no good: Ray starts another."""
+    """What a worker says to Ray of a block. After an error of CUDA its process is good for nothing: Ray starts another."""
     try:
         return {"done": [pickle.dumps(do(pickle.loads(shard))) for shard in block["shard"]]}
     except BaseException:
@@ -87,8 +88,7 @@ def ray(chosen: Namespace, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     except ModuleNotFoundError as error:
         raise EnvironmentFault(f"there is no {error.name} in this Python: pip install -e '.[ray]', or --part 0/1.") from None
     simulated, elsewhere = chosen.backend == "simulated", chosen.address not in (None, "local")
-    where: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": STORE}
-    where["_node_ip_address"] = "127.0.0.1"
+    where = dict[str, Any](address="local", include_dashboard=False, object_store_memory=STORE, _node_ip_address="127.0.0.1")
     if simulated:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray deals out what the simulator has, by the same code as real ones
     if chosen.backend != "auto" and (chosen.gpus or simulated):
@@ -152,8 +152,9 @@ def run(chosen: Namespace, deal: Deal) -> None:
     chosen.predictions, name = chosen.predictions.resolve(), Path(sys.argv[0]).stem
     chosen.plan = chosen.plan and chosen.plan.resolve()
     chosen.precision = chosen.precision or (None if chosen.plan else "fp16")
-    if chosen.plan:
-        read_sidecar(chosen.plan)  # said once, and not by each worker that dies of it
+    told = read_sidecar(chosen.plan) if chosen.plan else {}  # faults are said once, not by each worker that dies of them
+    if chosen.precision and told.get("precisions"):
+        require_precision(told["precisions"], chosen.precision, chosen.plan)
     if chosen.format == "parquet" and find_spec("pyarrow") is None:
         raise EnvironmentFault("there is no pyarrow in this Python: pip install -e '.[ray]', or --format csv.")
     facts = {"plan_sha256": sha256(chosen.plan) if chosen.plan else None, "precision": chosen.precision}
@@ -168,6 +169,8 @@ def run(chosen: Namespace, deal: Deal) -> None:
     done = []
     for each in deal(chosen, left) if left else ():
         if "fault" in each:
+            if not any(chosen.predictions.glob("*-*")):
+                (chosen.predictions / WORK).unlink(missing_ok=True)  # or the right options would be another run's
             raise each["fault"]
         done.append(each)
     found = {**summary(done), "wall_s": time.monotonic() - started, "shards": done}

@@ -569,6 +569,7 @@ def test_options_that_no_worker_can_take_are_said_once(photographs, tmp_path, mo
     for deal in (by_ray, stage.by_itself):
         with pytest.raises(kind, match=r"^a batch of 999 does not fit$"):
             many.run(chosen, deal)
+        assert not list((tmp_path / "out").iterdir()), "the right options would be another run's"
 
 
 def test_after_an_error_a_worker_s_process_ends_for_ray_to_start_another(monkeypatch, capsys):
@@ -577,6 +578,15 @@ def test_after_an_error_a_worker_s_process_ends_for_ray_to_start_another(monkeyp
     with pytest.raises(SystemExit) as ended:
         many.answer(lambda shard: 1 // shard, {"shard": [pickle.dumps(1), pickle.dumps(0)]})
     assert ended.value.code == OURS and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_plan_of_another_precision_is_said_before_a_worker_is_started(checkout, photographs, tmp_path):
+    """Each of four would die of it with a traceback, and Ray say as much in 800 lines."""
+    plan = checkout.plans / "resnet18-fp16.simulated.plan"
+    words = ("--images", photographs, "--predictions", tmp_path / "out", "--plan", plan, "--precision", "int8")
+    with pytest.raises(EnvironmentFault, match="is not a int8 engine: its layers work in 21 fp16"):
+        many.run(options.many("").parse_args(list(map(str, words))), lambda *_: pytest.fail("a worker is started"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path, monkeypatch):
@@ -600,7 +610,7 @@ def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path,
     assert seen == [(None, [128, COUNT - 128])] and not list(out.glob(".*"))
     assert read_json(tmp_path / "a.json")["images"] == COUNT
     words[-1] = tmp_path / "no folder" / "a.json"
-    with pytest.raises(EnvironmentFault, match="no folder is not a folder"):
+    with pytest.raises(EnvironmentFault, match="there is no folder .*no folder that can be written to"):
         many.run(options.many("").parse_args(list(map(str, words))), deal)
     assert len(seen) == 1
 

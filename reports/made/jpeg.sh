@@ -28,7 +28,7 @@ decoders() { # NAME SECONDS DECODER OPTIONS...: a round of the table's rows of o
 }
 whole_folder() { # ROUND: the names of LINKS × FILES files, and what the GPU's units do meanwhile, once a second
   [ -e "$RESULTS/folder-round$1.ok" ] && return
-  nvidia-smi dmon -i "${CUDA_VISIBLE_DEVICES:-0}" -s u -o T > "$RESULTS/dmon-$1.txt" 2>&1 & local watch=$!
+  timeout 70 nvidia-smi dmon -i "${CUDA_VISIBLE_DEVICES:-0}" -s u -o T > "$RESULTS/dmon-$1.txt" 2>&1 & local watch=$!
   step "folder-round$1" 60 "$PYTHON10" 11_jpeg_decode.py --images "$SCRATCH/folder" --predictions "$SCRATCH/folder-$1.csv" \
     --json "$RESULTS/folder-round$1.json" --decoder "${DECODER:-nvimagecodec}" "${with[@]}"
   kill $watch 2> /dev/null

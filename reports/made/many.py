@@ -133,7 +133,7 @@ def summary() -> None:
         seen = RESULTS / f"{path.stem}-watched.json"
         used = json.loads(seen.read_text())["core_seconds"] if seen.exists() else {}
         number, same = int(gpus.partition("r")[0]), what.replace("kill", "ray-uint8")
-        if number == 1:
+        if number == 1 and what == same:
             alone.setdefault(same, found["images_per_s"])
         own_s = sum(used.values()) - sum(used.get(key, 0) for key in ("MapWorker", "driver"))
         seconds = f"{used.get('MapWorker', 0):.1f}; {used.get('driver', 0):.1f}; {own_s:.1f}"
