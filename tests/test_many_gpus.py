@@ -610,7 +610,7 @@ def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path,
     assert seen == [(None, [128, COUNT - 128])] and not list(out.glob(".*"))
     assert read_json(tmp_path / "a.json")["images"] == COUNT
     words[-1] = tmp_path / "no folder" / "a.json"
-    with pytest.raises(EnvironmentFault, match="there is no folder .*no folder that can be written to"):
+    with pytest.raises(EnvironmentFault, match=r"there is no folder .*no folder that can be written to"):
         many.run(options.many("").parse_args(list(map(str, words))), deal)
     assert len(seen) == 1
 
