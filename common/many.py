@@ -23,6 +23,7 @@ from typing import Any
 from common import options
 from common.console import err, out, printable, wrapped
 from common.errors import OURS, EnvironmentFault, UsageFault, reason
+from common.feed import shown
 from common.files import check_writable, grouped, sha256, write_json
 from common.flow import Flow
 from common.host import cores
@@ -167,7 +168,7 @@ def run(chosen: Namespace, deal: Deal) -> None:
     if len(left) < len(every):
         err.print(f"{name}: {len(every) - len(left)} of {len(every)} shards are done already")
     done = []
-    for each in deal(chosen, left) if left else ():
+    for each in shown(deal(chosen, left) if left else (), "shards", len(left)):
         if "fault" in each:
             if not any(chosen.predictions.glob("*-*")):
                 (chosen.predictions / WORK).unlink(missing_ok=True)  # or the right options would be another run's
