@@ -31,7 +31,7 @@ from common.console import err, printable
 from common.decode import content
 from common.errors import EnvironmentFault, UsageFault
 from common.feed import shown
-from common.files import grid, publish
+from common.files import grid, publish, write_bytes
 from common.options import positive
 from common.parts import ALL_PARTS
 from common.photographs import synthetic_jpeg
@@ -74,15 +74,10 @@ def make_files(folder: Path, count: int, make: Callable[[int], bytes]) -> Path:
     """``count`` files in ``folder``, each written whole; those that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [path for index in range(count) if not (path := folder / f"{index:06d}.jpg").exists()]
-
-    def write(path: Path) -> None:
-        part = path.with_suffix(".part")
-        part.write_bytes(make(int(path.stem)))
-        part.replace(path)
-
     pool = ThreadPoolExecutor()
     try:
-        for _ in shown(pool.map(write, paths), f"making {folder.name}", len(paths)):
+        made = pool.map(lambda path: write_bytes(path, make(int(path.stem))), paths)
+        for _ in shown(made, f"making {folder.name}", len(paths)):
             pass
     finally:
         pool.shutdown(cancel_futures=True)

@@ -86,8 +86,9 @@ def main() -> None:
     taken, side = engine.input_shape(options.batch), engine.input_shape(1)[-1]
     if engine.input_type != np.uint8 or taken[1] not in (3, 4) or taken[2:] != (side, side) or len(paths) < options.batch:
         raise UsageFault(f"{engine.plan} takes {engine.input}, and there are {len(paths)} files: N×C×S×S uint8, and a batch.")
-    lines = (pictures(paths, options.batch, side, options.threads, channels=taken[1]) for _ in range(2))
-    alone, line, waiting, top1 = rate(next(lines).run, options.batch), next(lines), deque[Any](), deque[np.ndarray](maxlen=1)
+    asked = paths, options.batch, side, options.threads, "mixed", taken[1]
+    alone = rate(pictures(*asked).run, options.batch)
+    line, waiting, top1 = pictures(*asked), deque[Any](), deque[np.ndarray](maxlen=1)
     with ExitStack() as resources:
         stream, free = resources.enter_context(Stream()), deque[Any]()
         for _ in range(ON_THEIR_WAY):
@@ -120,7 +121,8 @@ def main() -> None:
         first_top1 = top1[0]
         through = rate(step, options.batch)
         stream.synchronize()
-    write(np.stack([load_pixels(path, side, side) for path in paths[: options.batch]]), right := np.empty(taken, np.uint8))
+    right = np.empty(taken, np.uint8)
+    write(np.stack([load_pixels(path, side, side) for path in paths[: options.batch]]), right)
     same = float((first_top1 == run_serially(engine, [right])[0].argmax(axis=1)).mean())
     found = {"dali": dali.__version__, "device": here.device, "engine": here.library, "batch": options.batch}
     found |= {"files": len(paths), "alone": alone, "images_per_s": through, "same_top1_as_pillow": same}

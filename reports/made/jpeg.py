@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from common.errors import Fault
+from common.files import write_bytes
 from common.jpeg import oddity
 from harness.decoders import COLUMNS, SIZES, cut_out
 
@@ -39,8 +40,7 @@ def make(first: int, sources: list[Path], width: int, height: int) -> None:
     for index in range(first, min(first + 64, COUNT)):
         path = folder(width, height) / f"{index:06d}.jpg"
         if not path.exists():
-            path.with_suffix(".part").write_bytes(cut_out(sources, index, SEED, width, height))
-            path.with_suffix(".part").replace(path)
+            write_bytes(path, cut_out(sources, index, SEED, width, height))
 
 
 def files() -> None:

@@ -20,12 +20,12 @@ DIFFERENT, LOOK_S = int(os.environ["DIFFERENT"]), 0.4  # pictures; and the time 
 
 
 def make(first: int) -> None:
+    from common.files import write_bytes
     from common.photographs import synthetic_jpeg
 
     for index in range(first, first + 16):
         if not (path := SCRATCH / "files" / f"{index:04d}.jpg").exists():
-            path.with_suffix(".part").write_bytes(synthetic_jpeg(index, 10088))
-            path.with_suffix(".part").replace(path)
+            write_bytes(path, synthetic_jpeg(index, 10088))
 
 
 def linked(into: str) -> None:
