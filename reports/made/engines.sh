@@ -3,15 +3,16 @@
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). Either may appear while this runs.
-#   GPUS, CPUS  "1 2 3" and "16-31 32-47 48-63": a GPU and its cores for each model; fewer GPUs take several models in turn
+#   GPUS, CPUS  "1 2 3" and "16-31 32-47 48-63": a GPU and its cores for each model; fewer GPUs take several models
 #   RESULTS     where rows, traces and logs go       SCRATCH     where the rest goes
 #   MEASURE_AFTER  a file: nothing is timed before it is there, or QUIET seconds are over (default: at once)
-#   ROUNDS, EACH   runs of a row, and seconds of a run        MODELS, BATCHES  what is run, what matters most first
+#   ROUNDS, EACH   runs of a row, and seconds of a run        WORK  models and batches, what matters most first
 # The whole work is cut off after TOTAL seconds. A second start does what is not done.
 set -uo pipefail
 export PYTHON=${PYTHON:-python3} TORCH=${TORCH:-python3} RESULTS=${RESULTS:-out/made-engines} SCRATCH=${SCRATCH:-/tmp/engines}
 GPUS=${GPUS:-0} CPUS=${CPUS:-} TOTAL=${TOTAL:-3600} QUIET=${QUIET:-500} ROUNDS=${ROUNDS:-3} EACH=${EACH:-0.5} DATA=${DATA:-digits} TRACED=${TRACED:-resnet50}
-MODELS=${MODELS:-resnet50 mobilenet_v2 efficientnet_v2_s} MEASURE_AFTER=${MEASURE_AFTER:-}
+WORK=${WORK:-resnet50:1 resnet50:128 mobilenet_v2:1 mobilenet_v2:128 efficientnet_v2_s:32 efficientnet_v2_s:1 resnet50:32 mobilenet_v2:32
+  efficientnet_v2_s:10 efficientnet_v2_s:128 resnet50:10 mobilenet_v2:10} MEASURE_AFTER=${MEASURE_AFTER:-}
 export TORCHINDUCTOR_CACHE_DIR=$SCRATCH/inductor PYTHONUNBUFFERED=1
 mkdir -p "$RESULTS"/{rows,logs} "$SCRATCH"/{done,plain} plans models
 echo 'raise ImportError("pictures are drawn at the end")' > "$SCRATCH/plain/matplotlib.py"
@@ -32,8 +33,7 @@ step() { # NAME SECONDS COMMAND...: once; a failed one is noted, and the next be
 
 weights() { if [ -e "$SCRATCH/done/$1-train" ]; then echo "models/$1-$DATA.pt"; else echo random; fi; }
 tag() { if [ "$(weights "$1")" = random ]; then echo "$1"; else echo "$1-$DATA"; fi; }
-batches() { echo "${BATCHES:-$(if [ "$1" = efficientnet_v2_s ]; then echo 1 10 32 128; else echo 1 32 128 10; fi)}"; }
-first() { batches "$1" | cut -d' ' -f1; }  # on whose rows the accuracy is found
+first() { local words=" $WORK"; words=${words#*" $1:"}; echo "${words%%[!0-9]*}"; }  # the batch on whose rows the accuracy is found
 ort() { [ -z "${ORT_CUDA:-}" ] || [ -d "$ORT_CUDA/onnxruntime" ]; }  # whether it is there yet
 plan() { echo "plans/$(tag "$1")-$2-b$3.plan"; }
 
@@ -139,35 +139,30 @@ trace() { # MODEL: a batch of 1 under Nsight Systems, eager beside TensorRT
 
 worker() { # GPU CORES MODEL...
   export CUDA_VISIBLE_DEVICES=$1; [ "$2" = any ] || taskset -cp "$2" $BASHPID > /dev/null; shift 2
-  local model batch precision turn number; local -A quantizing
-  local trainings=(); for model in "$@"; do train "$model" & trainings+=($!); done; wait "${trainings[@]}"
+  local each model batch precision work=() trainings=(); local -A quantizing
+  for each in $WORK; do [[ " $* " != *" ${each%:*} "* ]] || work+=("$each"); done
+  for model in "$@"; do train "$model" & trainings+=($!); done; wait "${trainings[@]}"
   for model in "$@"; do quantize "$model" & quantizing[$model]=$!; done
-  for turn in 1 2 3 4; do
-    for model in "$@"; do
-      batch=$(batches "$model" | tr ' ' '\n' | sed -n ${turn}p); [ -n "$batch" ] || continue
-      for precision in fp16 fp32 int8; do
-        may_measure && break 3
-        [ $precision != int8 ] || wait "${quantizing[$model]}"
-        build "$model" $precision "$batch"
-      done
+  for each in "${work[@]}"; do
+    model=${each%:*} batch=${each#*:}
+    for precision in fp16 fp32 int8; do
       may_measure && break 2
-      warm "$model" "$batch"
-      [ "$model-$turn" != "$TRACED-1" ] || trace "$model"
+      command -v "$PYTHON" > /dev/null || continue  # it may appear while this runs, too
+      [ $precision != int8 ] || wait "${quantizing[$model]}"
+      build "$model" $precision "$batch"
     done
+    warm "$model" "$batch"
   done
   for model in "$@"; do
     may_measure || torch "$model-b1-tune" 200 "$model" 1 0 "$TUNED"
   done
-  wait
-  until may_measure; do sleep 1; done
-  for turn in 1 2 3 4; do
-    for model in "$@"; do
-      batch=$(batches "$model" | tr ' ' '\n' | sed -n ${turn}p); [ -n "$batch" ] && [ "$(left)" -gt 30 ] || continue
-      for precision in fp16 int8 fp32; do [ "$(left)" -gt 100 ] && build "$model" $precision "$batch"; done
-      measure "$model" "$batch"
-    done
+  wait; until may_measure; do sleep 1; done
+  for each in "${work[@]}"; do
+    model=${each%:*} batch=${each#*:}; [ "$(left)" -gt 30 ] || break
+    for precision in fp16 int8 fp32; do [ "$(left)" -gt 100 ] && build "$model" $precision "$batch"; done
+    measure "$model" "$batch"
+    [ "$each" != "$TRACED:1" ] || trace "$TRACED"
   done
-  for model in "$@"; do [ "$model" != "$TRACED" ] || [ "$(left)" -lt 60 ] || trace "$model"; done
   for model in "$@"; do
     [ "$(left)" -gt 250 ] && torch "$model-b1-tune" 200 "$model" 1 0 "$TUNED" && torch "$model-b1-tuned" 100 "$model" 1 "$ROUNDS" "$TUNED"
   done
@@ -177,7 +172,7 @@ worker() { # GPU CORES MODEL...
 say "$(nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader 2>&1 | tr '\n' ';') $(nproc) cores; GPUs $GPUS, cores ${CPUS:-any}"
 nvidia-smi topo -m > "$RESULTS/logs/topology.txt" 2>&1
 step pictures 120 "$TORCH" -c "from pathlib import Path; from export.train import write_folders; p = Path('$PICTURES'); write_folders(p.name, p)"
-read -ra gpus <<< "$GPUS"; read -ra cores <<< "$CPUS"; read -ra models <<< "$MODELS"
+read -ra gpus <<< "$GPUS"; read -ra cores <<< "$CPUS"; mapfile -t models < <(printf '%s\n' $WORK | cut -d: -f1 | awk '!seen[$0]++')
 for index in "${!gpus[@]}"; do
   mine=(); for number in "${!models[@]}"; do [ $((number % ${#gpus[@]})) = "$index" ] && mine+=("${models[number]}"); done
   [ ${#mine[@]} = 0 ] || worker "${gpus[index]}" "${cores[index]:-any}" "${mine[@]}" &

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Compares the builder's levels (not run yet): stage 10's FP16 plan at optimization level 3 (the default), 4 and 5.
-# PYTHON: a Python with TensorRT; RESULTS: where the records go. After ladder.sh's models are exported.
+# PYTHON: a Python with TensorRT; LEVELS: which; RESULTS: where the records go. After models/resnet18-uint8-fp16.onnx is exported.
 set -uo pipefail
-RESULTS=${RESULTS:-out/made}; mkdir -p "$RESULTS"
-for level in 3 4 5; do
+RESULTS=${RESULTS:-out/made} LEVELS=${LEVELS:-3 4 5}; mkdir -p "$RESULTS"
+for level in $LEVELS; do
   echo "$(date +%T) level $level"
   timeout "${LIMIT:-400}" "$PYTHON" - $level <<'PY'
 import runpy, sys
@@ -20,7 +20,7 @@ PY
   echo "$(date +%T) level $level: exit code $?"
 done
 for round in 1 2 3; do
-  for level in 3 4 5; do
+  for level in $LEVELS; do
     [ -e plans/level$level.plan ] && timeout 60 "$PYTHON" 10_uint8_input.py --plan plans/level$level.plan --windows 3 --json "$RESULTS/level$level-$round.json" | grep 'ms a batch'
   done
 done
