@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -118,29 +119,30 @@ def rows(count: int, outs: list[Path]) -> None:
 
 
 def summary() -> None:
-    """What each run took, beside one GPU's of its kind, and the killed one beside uint8's; with no path of this machine's in
-    what is kept."""
+    """What each run took, beside the mean of one GPU's of its kind, and the killed one beside uint8's; with no path of this
+    machine's in what is kept."""
     for path in [*RESULTS.rglob("*.json"), *RESULTS.rglob("*.txt")]:
         text = path.read_text()
         path.write_text(re.sub(r"\x1b\[[\d;]*m", "", text).replace(f"{RESULTS}/", "").replace(f"{SCRATCH}/", ""))
     heads = ("run", "GPUs", "images/s", "of N × one", "each", "wall, s", "core seconds: workers; driver; Ray's own")
     lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---|---:|---|"]
-    alone: dict[str, float] = {}
+    runs, alone = [], dict[str, list[float]]()
     for path in [*sorted(RESULTS.glob("ray-*.json")), *sorted(RESULTS.glob("kill-*.json"))]:
-        if path.stem.endswith("-watched"):
-            continue
-        found, (what, _, gpus) = json.loads(path.read_text()), path.stem.rpartition("-")
+        if not path.stem.endswith("-watched"):
+            found, (what, _, gpus) = json.loads(path.read_text()), path.stem.rpartition("-")
+            runs.append((path, found, what, gpus))
+            if gpus.partition("r")[0] == "1":
+                alone.setdefault(what, []).append(found["images_per_s"])
+    for path, found, what, gpus in runs:
         seen = RESULTS / f"{path.stem}-watched.json"
         used = json.loads(seen.read_text())["core_seconds"] if seen.exists() else {}
         number, same = int(gpus.partition("r")[0]), what.replace("kill", "ray-uint8")
-        if number == 1 and what == same:
-            alone.setdefault(same, found["images_per_s"])
         own_s = sum(used.values()) - sum(used.get(key, 0) for key in ("MapWorker", "driver"))
         seconds = f"{used.get('MapWorker', 0):.1f}; {used.get('driver', 0):.1f}; {own_s:.1f}"
         each = ", ".join(f"{worker['images_per_s']:,.0f}" for worker in found["workers"])
-        share = f"{found['images_per_s'] / number / alone[same]:.1%}" if same in alone else "–"
-        cells = what, gpus, f"{found['images_per_s']:,.0f}", share, each, f"{found['wall_s']:.1f}", seconds
-        lines.append(f"| {' | '.join(cells)} |")
+        share = f"{found['images_per_s'] / number / fmean(alone[same]):.1%}" if same in alone else "–"
+        run, rate = f"{what}, again" if "r" in gpus else what, f"{found['images_per_s']:,.0f}"
+        lines.append(f"| {run} | {number} | {rate} | {share} | {each} | {found['wall_s']:.1f} | {seconds} |")
     for path in sorted(RESULTS.glob("alone-*/12_many_gpus.json")):
         for row in json.loads(path.read_text())["rows"]:
             gpus = row["gpus"].split(", ")

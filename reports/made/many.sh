@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How scale/h200-x1 was made (on one GPU, so what asks for more did not run): stage 12 with Ray and without on 1, 2, 4 and 8 GPUs of
-# one host, copies alone and all at once, a worker that is killed, float pictures, which the host's cores decode (FEW: 10 s on 16).
+# How scale/h200-x2 was made: stage 12 with Ray and without on 1, 2, 4 and 8 GPUs of one host, as far as there are, copies alone and
+# all at once, batches without files, a worker that is killed, float pictures, which the host's cores decode (FEW=8192: 8 s on 32).
 # In the repository's root, with nothing else at work:
 #   PYTHON10  a Python that runs PLAN, with nvImageCodec, CV-CUDA, Ray, psutil, OpenCV
 #   PLAN, PLAN_FLOAT  FP16 plans for uint8 and for float pictures; version-compatible ones need their .json beside them
