@@ -198,8 +198,8 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
         colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
         best = [row.ahead_images_per_s or row.images_per_s or 0 for row in mine]
         for axes, values, form, title in (
-            (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms, one batch at a time (median)"),
-            (rates, best, " {:,.0f}", "images/s (on a GPU one batch ahead)"),
+            (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms from submission to result (median)"),
+            (rates, best, " {:,.0f}", "images/s (on a GPU with a batch ahead)"),
         ):
             bars = axes.barh(range(len(mine)), values, color=colours, height=0.7)
             axes.bar_label(bars, [form.format(value) for value in values], fontsize=8)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Three models on all engines, with their accuracy on handwritten digits. This has not run on a GPU yet. In the repository's root:
-#   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, onnx, onnxruntime, scikit-learn, matplotlib
+# How h200-engines was made (no more of it than ResNet-50 at batch 1 yet): three models on all engines, with their accuracy on
+# handwritten digits. In the repository's root:
+#   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). Either may appear while this runs.
 #   GPUS, CPUS  "1 2 3" and "16-31 32-47 48-63": a GPU and its cores for each model; fewer GPUs take several models
@@ -121,7 +122,7 @@ measure() { # MODEL BATCH: TensorRT before and after the others
 }
 
 trace() { # MODEL: a batch of 1 under Nsight Systems, eager beside TensorRT
-  command -v nsys > /dev/null && [ -e "$(plan "$1" fp16 1).json" ] || return
+  command -v nsys > /dev/null && "$TORCH" -c 'import nvtx' && [ -e "$(plan "$1" fp16 1).json" ] || return
   local folder=$SCRATCH/traces name who python
   mkdir -p "$folder" "$RESULTS/traces"
   for name in eager_fp16 tensorrt_fp16; do
@@ -139,16 +140,14 @@ trace() { # MODEL: a batch of 1 under Nsight Systems, eager beside TensorRT
 
 worker() { # GPU CORES MODEL...
   export CUDA_VISIBLE_DEVICES=$1; [ "$2" = any ] || taskset -cp "$2" $BASHPID > /dev/null; shift 2
-  local each model batch precision work=() trainings=(); local -A quantizing
+  local each model batch precision work=(); local -A prepared
   for each in $WORK; do [[ " $* " != *" ${each%:*} "* ]] || work+=("$each"); done
-  for model in "$@"; do train "$model" & trainings+=($!); done; wait "${trainings[@]}"
-  for model in "$@"; do quantize "$model" & quantizing[$model]=$!; done
+  for model in "$@"; do { train "$model"; quantize "$model"; } & prepared[$model]=$!; done
   for each in "${work[@]}"; do
-    model=${each%:*} batch=${each#*:}
+    model=${each%:*} batch=${each#*:}; wait "${prepared[$model]}"
     for precision in fp16 fp32 int8; do
       may_measure && break 2
       command -v "$PYTHON" > /dev/null || continue  # it may appear while this runs, too
-      [ $precision != int8 ] || wait "${quantizing[$model]}"
       build "$model" $precision "$batch"
     done
     warm "$model" "$batch"
