@@ -102,8 +102,9 @@ with_torch() { # MODEL BATCH
   if finished "$1-b$2-tune"; then words+=",$TUNED"; fi
   echo "$words${MORE:+,$MORE}"
 }
-provider() { # NAME MODEL BATCH ROUNDS: ONNX Runtime's TensorRT provider; in the first run it builds an engine, which is kept
-  [ -n "${PYTHON_ORT:-}" ] && command -v "$PYTHON_ORT" > /dev/null || return
+provider() { # NAME MODEL BATCH ROUNDS: ONNX Runtime's TensorRT provider; in the first run it builds an engine, for 100 s, which
+             # is kept. So it is run at a model's first batch only
+  [ "$3" = "$(first "$2")" ] && [ -n "${PYTHON_ORT:-}" ] && command -v "$PYTHON_ORT" > /dev/null || return
   compare "$1" 200 "$PYTHON_ORT" "$2" "$3" "$4" "=ONNX Runtime TensorRT"
 }
 warm() { # MODEL BATCH: whatever takes long and is no time to be reported; accuracies with it
