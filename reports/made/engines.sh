@@ -3,11 +3,12 @@
 # handwritten digits. In the repository's root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
-#   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). Either may appear while this runs.
+#   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). These and PYTHON may appear while this runs.
 #   GPUS, CPUS  "1 2 3" and "16-31 32-47 48-63": a GPU and its cores for each model; fewer GPUs take several models
 #   RESULTS     where rows, traces and logs go       SCRATCH     where the rest goes
 #   MEASURE_AFTER  a file: nothing is timed before it is there, or QUIET seconds are over (default: at once)
 #   ROUNDS, EACH   runs of a row, and seconds of a run        WORK  models and batches, what matters most first
+#   DATA        what they are trained on ("random": nothing)  TRACED  the model whose batch of 1 is traced
 # The whole work is cut off after TOTAL seconds. A second start does what is not done.
 set -uo pipefail
 export PYTHON=${PYTHON:-python3} TORCH=${TORCH:-python3} RESULTS=${RESULTS:-out/made-engines} SCRATCH=${SCRATCH:-/tmp/engines}
@@ -15,6 +16,7 @@ GPUS=${GPUS:-0} CPUS=${CPUS:-} TOTAL=${TOTAL:-3600} QUIET=${QUIET:-500} ROUNDS=$
 WORK=${WORK:-resnet50:1 resnet50:128 mobilenet_v2:1 mobilenet_v2:128 efficientnet_v2_s:32 efficientnet_v2_s:1 resnet50:32 mobilenet_v2:32
   efficientnet_v2_s:10 efficientnet_v2_s:128 resnet50:10 mobilenet_v2:10} MEASURE_AFTER=${MEASURE_AFTER:-}
 export TORCHINDUCTOR_CACHE_DIR=$SCRATCH/inductor PYTHONUNBUFFERED=1
+WORK=$(echo $WORK)
 mkdir -p "$RESULTS"/{rows,logs} "$SCRATCH"/{done,plain} plans models
 echo 'raise ImportError("pictures are drawn at the end")' > "$SCRATCH/plain/matplotlib.py"
 say() { echo "$(date +%T) $*" | tee -a "$RESULTS/run.txt"; }
@@ -59,7 +61,7 @@ build() { # MODEL PRECISION BATCH
 compare() { # NAME SECONDS PYTHON MODEL BATCH ROUNDS WORDS: an engine that ends the process is left out in the next attempt
   local out=$SCRATCH/rows-$4 code=1 attempt
   local words=(--model "$4" --weights "$(weights "$4")" --batches "$5" --rounds "$6" --seconds "$EACH" --limit $(($2 * 4 / 5)) --engines "$7" --out "$out")
-  [ "$(weights "$4")-$5" = "random-$5" ] || [ "$5" != "$(first "$4")" ] || words+=(--labelled "$PICTURES/test")
+  [ "$(weights "$4")" = random ] || [ "$5" != "$(first "$4")" ] || words+=(--labelled "$PICTURES/test")
   for attempt in 1 2 3; do
     step "$1" "$2" "$3" -m scripts.compare_engines "${words[@]}"; code=$?
     if [ $code = 137 ]; then grep -l 'ended the process' "$out"/rows/*.json | xargs -r rm; fi  # not the engine's fault
@@ -141,20 +143,22 @@ trace() { # MODEL: a batch of 1 under Nsight Systems, eager beside TensorRT
 
 worker() { # GPU CORES MODEL...
   export CUDA_VISIBLE_DEVICES=$1; [ "$2" = any ] || taskset -cp "$2" $BASHPID > /dev/null; shift 2
-  local each model batch precision work=(); local -A prepared
+  local each model batch precision work=() trainings=(); local -A quantizing
   for each in $WORK; do [[ " $* " != *" ${each%:*} "* ]] || work+=("$each"); done
-  for model in "$@"; do { train "$model"; quantize "$model"; } & prepared[$model]=$!; done
+  for model in "$@"; do train "$model" & trainings+=($!); done; wait "${trainings[@]}"
+  for model in "$@"; do quantize "$model" & quantizing[$model]=$!; done
   for each in "${work[@]}"; do
-    model=${each%:*} batch=${each#*:}; wait "${prepared[$model]}"
+    model=${each%:*} batch=${each#*:}
     for precision in fp16 fp32 int8; do
       may_measure && break 2
-      command -v "$PYTHON" > /dev/null || continue  # it may appear while this runs, too
+      command -v "$PYTHON" > /dev/null || continue
+      [ $precision != int8 ] || wait "${quantizing[$model]}"
       build "$model" $precision "$batch"
     done
     warm "$model" "$batch"
   done
   for model in "$@"; do
-    may_measure || torch "$model-b1-tune" 200 "$model" 1 0 "$TUNED"
+    may_measure || torch "$model-b$(first "$model")-tune" 200 "$model" "$(first "$model")" 0 "$TUNED"
   done
   wait; until may_measure; do sleep 1; done
   for each in "${work[@]}"; do
@@ -164,7 +168,7 @@ worker() { # GPU CORES MODEL...
     [ "$each" != "$TRACED:1" ] || trace "$TRACED"
   done
   for model in "$@"; do
-    [ "$(left)" -gt 250 ] && torch "$model-b1-tune" 200 "$model" 1 0 "$TUNED" && torch "$model-b1-tuned" 100 "$model" 1 "$ROUNDS" "$TUNED"
+    [ "$(left)" -gt 250 ] && batch=$(first "$model") && torch "$model-b$batch-tune" 200 "$model" "$batch" 0 "$TUNED" && torch "$model-b$batch-tuned" 100 "$model" "$batch" "$ROUNDS" "$TUNED"
   done
 }
 

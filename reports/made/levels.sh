@@ -2,7 +2,7 @@
 # Compares the builder's levels (not run yet): stage 10's FP16 plan at optimization level 3 (the default), 4 and 5.
 # PYTHON: a Python with TensorRT; LEVELS: which; RESULTS: where the records go. After models/resnet18-uint8-fp16.onnx is exported.
 set -uo pipefail
-RESULTS=${RESULTS:-out/made} LEVELS=${LEVELS:-3 4 5}; mkdir -p "$RESULTS"
+PYTHON=${PYTHON:-python3} RESULTS=${RESULTS:-out/made} LEVELS=${LEVELS:-3 4 5}; mkdir -p "$RESULTS"
 for level in $LEVELS; do
   echo "$(date +%T) level $level"
   timeout "${LIMIT:-400}" "$PYTHON" - $level <<'PY'
@@ -17,7 +17,7 @@ tensorrt.Builder.create_builder_config = at_level
 sys.argv = ["0_build.py", "--fp16", "--input", "bytes", "--output", f"plans/level{level}.plan", "--timing-cache", f"plans/level{level}.cache"]
 runpy.run_path("0_build.py", run_name="__main__")
 PY
-  echo "$(date +%T) level $level: exit code $?"
+  code=$?; echo "$(date +%T) level $level: exit code $code"
 done
 for round in 1 2 3; do
   for level in $LEVELS; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How scale/h200-x2 was made: stage 12 with Ray and without on 1, 2, 4 and 8 GPUs of one host, as far as there are, copies alone and
-# all at once, batches without files, a worker that is killed, float pictures, which the host's cores decode (FEW=8192: 8 s on 32).
+# all at once, batches without files, a worker that is killed, float pictures, which the host's cores decode. By FEW=8192 LIMIT_S=415.
 # In the repository's root, with nothing else at work:
 #   PYTHON10  a Python that runs PLAN, with nvImageCodec, CV-CUDA, Ray, psutil, OpenCV
 #   PLAN, PLAN_FLOAT  FP16 plans for uint8 and for float pictures; version-compatible ones need their .json beside them
@@ -32,6 +32,10 @@ with_ray() { # NAME GPUS SECONDS PLAN FOLDER SHARD KILL_AFTER: a worker is kille
 beside() { # NAME SECONDS GPUS WHAT OPTIONS...: without Ray
   step "$1" "$2" "$PYTHON10" -m scripts.side_by_side "$4" --gpus "$3" --out "$RESULTS/$1" --backend "$BACKEND" "${@:5}"
 }
+rows() { # of what is there now
+  rm -f "$RESULTS/rows.ok"
+  step rows 40 "$PYTHON10" reports/made/many.py rows "$FILES" "$SCRATCH"/out-ray-uint8-* "$SCRATCH/out-kill-$most"
+}
 uint8() { with_ray "ray-uint8-$1${2:-}" "$1" 75 "$PLAN" many "$SHARD" 0; }
 files12() { beside "$1" 100 "$2" 12_many_gpus --images "$SCRATCH/many" --plan "$PLAN" --shard "$SHARD" ${OPTIONS:-}; }
 
@@ -44,12 +48,12 @@ for n in "${numbers[@]}"; do uint8 "$n"; done
 files12 alone-uint8 "$most"
 beside link 60 "$most" link
 with_ray "kill-$most" "$most" 75 "$PLAN" many "$SHARD" $((FILES / SHARD / 4))
-rm -f "$RESULTS/rows.ok" # it is of what is there now
-step rows 40 "$PYTHON10" reports/made/many.py rows "$FILES" "$SCRATCH"/out-ray-uint8-* "$SCRATCH/out-kill-$most"
+rows
 for n in $(printf '%s\n' 1 "$most" | uniq); do with_ray "ray-float-$n" "$n" 60 "$PLAN_FLOAT" few $((SHARD / 8)) 0; done
 beside batches-uint8 50 "$most" 10_uint8_input --plan "$PLAN" --windows 3 --no-controls --no-parts ${OPTIONS:-}
 beside batches-float 50 "$most" 7_cuda_graph --plan "$PLAN_FLOAT" --windows 3 --no-controls --no-parts ${OPTIONS:-}
 [ "$most" -gt 2 ] && files12 alone-uint8-2 2
 for n in "${numbers[@]}"; do uint8 "$n" r2; done
+rows
 "$PYTHON10" reports/made/many.py summary >> "$log" 2>&1
 say over
