@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -159,6 +160,38 @@ def variants(seconds: float, pictures: str, *how: str) -> None:
                 file.write(f"{Path(pictures).name},{variant},{turn},{rates[variant][-1]:.0f}\n")
 
 
+def steps(seconds: float, pictures: str, *how: str) -> None:
+    """Where the decoder's threads are in one variant: ms a batch in each call, those in it included (not run on a GPU yet)."""
+    from common import decoders, jpeg
+
+    codec, cvcuda, spent = import_module("nvidia.nvimgcodec"), import_module("cvcuda"), dict[str, list[float]]()
+
+    def clock(owner: Any, name: str) -> None:
+        call, took = getattr(owner, name), spent.setdefault(f"{owner.__name__}.{name}", [])
+
+        def clocked(*arguments: Any, **named: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                if threading.current_thread() is not threading.main_thread():
+                    took.append(time.perf_counter() - begun)
+
+        setattr(owner, name, clocked)
+
+    for owner, name in ((decoders.GpuDecoder, "decode"), (jpeg, "oddity"), (decoders.Lane, "decode"), (codec, "CodeStream")):
+        clock(owner, name)
+    for name in ("as_tensor", "as_tensors", "hq_resize_into", "cvtcolor_into", "reformat_into"):
+        clock(cvcuda, name)
+    clock(codec.Decoder, "decode")
+    clock(decoders.Stream, "synchronize")
+    variants(seconds, pictures, *how)
+    batches = len(spent["GpuDecoder.decode"])
+    print(f"{pictures}, {how}: {batches} batches, and ms of each in")
+    for name, took in spent.items():
+        print(f"  {name:32} {sum(took) / batches * 1e3:7.3f}   (median of a call {median(took or [0]) * 1e3:.4f})")
+
+
 def listed(rates: list[float]) -> str:
     return ", ".join(f"{rate:,.0f}" for rate in rates)
 
@@ -196,5 +229,7 @@ if __name__ == "__main__":
         compared(Path(sys.argv[2]), Path(sys.argv[3]))
     elif sys.argv[1] == "variants":  # SECONDS FOLDER OPTIONS...: VARIANTS has the variants
         variants(float(sys.argv[2]), sys.argv[3], *os.environ["VARIANTS"].split())
+    elif sys.argv[1] == "steps":
+        steps(float(sys.argv[2]), sys.argv[3], *os.environ["VARIANTS"].split())
     else:
         tables()

@@ -70,6 +70,9 @@ whole_folder 2
 variants variants-2 40 "${sizes[0]}"
 decoders decoders-round3 60 "${DECODER:-nvimagecodec}" --windows 3
 variants variants-3 30 "${sizes[1]}"
+for each in 4-2-1 4-2-2 4-2-3; do
+  VARIANTS=$each step "steps-$each" 25 "$PYTHON10" reports/made/jpeg.py steps 1 "$SCRATCH/${sizes[1]}" "${with[@]}" --decoder "${DECODER:-nvimagecodec}"
+done
 dali 3
 wait
 "$PYTHON10" reports/made/jpeg.py tables >> "$log" 2>&1
