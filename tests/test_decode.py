@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,7 +38,7 @@ from sim import device as devices
 from tests.conftest import CHEAP, SIMULATED
 from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
 
-OTHERS = [name for name in ("torchvision", "opencv") if jpeg.installed(name)]
+OTHERS = [name for name in ("torchvision", "opencv") if all(map(find_spec, jpeg.MODULES[name][0]))]  # imported when used
 STAGE = "11_jpeg_decode.py"
 TAKEN = SimpleNamespace(input_shape=lambda batch: (batch, 3, SIDE, SIDE), input_type=np.dtype("u1"))
 
