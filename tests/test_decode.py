@@ -398,7 +398,7 @@ decode.GpuDecoder = Forgetful""",
 def test_a_batch_takes_what_its_decoder_takes(checkout, tmp_path, decoder):
     """Closed form: 128 files at the device file's rate; copy, compute and post-processing are hidden."""
     path, traced = tmp_path / "11.json", tmp_path / "11.sqlite"
-    results = ("--json", path, "--trace", traced)
+    results = ("--no-controls", "--json", path, "--trace", traced)
     done = checkout.run(STAGE, *SIMULATED, *CHEAP, "--measure", "3", "--decoder", decoder, *results)
     assert done.returncode == 0, done.stdout + done.stderr
     record, device = json.loads(path.read_text()), devices.load("h200")
