@@ -460,20 +460,20 @@ def test_a_loop_keeps_its_outputs_as_a_stage_does(monkeypatch):
     pytest.importorskip("torch")
     kept = []
     monkeypatch.setattr(loops, "compare", lambda found, right: kept.append(found) or verify.compare(found, right))
-    asked = argparse.Namespace(device="cpu", windows=1, measure=3)
+    asked = argparse.Namespace(device="cpu", windows=2, measure=3)
     found = loops.run("eager-fp32", [noise_images([row, row + 1], (3, 224, 224), 1) for row in (0, 2)], asked)
     assert len(kept[0]) == 3 + WARM_UP and kept[0][0].base is kept[0][-1].base is not None
-    assert found.outputs_match and len(found.windows) == 1
+    assert found.outputs_match and len(found.windows) == 2
 
 
 @pytest.mark.slow
 def test_pytorch_loops_are_verified_and_timed_or_say_what_they_need(checkout, tmp_path):
     pytest.importorskip("torch")
     Record(stage="4_use_fp16", per_batch_ms=1.0, images_per_s=1000, batch=1, backend="simulated").write(tmp_path / "4_x.json")
-    done = checkout.run("-m", "peers.pytorch", tmp_path, "eager-fp32", "graphs-3-slots", "--measure", "2", "--processes", "2")
+    done = checkout.run("-m", "peers.pytorch", tmp_path, "eager-fp32", "graphs-3-slots", "--measure", "2", "--processes", "1")
     assert done.returncode == 1 and "graphs-3-slots" in done.stderr and "it needs an NVIDIA GPU" in done.stderr
     found = Record.read(tmp_path / "peers" / "eager-fp32.json")
-    assert found.per_batch_ms > 0 and len(found.windows) == 3 and "eager-fp32" in (tmp_path / "peers.md").read_text()
+    assert found.per_batch_ms > 0 and len(found.windows) == 1 and "eager-fp32" in (tmp_path / "peers.md").read_text()
 
 
 # -- predictions
