@@ -510,7 +510,7 @@ def test_what_cannot_be_predicted_is_said(checkout, tmp_path, stage, precision, 
 
 
 def test_a_prediction_is_made_beside_a_report(checkout, tmp_path):
-    Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, batches=6, measured=3).write(tmp_path / "4_use_fp16.json")
+    Record(stage="4_use_fp16", per_batch_ms=3.0, batch=2, batches=6, measured=3).write(tmp_path / "4_use_fp16.json")
     done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
     assert done.returncode == 0 and "not INT8" not in done.stdout, done.stderr
     made = json.loads((tmp_path / "prediction.json").read_text())["stages"][0]
