@@ -14,9 +14,9 @@ from common.host import Gpu, core_us
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[list[float]]:
+def undisturbed(timed: bool = True) -> Iterator[list[float]]:
     """Keep what exists now out of the collections of cyclic garbage that happen meanwhile; yields a list that holds the
-    core's speed (``core_us``) before, and, once it is over, after.
+    core's speed (``core_us``) before, and, once it is over, after, if it is ``timed``.
 
     A full collection looks at every object there is. With the packages of this project imported that took 10 to 14 ms on
     the host of an H200, once in a run, in the middle of a window of 70 ms (reports/README.md). What the loop itself makes
@@ -25,9 +25,9 @@ def undisturbed() -> Iterator[list[float]]:
     gc.collect()
     gc.freeze()
     try:
-        readings = [core_us()]
+        readings = [core_us()] if timed else []
         yield readings
-        readings.append(core_us())
+        readings += [core_us()] if timed else []
     finally:
         gc.unfreeze()
 

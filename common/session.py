@@ -122,9 +122,9 @@ def measure(infer: Infer, stage: str, size: options.Size, allocate: Allocate, ch
             raise UsageFault(f"--measure {measured} leaves none to warm up with: --batches must be at least {measured + 1}.")
         batches, names = list(islice(cycle(feed.batches), count)), list(islice(cycle(feed.names), count))
         session = Session(engine, batches, names, chosen, measured, instruments, source)
-        with undisturbed() as core_us:
+        with undisturbed(timed=here.simulator is None) as core_us:
             infer(session)
-        session.read["core_us"] = None if here.simulator else core_us
+        session.read["core_us"] = core_us or None
         return session
 
     with contextlib.ExitStack() as resources:

@@ -20,7 +20,7 @@ install() { # NAME, then what pip installs; once for each state of pyproject.tom
   wanted=$(cksum < pyproject.toml)
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   echo "setup: installing ${*:2} into .venv" >&2
-  while sleep 4; do echo "setup: ${SECONDS} s, $(tail -n 1 .venv/pip.log | cut -c 1-60)" >&2; done &
+  while sleep 4 > /dev/null 2>&1; do echo "setup: ${SECONDS} s, $(tail -n 1 .venv/pip.log | cut -c 1-60)" >&2; done &
   progress=$!
   .venv/bin/python -m pip install --progress-bar off --disable-pip-version-check "${@:2}" > .venv/pip.log 2>&1 || { kill "$progress"; return 1; }
   kill "$progress" && echo "$wanted" > "$stamp"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests, as many at a time as there are cores; arguments go to pytest. All of them, as CI does: scripts/test.sh -m ''
+# Runs the tests, one on each core, with one thread; arguments go to pytest. All of them, as CI does: scripts/test.sh -m ''
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev
-exec "${PYTHON:-.venv/bin/python}" -m pytest -n auto --dist loadfile "$@"
+exec env OMP_NUM_THREADS=1 "${PYTHON:-.venv/bin/python}" -m pytest -n auto --dist loadfile "$@"

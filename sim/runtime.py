@@ -110,8 +110,8 @@ class ICudaEngine(Ours):
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = os.cpu_count() or 1
-            options.log_severity_level = 3
+            options.intra_op_num_threads, options.log_severity_level = os.cpu_count() or 1, 3
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the pipeline's threads want the cores
             self._session = onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
         names = self._names(TensorIOMode.OUTPUT)
         return dict(zip(names, self._session.run(names, inputs)))

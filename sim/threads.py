@@ -35,6 +35,8 @@ class Hooks(Exchange):
         self.remove = self.undo.close
         self._starting = threading.local()
         self._outsiders = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        known = [(module, getattr(module, "__dict__", {})) for module in [*sys.modules.values()]]
+        self._script = [each for each in known if not (each[1].get("__file__") or "<").startswith(NOT_THE_SCRIPT)]
         semaphores = threading.Semaphore, threading.BoundedSemaphore
         for owner in (threading.Thread, queue.Queue, Future, ThreadPoolExecutor, threading.Event, *semaphores):
             prefix = f"_{owner.__name__.lower()}_"
@@ -47,9 +49,7 @@ class Hooks(Exchange):
     def put(self, library: Any, name: str, new: Any) -> None:
         """A library's name means ``new`` from now on; so does what the script's modules have imported of it already."""
         original = getattr(library, name)
-        known = [(module, getattr(module, "__dict__", {})) for module in [*sys.modules.values()]]
-        script = [each for each in known if not (each[1].get("__file__") or "<").startswith(NOT_THE_SCRIPT)]
-        bound = [(module, key) for module, names in script for key, value in [*names.items()] if value is original]
+        bound = [(module, key) for module, names in self._script for key, value in [*names.items()] if value is original]
         for owner, key in [(library, name), *bound]:
             self.undo.callback(setattr, owner, key, original)
             setattr(owner, key, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import gzip
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ class Checkout:
         for name in (*CODE, *stage_scripts()):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, self.folder / name)
+        compileall.compile_dir(self.folder, quiet=1)  # else each process does, where PYTHONDONTWRITEBYTECODE is set
         write_tiny_model(self.folder / "tiny.onnx")
         tiny = ("--onnx-file", "tiny.onnx", "--profile", "1,2048,2048", "--output", "plans/tiny.plan")
         for options in ((), ("--fp16",), ("--fp16", *tiny)):

@@ -504,6 +504,9 @@ def test_a_window_is_not_disturbed_by_collections_of_what_there_was():
     with undisturbed() as readings:
         pass
     assert len(readings) == 2 and min(readings) > 0
+    with undisturbed(timed=False) as readings:
+        pass
+    assert not readings
 
 
 def test_a_decoder_s_time_by_itself_is_of_all_its_threads(monkeypatch):

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,7 +38,7 @@ from sim import device as devices
 from tests.conftest import CHEAP, SIMULATED
 from tests.test_inputs import SIDE, here, made  # noqa: F401  (fixtures)
 
-OTHERS = [name for name in ("torchvision", "opencv") if jpeg.installed(name)]
+OTHERS = [name for name in ("torchvision", "opencv") if all(map(find_spec, jpeg.MODULES[name][0]))]  # imported when used
 STAGE = "11_jpeg_decode.py"
 TAKEN = SimpleNamespace(input_shape=lambda batch: (batch, 3, SIDE, SIDE), input_type=np.dtype("u1"))
 
@@ -397,7 +398,7 @@ decode.GpuDecoder = Forgetful""",
 def test_a_batch_takes_what_its_decoder_takes(checkout, tmp_path, decoder):
     """Closed form: 128 files at the device file's rate; copy, compute and post-processing are hidden."""
     path, traced = tmp_path / "11.json", tmp_path / "11.sqlite"
-    results = ("--json", path, "--trace", traced)
+    results = ("--no-controls", "--json", path, "--trace", traced)
     done = checkout.run(STAGE, *SIMULATED, *CHEAP, "--measure", "3", "--decoder", decoder, *results)
     assert done.returncode == 0, done.stdout + done.stderr
     record, device = json.loads(path.read_text()), devices.load("h200")

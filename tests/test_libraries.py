@@ -190,7 +190,8 @@ def compatible(doubled):
 
 @pytest.mark.parametrize("stage", stage_scripts())
 def test_every_stage_runs_on_the_lean_runtime(compatible, stage):
-    done = compatible.run("lean", stage, *STAGES, "--json", compatible.folder / "record.json")
+    alone = () if stage.startswith("4_") else ("--no-controls",)  # one of them is held to the FP32 plan here, too
+    done = compatible.run("lean", stage, *STAGES, *alone, "--json", compatible.folder / "record.json")
     assert done.returncode == 0, done.stderr
     record = json.loads((compatible.folder / "record.json").read_text())
     assert record["engine"] == "TensorRT lean runtime 10.16.1+double" and record["outputs_match"]

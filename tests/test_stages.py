@@ -33,17 +33,18 @@ RECORD_KEYS = (
     "max_abs_diff top1_agreement races peak_device_memory_mb versions"
 )
 V100 = (*SIMULATED, "--device", "v100-sxm2-32gb")  # of the published ladder
+FEW = ("--batch", "2", "--charge-batch", "128")  # the usual batch with fewer images computed
 H200 = (*SIMULATED, "--device", "h200", "--batch", "1")
 
 
 @pytest.fixture(scope="session")
 def records(checkout, tmp_path_factory) -> dict[str, dict]:
-    """The result record of every stage, run with the default batch."""
+    """The result record of every stage, run as by default; but for stage 9, whose sizes follow from it, on fewer images."""
     folder = tmp_path_factory.mktemp("records")
     found = {}
     for script in stage_scripts():
         path = folder / f"{script[:-3]}.json"
-        done = checkout.run(script, *V100, "--json", path)
+        done = checkout.run(script, *V100, *(FEW if number(script) != 9 else ()), "--json", path)
         assert done.returncode == 0, done.stdout + done.stderr
         found[path.stem] = {**json.loads(path.read_text()), "stdout": done.stdout, "stderr": done.stderr}
     return found
@@ -99,7 +100,7 @@ def test_what_a_stage_s_later_runs_need_not_find_out(checkout, tmp_path):
 
 def test_a_run_is_deterministic_in_virtual_time(checkout, records, tmp_path):
     for script in ("6_multi_threads", "8_multi_context"):
-        done = checkout.run(f"{script}.py", *V100, "--json", tmp_path / "again.json")
+        done = checkout.run(f"{script}.py", *V100, *FEW, "--json", tmp_path / "again.json")
         assert done.returncode == 0
         assert json.loads((tmp_path / "again.json").read_text())["window_ms"] == records[script]["window_ms"]
 
@@ -107,7 +108,7 @@ def test_a_run_is_deterministic_in_virtual_time(checkout, records, tmp_path):
 def test_stages_in_turn_in_one_process_are_what_they_are_alone(checkout, records, tmp_path):
     """As the profiler's rounds run them: times, outputs, memory; nothing of one is left to the next."""
     scripts = ["8_multi_context", "1_baseline", "7_cuda_graph"]
-    lines = [[f"{tmp_path}/{name}.log", f"{name}.py", *V100, "--json", f"{tmp_path}/{name}.json"] for name in scripts]
+    lines = [[f"{tmp_path}/{name}.log", f"{name}.py", *V100, *FEW, "--json", f"{tmp_path}/{name}.json"] for name in scripts]
     done = checkout.run("-m", "harness.in_turn", input="".join(json.dumps(line) + "\n" for line in lines))
     assert done.stdout == "0\n" * 3 and done.stderr == ""
     for name in scripts:
