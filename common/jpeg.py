@@ -46,10 +46,10 @@ def oddity(data: bytes) -> str | None:
         mark, code, length = MARKER.unpack_from(data, place)
         if mark != 0xFF:
             break
+        begun, place = place, place + 2 + max(length, 2)
         if code not in TELLING:
-            place += 2 + max(length, 2)
             continue
-        segment = data[place + 4 : place + 2 + length]
+        segment = data[begun + 4 : begun + 2 + length]
         if code == 0xDA:
             return None if framed else "no frame"
         if code in BASELINE:
@@ -69,7 +69,6 @@ def oddity(data: bytes) -> str | None:
             return "not upright"
         elif code == 0xEE and segment.startswith(b"Adobe") and segment[11:12] != b"\x01":
             return "colours of Adobe's"
-        place += 2 + max(length, 2)
     return "a damaged header"
 
 

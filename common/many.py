@@ -16,6 +16,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +156,10 @@ def run(chosen: Namespace, deal: Deal) -> None:
     told = read_sidecar(chosen.plan) if chosen.plan else {}  # faults are said once, not by each worker that dies of them
     if chosen.precision and told.get("precisions"):
         require_precision(told["precisions"], chosen.precision, chosen.plan)
+    if chosen.format == "parquet" and find_spec("pyarrow") is None:
+        raise EnvironmentFault("there is no pyarrow in this Python: pip install -e '.[ray]', or --format csv.")
     if chosen.format == "parquet":
-        try:
-            import_module("pyarrow.parquet")
-            import_module("pyarrow").array([0])  # loads pandas, if there is one: 0.4 s, not to be spent beside the first shards
-        except ModuleNotFoundError:
-            raise EnvironmentFault("there is no pyarrow in this Python: pip install -e '.[ray]', or --format csv.") from None
+        import_module("pyarrow").array([0])  # loads pandas, if there is one: 0.4 s, not to be spent beside the first shards
     facts = {"plan_sha256": sha256(chosen.plan) if chosen.plan else None, "precision": chosen.precision}
     size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
     every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)
