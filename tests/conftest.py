@@ -18,7 +18,8 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 MANY = "12_many_gpus.py"  # many processes, each of which runs a stage: no stage by itself
 CODE = ("0_build.py", MANY, "common", "export", "sim", "harness", "peers", "scripts", "docs", "README.md")
-CHEAP = ("--batch", "2", "--charge-batch", "128", "--batches", "6")
+FEW = ("--batch", "2", "--charge-batch", "128")  # the usual batch with fewer images computed
+CHEAP = (*FEW, "--batches", "6")
 SIMULATED = ("--backend", "simulated")
 settings.register_profile("ladder", deadline=None)  # a busy machine is no failure
 settings.load_profile("ladder")

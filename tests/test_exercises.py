@@ -9,10 +9,9 @@ import re
 
 import pytest
 
-from tests.conftest import ROOT, SIMULATED
+from tests.conftest import FEW, ROOT, SIMULATED
 
 FOLDER = ROOT / "docs" / "exercises"
-FEW = ("--batch", "2", "--charge-batch", "128")  # the usual batch with fewer images computed
 REASONS = {  # what the grader says of each exercise as it stands: all of it
     "1_who_owns_this_buffer": ["wrong outputs: batch 0 differs"],
     "2_asynchronous_means_later": [r"race: nothing orders the read of host_output by the host .* after its write by the copy"],

@@ -18,7 +18,7 @@ from common import program
 from common.record import Record
 from sim import device as devices
 from sim import device_file
-from tests.conftest import CHEAP, ROOT, SIMULATED, number, stage_scripts
+from tests.conftest import CHEAP, FEW, ROOT, SIMULATED, number, stage_scripts
 
 PUBLISHED_MS = {  # three batches of 128 on a V100-SXM2-32GB, TensorRT 8.6, ResNet-18
     "1_baseline": 133.577,
@@ -33,7 +33,6 @@ RECORD_KEYS = (
     "max_abs_diff top1_agreement races peak_device_memory_mb versions"
 )
 V100 = (*SIMULATED, "--device", "v100-sxm2-32gb")  # of the published ladder
-FEW = ("--batch", "2", "--charge-batch", "128")  # the usual batch with fewer images computed
 H200 = (*SIMULATED, "--device", "h200", "--batch", "1")
 
 
