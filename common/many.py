@@ -158,8 +158,6 @@ def run(chosen: Namespace, deal: Deal) -> None:
         require_precision(told["precisions"], chosen.precision, chosen.plan)
     if chosen.format == "parquet" and find_spec("pyarrow") is None:
         raise EnvironmentFault("there is no pyarrow in this Python: pip install -e '.[ray]', or --format csv.")
-    if chosen.format == "parquet":
-        import_module("pyarrow").array([0])  # loads pandas, if there is one: 0.4 s, not to be spent beside the first shards
     facts = {"plan_sha256": sha256(chosen.plan) if chosen.plan else None, "precision": chosen.precision}
     size = chosen.shard or BATCHES * (chosen.batch or options.usual_batch(chosen.plan))
     every, left = shards(Pictures(chosen.images), chosen.predictions, size, f".{chosen.format}", facts)
@@ -167,6 +165,8 @@ def run(chosen: Namespace, deal: Deal) -> None:
     if chosen.part:
         own = every[chosen.part[0] :: chosen.part[1]]
         every, left = own, [shard for shard in own if shard in left]
+        if left and chosen.format == "parquet":  # Ray's workers have it already
+            import_module("pyarrow").array([0])  # loads pandas, if there is one: 0.4 s, not to be spent beside the first shards
     if len(left) < len(every):
         err.print(f"{name}: {len(every) - len(left)} of {len(every)} shards are done already")
     done = []

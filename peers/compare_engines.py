@@ -88,7 +88,7 @@ def speed(row: Result, ready: Ready, images: np.ndarray, seconds: float) -> None
         usual_ms = float(np.median(warm or [seconds * 1e3]))
         count = int(min(MOST, max(LEAST, seconds / 2 * 1e3 / usual_ms)))
         read = {**ready.lane.parts(min(count, PARTS)), "ahead_ms": ready.lane.ahead(count)}
-    with undisturbed():
+    with undisturbed(timed=False):
         times = timed(ready, seconds, LEAST)
     row.add_run(times, **read)
 

@@ -51,8 +51,7 @@ class MemoryCalls(Calls):
     def _free(self, pointer: Any, kind: str) -> None:
         """Freeing waits for the device: whatever still uses the memory is over before it goes."""
         self.gpu.forbid_while_capturing()
-        address = address_of(pointer)
-        if address != 0:
+        if address := address_of(pointer):
             self.gpu.wait(self.gpu.everything())
             allocation = self.space.free(address, kind)
             self._forget(allocation)

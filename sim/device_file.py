@@ -47,10 +47,10 @@ def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
     """
     nets = {name: network(name) for name in plans if name in device.arithmetic_rates}
 
-    def error(tried: Device, of: list[str]) -> float:
-        own = [(nets[name.split(",")[0]], plan) for name, plan in plans.items() if name.split(",")[0] in of]
-        times = [(net, int(batch), plan["opt"], us) for net, plan in own for batch, us in plan["compute"].items()]
-        return sum((compute_us(tried, *how) / us - 1) ** 2 for *how, us in times)
+    def error(tried: Device, plans: dict[str, dict[str, Any]]) -> float:
+        measured = [(name, plan["opt"], *time) for name, plan in plans.items() for time in plan["compute"].items()]
+        modelled = (compute_us(tried, nets[name.split(",")[0]], int(batch), opt) for name, opt, batch, _ in measured)
+        return sum((modelled_us / us - 1) ** 2 for modelled_us, (*_, us) in zip(modelled, measured))
 
     def with_share(tried: Device, precision: str, share: float) -> Device:
         """With the rate at which the plan's time at its OPT is the measured one, to the file's digits: a tile hangs on them."""
@@ -68,9 +68,10 @@ def fit_compute(device: Device, plans: dict[str, dict[str, Any]]) -> Device:
     for floor_us in FLOORS_US:
         tried = replace(device, kernel_floor=round(floor_us * 1e3))
         for precision in nets:
-            tried = min((with_share(tried, precision, share) for share in WAVE_SHARES), key=lambda it: error(it, [precision]))
+            own = {name: plan for name, plan in plans.items() if name.split(",")[0] == precision}
+            tried = min((with_share(tried, precision, share) for share in WAVE_SHARES), key=lambda tried: error(tried, own))
         fitted.append(tried)
-    return min(fitted, key=lambda tried: error(tried, [name for name, plan in plans.items() if "measured" not in plan]))
+    return min(fitted, key=lambda tried: error(tried, {name: plan for name, plan in plans.items() if "measured" not in plan}))
 
 
 def rate(times: dict[str, float]) -> float:
