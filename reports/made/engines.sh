@@ -158,7 +158,8 @@ worker() { # GPU CORES MODEL...
     warm "$model" "$batch"
   done
   for model in "$@"; do
-    may_measure || torch "$model-b$(first "$model")-tune" 200 "$model" "$(first "$model")" 0 "$TUNED"
+    batch=$(first "$model")
+    may_measure || torch "$model-b$batch-tune" 200 "$model" "$batch" 0 "$TUNED"
   done
   wait; until may_measure; do sleep 1; done
   for each in "${work[@]}"; do
@@ -168,7 +169,8 @@ worker() { # GPU CORES MODEL...
     [ "$each" != "$TRACED:1" ] || trace "$TRACED"
   done
   for model in "$@"; do
-    [ "$(left)" -gt 250 ] && batch=$(first "$model") && torch "$model-b$batch-tune" 200 "$model" "$batch" 0 "$TUNED" && torch "$model-b$batch-tuned" 100 "$model" "$batch" "$ROUNDS" "$TUNED"
+    batch=$(first "$model")
+    [ "$(left)" -gt 250 ] && torch "$model-b$batch-tune" 200 "$model" "$batch" 0 "$TUNED" && torch "$model-b$batch-tuned" 100 "$model" "$batch" "$ROUNDS" "$TUNED"
   done
 }
 

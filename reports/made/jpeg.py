@@ -179,12 +179,12 @@ def steps(seconds: float, pictures: str, *how: str) -> None:
 
         setattr(owner, name, clocked)
 
-    for owner, name in ((decoders.GpuDecoder, "decode"), (jpeg, "oddity"), (decoders.Lane, "decode"), (codec, "CodeStream")):
+    for owner in (decoders.GpuDecoder, decoders.Lane, codec.Decoder):
+        clock(owner, "decode")
+    for owner, name in ((jpeg, "oddity"), (codec, "CodeStream"), (decoders.Stream, "synchronize")):
         clock(owner, name)
     for name in ("as_tensor", "as_tensors", "hq_resize_into", "cvtcolor_into", "reformat_into"):
         clock(cvcuda, name)
-    clock(codec.Decoder, "decode")
-    clock(decoders.Stream, "synchronize")
     variants(seconds, pictures, *how)
     batches = len(spent["GpuDecoder.decode"])
     print(f"{pictures}, {how}: {batches} batches, and ms of each in")
