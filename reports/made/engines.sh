@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How h200-engines was made (no more of it than ResNet-50 at batch 1 yet): three models on all engines, with their accuracy on
-# handwritten digits. In the repository's root:
+# How h200-engines was made (no more of it than ResNet-50 and MobileNetV2 at batch 1 yet): three models on all engines, with their
+# accuracy on handwritten digits. In the repository's root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). These and PYTHON may appear while this runs.
@@ -54,7 +54,7 @@ build() { # MODEL PRECISION BATCH
   local made words=(); made=$(plan "$@"); [ -e "$made.json" ] && return
   if [ "$2" = int8 ] && ! finished "$1-quantize"; then return 1; fi
   [ "$2" = fp32 ] || words=("--$2")
-  step "$1-$2-b$3-build" 240 "$PYTHON" 0_build.py --model "$1" --weights "$(weights "$1")" --backend "${BACKEND:-tensorrt}" "${words[@]}" \
+  step "$1-$2-b$3-build" 400 "$PYTHON" 0_build.py --model "$1" --weights "$(weights "$1")" --backend "${BACKEND:-tensorrt}" "${words[@]}" \
     --profile "$3,$3,$3" --timing-cache "plans/timing-$1.cache" --output "$made"
 }
 

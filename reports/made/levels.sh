@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares the builder's levels (not run yet): stage 10's FP16 plan at optimization level 3 (the default), 4 and 5.
+# Compares the builder's levels: stage 10's FP16 plan at optimization level 3 (the default), 4 and 5. h200-tried/levels.txt is what came of it.
 # PYTHON: a Python with TensorRT; LEVELS: which; RESULTS: where the records go. After models/resnet18-uint8-fp16.onnx is exported.
 set -uo pipefail
 PYTHON=${PYTHON:-python3} RESULTS=${RESULTS:-out/made} LEVELS=${LEVELS:-3 4 5}; mkdir -p "$RESULTS"
