@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import compileall
 import gzip
+import os
 import shutil
 import subprocess
 import sys
@@ -92,10 +93,21 @@ def write_tiny_model(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory) -> Checkout:
+def base(tmp_path_factory) -> Path:
+    """The folder that all of pytest's processes share: a worker's own lies in it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if own.name.startswith("popen-") else own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outputs(base) -> None:
+    """Outputs that are computed are kept for these tests alone: none are left of another state of the code."""
+    os.environ["TRT_LADDER_OUTPUTS"] = str(base / "outputs")
+
+
+@pytest.fixture(scope="session")
+def checkout(base) -> Checkout:
     """Made once for all of pytest's processes."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if base.name.startswith("popen-") else base  # a worker's own folder lies in the shared one
     made = Checkout(base / "checkout")
     with FileLock(base / "checkout.lock"):
         if not (base / "checkout.made").exists():

@@ -1,0 +1,163 @@
+"""Outputs that are kept in files: the same bits as computed ones, of the same model and the same bytes, or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from common.images import noise_images
+from sim import arithmetic, simulator
+from sim import tensorrt as trt
+from tests.conftest import CHEAP, SIMULATED
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRT_LADDER_OUTPUTS", str(tmp_path / "outputs"))
+    simulator.start()
+    yield tmp_path / "outputs"
+    simulator.start().close()
+
+
+class Process:
+    """An engine as a new process loads it."""
+
+    def __init__(self, plan) -> None:
+        self.engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(plan.read_bytes())
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        [outputs] = self.engine._run({"images": images}).values()
+        return outputs
+
+    @property
+    def computed(self) -> bool:
+        return "_session" in vars(self.engine._arithmetic)
+
+
+def images(seed: int, count: int = 2, side: int = 32) -> np.ndarray:
+    return noise_images(range(count), (3, side, side), seed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_another_process_gets_the_bits_that_it_would_have_computed(checkout, folder, monkeypatch, precision):
+    plan, sent = checkout.plans / f"resnet18-{precision}.simulated.plan", images(1, side=224)
+    first, second = Process(plan), Process(plan)
+    found = [each.logits(sent) for each in (first, second, second)]
+    assert first.computed and not second.computed and len(list(folder.iterdir())) == 1
+    monkeypatch.setenv("TRT_LADDER_OUTPUTS", "")
+    alone = Process(plan)
+    right = alone.logits(sent)
+    assert alone.computed and len(list(folder.iterdir())) == 1
+    for each in found:
+        assert (each.dtype, each.shape, each.tobytes()) == (right.dtype, right.shape, right.tobytes())
+
+
+def test_what_is_not_the_same_is_computed(checkout, folder):
+    """Of two batches with one bit between them, of their halves, of another plan: each has a file of its own."""
+    right, other = images(1, 4), images(1, 4)
+    other.view(np.uint8).reshape(-1)[-1] ^= 1
+    for number, sent in enumerate((right, other, right[::-1].copy(), right[:2].copy(), right[2:].copy()), 1):
+        one = Process(checkout.tiny)
+        one.logits(sent)
+        assert one.computed and len(list(folder.iterdir())) == number
+    plan = checkout.plans / "another.plan"
+    tiny = ("--onnx-file", "tiny.onnx", "--profile", "1,1024,2048", "--output", plan)
+    assert checkout.run("0_build.py", *SIMULATED, "--fp16", *tiny).returncode == 0
+    one = Process(plan)
+    assert one.logits(right).tobytes() == Process(checkout.tiny).logits(right).tobytes() and one.computed
+
+
+def test_types_and_shapes_tell_the_same_bytes_apart(folder, monkeypatch):
+    """Also what does not depend on the inputs: ONNX Runtime, the processor, and how this module asks."""
+
+    def key(array: np.ndarray, plan: bytes = b"plan") -> str:
+        asked = arithmetic.Arithmetic(plan, b"", ["y"])
+        asked._from_file = lambda key, inputs: [key]
+        return asked.outputs({"x": array})["y"]
+
+    zeros = np.zeros((4, 4), np.float32)
+    assert key(zeros) == key(zeros.copy())
+    keys = [key(zeros), key(zeros.reshape(2, 8)), key(zeros.view(np.int32)), key(zeros, b"another")]
+    for where, what in (
+        ("onnxruntime.__version__", "0"),
+        ("sim.arithmetic.processor", lambda: "another"),
+        ("os.cpu_count", lambda: 1000),
+        ("pathlib.Path.read_bytes", lambda path: b"changed"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, what)
+            keys.append(key(zeros))
+    assert len({*keys}) == len(keys) == 8 and key(zeros) == keys[0]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "another's", "folder", *range(0, 240, 16)])
+def test_a_damaged_file_is_computed_again_and_mended(checkout, folder, damage):
+    sent = images(1)
+    right = Process(checkout.tiny).logits(sent)
+    [path] = folder.iterdir()
+    whole = path.read_bytes()
+    if isinstance(damage, int):
+        path.write_bytes(bytes(byte ^ (index == damage) for index, byte in enumerate(whole)))
+        assert len(whole) > damage
+    elif damage == "another's":
+        Process(checkout.tiny).logits(images(2))
+        [other] = {*folder.iterdir()} - {path}
+        shutil.copy(other, path)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"empty": b"", "cut": whole[:-1], "longer": whole + b"\0"}[damage])
+    one = Process(checkout.tiny)
+    assert one.logits(sent).tobytes() == right.tobytes() and one.computed
+    assert path.is_dir() or path.read_bytes() == whole
+
+
+def test_without_a_folder_to_write_to_nothing_is_kept(checkout, folder, monkeypatch):
+    folder.write_text("a file")
+    for named in (str(folder), "/dev/null/outputs", "/proc/outputs"):
+        monkeypatch.setenv("TRT_LADDER_OUTPUTS", named)
+        for _ in range(2):
+            one = Process(checkout.tiny)
+            one.logits(images(1))
+            assert one.computed
+    assert folder.read_text() == "a file"
+
+
+def test_the_oldest_go_and_nothing_else_does(checkout, folder, monkeypatch):
+    monkeypatch.setattr(arithmetic, "FILES", 8)
+    folder.mkdir()
+    (folder / "mine.txt").write_text("older than all")
+    os.utime(folder / "mine.txt", (0, 0))
+    one = Process(checkout.tiny)
+    for seed in range(40):
+        one.logits(images(seed))
+        [*kept] = folder.iterdir()
+        assert len(kept) <= 8 and folder / "mine.txt" in kept
+    last = Process(checkout.tiny)
+    last.logits(images(39))
+    assert not last.computed
+    monkeypatch.setattr(arithmetic, "LARGEST", 79)  # two images' scores are 80 bytes
+    before = {*folder.iterdir()}
+    one.logits(images(40))
+    assert {*folder.iterdir()} == before
+
+
+def test_outputs_of_a_right_run_do_not_hide_a_wrong_one(checkout, folder):
+    """Nor is what is kept spoilt by the wrong one."""
+    text = (checkout.folder / "5_multi_streams.py").read_text(encoding="utf-8")
+    assert text.count("compute.wait(slot.copied)") == 1
+    (checkout.folder / "hurried.py").write_text(text.replace("compute.wait(slot.copied)", "pass"), encoding="utf-8")
+    counts = []
+    for name, code, said in (
+        ("5_multi_streams", 0, "right: identical"),
+        ("hurried", 1, "wrong outputs"),
+        ("5_multi_streams", 0, "right: identical"),
+    ):
+        done = checkout.run(f"{name}.py", *SIMULATED, *CHEAP, "--plan", checkout.tiny)
+        assert done.returncode == code and said in done.stdout + done.stderr, done.stdout + done.stderr
+        counts.append(len(list(folder.iterdir())))
+    assert counts[0] < counts[1] == counts[2]
