@@ -22,7 +22,8 @@ install() { # NAME, then what pip installs; once for each state of pyproject.tom
   echo "setup: installing ${*:2} into .venv" >&2
   while sleep 4 > /dev/null 2>&1; do echo "setup: ${SECONDS} s, $(tail -n 1 .venv/pip.log | cut -c 1-60)" >&2; done &
   progress=$!
-  .venv/bin/python -m pip install --progress-bar off --disable-pip-version-check "${@:2}" > .venv/pip.log 2>&1 || { kill "$progress"; return 1; }
+  .venv/bin/python -m pip install --no-compile --progress-bar off --disable-pip-version-check "${@:2}" > .venv/pip.log 2>&1 || { kill "$progress"; return 1; }
+  .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true # on all cores; pip takes one
   kill "$progress" && echo "$wanted" > "$stamp"
 }
 for extra in '' $(echo "${1:-}" | tr , ' '); do
