@@ -93,27 +93,27 @@ def write_tiny_model(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
+def shared_folder(tmp_path_factory) -> Path:
     """The folder that all of pytest's processes share: a worker's own lies in it."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if own.name.startswith("popen-") else own
 
 
 @pytest.fixture(scope="session", autouse=True)
-def outputs(base) -> None:
+def kept_outputs(shared_folder) -> None:
     """Outputs that are computed are kept for these tests alone: none are left of another state of the code."""
-    os.environ["TRT_LADDER_OUTPUTS"] = str(base / "outputs")
+    os.environ["TRT_LADDER_OUTPUTS"] = str(shared_folder / "outputs")
 
 
 @pytest.fixture(scope="session")
-def checkout(base) -> Checkout:
+def checkout(shared_folder) -> Checkout:
     """Made once for all of pytest's processes."""
-    made = Checkout(base / "checkout")
-    with FileLock(base / "checkout.lock"):
-        if not (base / "checkout.made").exists():
+    made = Checkout(shared_folder / "checkout")
+    with FileLock(shared_folder / "checkout.lock"):
+        if not (shared_folder / "checkout.made").exists():
             made.folder.mkdir()
             made.make()
-            (base / "checkout.made").touch()
+            (shared_folder / "checkout.made").touch()
     return made
 
 

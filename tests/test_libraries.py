@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -172,7 +173,7 @@ def doubled(checkout, tmp_path_factory):
 
     def run(which: str, *command: object) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, ROOT / "tests" / "doubles" / "run.py", which, *command]
-        paths = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
+        paths = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "TRT_LADDER_OUTPUTS": os.environ["TRT_LADDER_OUTPUTS"]}
         return subprocess.run([*map(str, words)], cwd=folder, env=paths, capture_output=True, text=True, check=False)
 
     return SimpleNamespace(folder=folder, plans=folder / "plans", run=run)
