@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev
-exec env OMP_NUM_THREADS=1 "${PYTHON:-.venv/bin/python}" -m pytest -n auto --dist loadfile "$@"
+exec env OMP_NUM_THREADS=1 "${PYTHON:-.venv/bin/python}" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -22,6 +22,7 @@ CODE = ("0_build.py", MANY, "common", "export", "sim", "harness", "peers", "scri
 FEW = ("--batch", "2", "--charge-batch", "128")  # the usual batch with fewer images computed
 CHEAP = (*FEW, "--batches", "6")
 SIMULATED = ("--backend", "simulated")
+LONGEST = ("lessons", "many_gpus", "comparisons", "libraries", "readme", "analysis", "random_weights", "stages", "decode")
 settings.register_profile("ladder", deadline=None)  # a busy machine is no failure
 settings.load_profile("ladder")
 
@@ -32,6 +33,12 @@ def stage_scripts() -> list[str]:
 
 def number(stage: str) -> int:
     return int(stage.split("_")[0])
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Files that take longest come first, lest the last of them be left to one core alone; of them first the one with a
+    thousand runs in pytest's own process, each of which takes twice as long once others have imported PyTorch there."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.stem[5:]) in LONGEST else len(LONGEST))
 
 
 class Checkout:
