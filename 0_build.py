@@ -37,7 +37,7 @@ from common.building import Building, keep_timings, prove, take_timings
 from common.checked import logger, require, started
 from common.console import err, wrapped
 from common.errors import EnvironmentFault, UsageFault
-from common.files import write_bytes, write_json
+from common.files import check_ordinary, write_bytes, write_json
 from common.options import add_plan_options
 from common.tensors import End, check_ends
 from export import models, source
@@ -115,6 +115,8 @@ def main() -> None:
     source.add_options(parser)
     add_plan_options(parser)
     options = parser.parse_args()
+    if options.output:
+        check_ordinary(options.output)  # said before minutes of training and quantizing
     onnx = source.onnx_file(options)
     if options.export_only:
         return

@@ -253,6 +253,11 @@ def test_a_plan_is_written_whole_or_not_at_all(checkout, tmp_path):
     assert not list(checkout.plans.glob(".*"))
 
 
+def test_a_plan_in_place_of_a_folder_is_refused_before_the_model_is_read(checkout, tmp_path):
+    words = ("--weights", tmp_path / "none.pt", "--output", tmp_path)
+    fails(checkout.run("0_build.py", *SIMULATED, *words), 3, "not an ordinary file")
+
+
 # -- the harness
 
 
