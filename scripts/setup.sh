@@ -23,8 +23,7 @@ install() { # NAME, then what pip installs; once for each state of pyproject.tom
   while sleep 4 > /dev/null 2>&1; do echo "setup: ${SECONDS} s, $(tail -n 1 .venv/pip.log | cut -c 1-60)" >&2; done &
   progress=$!
   .venv/bin/python -m pip install --no-compile --progress-bar off --disable-pip-version-check "${@:2}" > .venv/pip.log 2>&1 || { kill "$progress"; return 1; }
-  .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true # on all cores; pip takes one
-  kill "$progress" && echo "$wanted" > "$stamp"
+  kill "$progress" && echo "$wanted" > "$stamp" && new=yes
 }
 for extra in '' $(echo "${1:-}" | tr , ' '); do
   install "project${extra:+-$extra}" -e ".${extra:+[$extra]}" \
@@ -39,3 +38,4 @@ if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
   install tensorrt "$library" "cuda-python>=${cuda:-12},<$((${cuda:-12} + 1))" nvidia-ml-py \
     || echo "setup: $library could not be installed (see .venv/pip.log); the simulated backend works without" >&2
 fi
+[ -z "${new:-}" ] || .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true # on all cores; pip takes one

@@ -2,11 +2,11 @@
 
 Ten stages send the same pictures through the same model. So outputs are also kept in files, whose names are digests of all
 that decides their bits: the plan, ONNX Runtime, this module, the processor, and each input's type, shape and bytes. What a
-race has spoilt has other bytes: it is computed, and comes out wrong. A run and the reference that it is held to have the same
-outputs of the same bytes, as they always had from one engine: what is verified is which bytes have come where and when.
+race has spoilt is looked for by the bytes that it has, and comes out wrong. A run and the reference that it is held to have the
+same outputs of the same bytes, as they always had from one engine: what is verified is which bytes have come where and when.
 A file that is cut, flipped or another's does not match the digest in it, and is computed again.
 
-TRT_LADDER_OUTPUTS names the folder; where it is empty, none are kept.
+TRT_LADDER_OUTPUTS names the folder; where it is empty, none are kept. It can be removed at any time.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from common.host import processor
 AT_HAND = 64  # batches whose outputs this process has in memory
 FILES, LARGEST = 2000, 1 << 20  # in the folder; bytes in each: the scores of 256 images
 DIGEST = hashlib.sha256().digest_size
+SOURCE = Path(__file__).read_bytes()
 
 
 class Arithmetic:
-    """``plan``: a digest of the plan, ``model``: the ONNX file in it, ``names``: its outputs, in the model's order."""
+    """``model``: the ONNX file in the plan; ``names``: its outputs, in the model's order."""
 
-    def __init__(self, plan: bytes, model: bytes, names: Sequence[str]) -> None:
-        self._plan, self._model, self._names = plan, model, names
+    def __init__(self, plan_digest: bytes, model: bytes, names: Sequence[str]) -> None:
+        self._plan_digest, self._model, self._names = plan_digest, model, names
         self._at_hand: dict[str, list[np.ndarray]] = {}
 
     def outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         digest = self._decides.copy()
         for array in inputs.values():
             digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(array)
+            digest.update(np.ascontiguousarray(array))
         key = digest.hexdigest()
         if key not in self._at_hand:
             if len(self._at_hand) >= AT_HAND:
@@ -56,7 +57,7 @@ class Arithmetic:
         import onnxruntime
 
         what = onnxruntime.__version__, processor(), os.cpu_count()
-        return hashlib.sha256(self._plan + repr(what).encode() + Path(__file__).read_bytes())
+        return hashlib.sha256(self._plan_digest + repr(what).encode() + SOURCE)
 
     @functools.cached_property
     def _session(self) -> Any:
@@ -69,26 +70,39 @@ class Arithmetic:
 
     def _from_file(self, key: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs in the file ``key``; computed, and written there, where there is none or it is not whole."""
-        named = os.environ.get("TRT_LADDER_OUTPUTS", os.path.expanduser("~/.cache/trt-ladder"))
-        path = Path(named, f"{key}.outputs")
-        with contextlib.suppress(OSError):
-            content = path.read_bytes() if named else b""
-            if content[:DIGEST] == hashlib.sha256(key.encode() + content[DIGEST:]).digest():
+        where = folder()
+        path = where and where / f"{key}.outputs"
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            content = path.read_bytes() if path and path.is_file() else b""
+            if content == sealed(key, content[DIGEST:]):
                 file = io.BytesIO(content[DIGEST:])
                 return [np.load(file) for _ in self._names]
         found, file = self._session.run(self._names, inputs), io.BytesIO()
-        if named and sum(array.nbytes for array in found) <= LARGEST:
+        if path and sum(array.nbytes for array in found) <= LARGEST:
             for array in found:
                 np.save(file, array)
-            keep(path, hashlib.sha256(key.encode() + file.getvalue()).digest() + file.getvalue())
+            keep(path, sealed(key, file.getvalue()))
         return found
 
 
+def folder() -> Path | None:
+    """Where outputs are kept; None where nobody wants it, or has no home."""
+    home = Path(os.path.expanduser("~"))
+    caches = os.environ.get("XDG_CACHE_HOME") or (home / ".cache" if home.is_dir() else None)
+    named = os.environ.get("TRT_LADDER_OUTPUTS", caches and os.path.join(caches, "trt-ladder"))
+    return Path(named) if named else None
+
+
+def sealed(key: str, body: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + body).digest() + body
+
+
 def keep(path: Path, content: bytes) -> None:
-    """Write a file, and remove the older half where its folder has too many. Where it cannot be written, nothing is kept."""
+    """Write a file, and remove the older half where there are too many, with what an ended process has left half written.
+    Where it cannot be written, nothing is kept."""
     with contextlib.suppress(OSError, EnvironmentFault):
         write_bytes(path, content)
-        if len(os.listdir(path.parent)) > FILES:
-            kept = sorted(path.parent.glob(f"*{path.suffix}"), key=lambda each: each.stat().st_mtime)
-            for each in kept[: len(kept) // 2]:
+        kept = list(path.parent.glob(f"*{path.suffix}*"))
+        if len(kept) > FILES:
+            for each in sorted(kept, key=lambda each: each.stat().st_mtime)[: len(kept) // 2]:
                 each.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 
@@ -48,6 +49,7 @@ def test_another_process_gets_the_bits_that_it_would_have_computed(checkout, fol
     found = [each.logits(sent) for each in (first, second, second)]
     assert first.computed and not second.computed and len(list(folder.iterdir())) == 1
     monkeypatch.setenv("TRT_LADDER_OUTPUTS", "")
+    monkeypatch.chdir(folder)
     alone = Process(plan)
     right = alone.logits(sent)
     assert alone.computed and len(list(folder.iterdir())) == 1
@@ -73,27 +75,38 @@ def test_what_is_not_the_same_is_computed(checkout, folder):
 def test_types_and_shapes_tell_the_same_bytes_apart(folder, monkeypatch):
     """Also what does not depend on the inputs: ONNX Runtime, the processor, and how this module asks."""
 
-    def key(array: np.ndarray, plan: bytes = b"plan") -> str:
+    def key(*arrays: np.ndarray, plan: bytes = b"plan") -> str:
         asked = arithmetic.Arithmetic(plan, b"", ["y"])
         asked._from_file = lambda key, inputs: [key]
-        return asked.outputs({"x": array})["y"]
+        return asked.outputs({f"x{index}": array for index, array in enumerate(arrays)})["y"]
 
     zeros = np.zeros((4, 4), np.float32)
     assert key(zeros) == key(zeros.copy())
-    keys = [key(zeros), key(zeros.reshape(2, 8)), key(zeros.view(np.int32)), key(zeros, b"another")]
+    keys = [key(zeros), key(zeros.reshape(2, 8)), key(zeros.view(np.int32)), key(zeros, plan=b"another")]
+    keys += [key(zeros, zeros), key(zeros, zeros + 1), key(zeros + 1, zeros)]
+    assert key(zeros[:, ::2]) == key(zeros[:, :2].copy())
     for where, what in (
         ("onnxruntime.__version__", "0"),
         ("sim.arithmetic.processor", lambda: "another"),
         ("os.cpu_count", lambda: 1000),
-        ("pathlib.Path.read_bytes", lambda path: b"changed"),
+        ("sim.arithmetic.SOURCE", b"changed"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(where, what)
             keys.append(key(zeros))
-    assert len({*keys}) == len(keys) == 8 and key(zeros) == keys[0]
+    assert len({*keys}) == len(keys) == 11 and key(zeros) == keys[0]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "another's", "folder", *range(0, 240, 16)])
+def pickled() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([{}]), allow_pickle=True)
+    return file.getvalue()
+
+
+HOSTILE = {"nothing": b"", "words": b"words", "pickle": pickled()}  # with the right digest
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "another's", "folder", "pipe", *HOSTILE, *range(0, 240, 16)])
 def test_a_damaged_file_is_computed_again_and_mended(checkout, folder, damage):
     sent = images(1)
     right = Process(checkout.tiny).logits(sent)
@@ -106,14 +119,16 @@ def test_a_damaged_file_is_computed_again_and_mended(checkout, folder, damage):
         Process(checkout.tiny).logits(images(2))
         [other] = {*folder.iterdir()} - {path}
         shutil.copy(other, path)
-    elif damage == "folder":
+    elif damage in ("folder", "pipe"):
         path.unlink()
-        path.mkdir()
+        {"folder": os.mkdir, "pipe": os.mkfifo}[damage](path)
+    elif damage in HOSTILE:
+        path.write_bytes(arithmetic.sealed(path.stem, HOSTILE[damage]))
     else:
         path.write_bytes({"empty": b"", "cut": whole[:-1], "longer": whole + b"\0"}[damage])
     one = Process(checkout.tiny)
     assert one.logits(sent).tobytes() == right.tobytes() and one.computed
-    assert path.is_dir() or path.read_bytes() == whole
+    assert damage in ("folder", "pipe") or path.read_bytes() == whole
 
 
 def test_without_a_folder_to_write_to_nothing_is_kept(checkout, folder, monkeypatch):
@@ -127,16 +142,33 @@ def test_without_a_folder_to_write_to_nothing_is_kept(checkout, folder, monkeypa
     assert folder.read_text() == "a file"
 
 
+def test_who_has_no_home_has_no_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRT_LADDER_OUTPUTS")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert arithmetic.folder() == tmp_path / ".cache" / "trt-ladder"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    assert arithmetic.folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert arithmetic.folder() == tmp_path / "caches" / "trt-ladder"
+
+
 def test_the_oldest_go_and_nothing_else_does(checkout, folder, monkeypatch):
+    """But for what a process has left that was ended while it wrote."""
+    assert (arithmetic.FILES, arithmetic.LARGEST) == (2000, 1 << 20)
     monkeypatch.setattr(arithmetic, "FILES", 8)
     folder.mkdir()
-    (folder / "mine.txt").write_text("older than all")
-    os.utime(folder / "mine.txt", (0, 0))
+    mine, left = [folder / f"mine-{index}.txt" for index in range(12)], folder / ".0.outputs.0123abcd"
+    for path in (*mine, left):
+        path.write_text("older than all")
+        os.utime(path, (0, 0))
     one = Process(checkout.tiny)
     for seed in range(40):
         one.logits(images(seed))
-        [*kept] = folder.iterdir()
-        assert len(kept) <= 8 and folder / "mine.txt" in kept
+        kept = {*folder.iterdir()} - {*mine}
+        assert min(seed + 1, 4) <= len(kept) <= 8
+    assert all(path.exists() for path in mine) and not left.exists()
     last = Process(checkout.tiny)
     last.logits(images(39))
     assert not last.computed

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How h200-engines was made (no more of it than ResNet-50 and MobileNetV2 at batch 1 yet): three models on all engines, with their
-# accuracy on handwritten digits. In the repository's root:
+# accuracy on handwritten digits. (Its two logs: WORK began with resnet50:1, and with mobilenet_v2:1 efficientnet_v2_s:32, TOTAL=1440, a
+# build had 240 s.) In the repository's root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). These and PYTHON may appear while this runs.
@@ -175,7 +176,7 @@ worker() { # GPU CORES MODEL...
 }
 
 [ "$DATA" = random ] && PICTURES=models/digits || PICTURES=models/$DATA
-say "$(nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader 2>&1 | tr '\n' ';') $(nproc) cores; GPUs $GPUS, cores ${CPUS:-any}"
+say "$(nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader 2>&1 | tr '\n' ';') $(nproc) cores; GPUs $GPUS, cores ${CPUS:-any}; work $WORK; $TOTAL s"
 nvidia-smi topo -m > "$RESULTS/logs/topology.txt" 2>&1
 step pictures 120 "$TORCH" -c "from pathlib import Path; from export.train import write_folders; p = Path('$PICTURES'); write_folders(p.name, p)"
 read -ra gpus <<< "$GPUS"; read -ra cores <<< "$CPUS"; mapfile -t models < <(printf '%s\n' $WORK | cut -d: -f1 | awk '!seen[$0]++')
