@@ -51,7 +51,7 @@ def print_result(record: Record, session: Session, size: Size, reference: Refere
         same = "identical to" if record.max_abs_diff == 0 else f"within {record.max_abs_diff:.2g} of"
         line("outputs", f"[green]right[/]: {same} the same plan run serially, one batch at a time")
         if (away := reference.from_fp32) is not None:
-            share = f"within {away.largest:.2g} of fp32 ({away.largest / away.scale:.2%} of the largest logit)"
+            share = f"within {away.largest:.2g} of fp32 ({away.largest / (away.scale or 1):.2%} of the largest logit)"
             share = f"[yellow]far from right[/], {share}" if away.largest > FAR * away.scale else share
             line(str(record.precision), f"{share}, the same top-1 on {away.same_top1:.1%} of the images")
     for note in record.notes:

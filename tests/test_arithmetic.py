@@ -103,10 +103,12 @@ def pickled() -> bytes:
     return file.getvalue()
 
 
-HOSTILE = {"nothing": b"", "words": b"words", "pickle": pickled()}  # with the right digest
+HOSTILE = {"nothing": b"", "words": b"words", "zip": b"PK\3\4", "pickle": pickled()}  # with the right digest
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "another's", "folder", "pipe", *HOSTILE, *range(0, 240, 16)])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "longer", "another's", "folder", "pipe", "huge", "link", *HOSTILE, *range(0, 240, 16)]
+)
 def test_a_damaged_file_is_computed_again_and_mended(checkout, folder, damage):
     sent = images(1)
     right = Process(checkout.tiny).logits(sent)
@@ -122,13 +124,23 @@ def test_a_damaged_file_is_computed_again_and_mended(checkout, folder, damage):
     elif damage in ("folder", "pipe"):
         path.unlink()
         {"folder": os.mkdir, "pipe": os.mkfifo}[damage](path)
+    elif damage == "huge":
+        with path.open("ab") as file:
+            file.truncate(1 << 40)
+    elif damage == "link":
+        path.rename(target := path.with_name("somebody's"))
+        target.write_text("somebody's")
+        path.symlink_to(target)
     elif damage in HOSTILE:
         path.write_bytes(arithmetic.sealed(path.stem, HOSTILE[damage]))
     else:
         path.write_bytes({"empty": b"", "cut": whole[:-1], "longer": whole + b"\0"}[damage])
     one = Process(checkout.tiny)
     assert one.logits(sent).tobytes() == right.tobytes() and one.computed
-    assert damage in ("folder", "pipe") or path.read_bytes() == whole
+    if damage == "link":
+        assert path.read_text() == "somebody's"
+    elif damage not in ("folder", "pipe"):
+        assert path.read_bytes() == whole
 
 
 def test_without_a_folder_to_write_to_nothing_is_kept(checkout, folder, monkeypatch):
@@ -159,14 +171,15 @@ def test_the_oldest_go_and_nothing_else_does(checkout, folder, monkeypatch):
     assert (arithmetic.FILES, arithmetic.LARGEST) == (2000, 1 << 20)
     monkeypatch.setattr(arithmetic, "FILES", 8)
     folder.mkdir()
-    mine, left = [folder / f"mine-{index}.txt" for index in range(12)], folder / ".0.outputs.0123abcd"
+    mine, left = [folder / f"mine-{index}.outputs" for index in range(12)], folder / f".{'0' * 64}.outputs.0123abcd"
+    (folder / f"{'1' * 64}.outputs").symlink_to(folder / "nothing")
     for path in (*mine, left):
         path.write_text("older than all")
         os.utime(path, (0, 0))
     one = Process(checkout.tiny)
     for seed in range(40):
         one.logits(images(seed))
-        kept = {*folder.iterdir()} - {*mine}
+        kept = {each for each in folder.iterdir() if each.is_file()} - {*mine}
         assert min(seed + 1, 4) <= len(kept) <= 8
     assert all(path.exists() for path in mine) and not left.exists()
     last = Process(checkout.tiny)
