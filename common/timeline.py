@@ -21,11 +21,13 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Bar:
-    """[start, end) in ms from the window's start, and the number of the batch it works for (-1: none)."""
+    """[start, end) in ms from the window's start, the number of the batch it works for (-1: none), and the share of it in
+    which something runs."""
 
     start: float
     end: float
     batch: int
+    busy: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,17 @@ def timeline(stage: str, trace: Trace, limit_ms: float | None = None) -> Timelin
 
 def bars(intervals: np.ndarray, batches: np.ndarray, start: int, end: int, resolution: float) -> list[Bar]:
     """The intervals inside the window, those of one batch joined across gaps shorter than ``resolution`` ns."""
-    found: list[list[float]] = []
+    found: list[list[int]] = []
     order = np.argsort(intervals[:, 0], kind="stable")
     for (first, last), batch in zip(intervals[order], batches[order]):
         first, last = max(int(first), start), min(int(last), end)
         if last <= first:
             continue
         if found and found[-1][2] == batch and first - found[-1][1] <= resolution:
+            found[-1][3] += max(last - max(first, found[-1][1]), 0)
             found[-1][1] = max(found[-1][1], last)
         else:
-            found.append([first, last, int(batch)])
-    return [Bar((first - start) / 1e6, (last - start) / 1e6, int(batch)) for first, last, batch in found]
+            found.append([first, last, int(batch), last - first])
+    return [
+        Bar((first - start) / 1e6, (last - start) / 1e6, batch, busy / (last - first)) for first, last, batch, busy in found
+    ]

@@ -17,6 +17,7 @@ COLOURS = {
     "decode": "#999999",
 }
 ROW, BAR, LABELS, WIDTH = 26, 18, 120, 900  # SVG units: a row and its bar, the labels, the whole width
+NARROWEST = 0.6  # that is seen
 STYLE = """
 .timeline { font: 12px system-ui, sans-serif } .label { fill: var(--soft) } .batch { fill: #000; font-size: 11px }
 .window { fill: var(--line); opacity: .35 } .tick { stroke: var(--line) }
@@ -55,11 +56,18 @@ def svg(drawn: Timeline, ms_wide: float, y: int = 0) -> str:
 
 
 def rectangle(bar: Bar, name: str, title: str, top: int, scale: float) -> str:
-    """One bar; every other batch's is paler, and it bears the batch's number where there is room."""
-    x, wide = LABELS + bar.start * scale, max((bar.end - bar.start) * scale, 0.6)
+    """One bar; every other batch's is paler, and it bears the batch's number where there is room. Kernels that are too narrow
+    to be seen or to be told apart are drawn wider and paler by as much, or a lane of gaps would look full."""
+    x, true = LABELS + bar.start * scale, (bar.end - bar.start) * scale
+    wide, pale = max(true, NARROWEST), 0.62 if bar.batch % 2 and bar.batch >= 0 else 1.0
+    pale *= bar.busy * min(true / NARROWEST, 1.0) if name == "compute" else 1.0
     paint = 'class="limit"' if name == "limit" else f'fill="{COLOURS[name]}"'
-    paint += ' opacity="0.62"' if bar.batch % 2 and bar.batch >= 0 else ""
-    what = title + (f", batch {bar.batch}" if bar.batch >= 0 else "")
+    paint += f' opacity="{pale:.2g}"' if pale < 0.995 else ""
+    what = (
+        title
+        + (f", batch {bar.batch}" if bar.batch >= 0 else "")
+        + (f", busy for {bar.busy:.0%} of" if bar.busy < 0.995 else "")
+    )
     drawn = (
         f'<rect x="{x:.1f}" y="{top}" width="{wide:.1f}" height="{BAR}" {paint}>'
         f"<title>{what}: {bar.end - bar.start:.3f} ms</title></rect>"

@@ -10,11 +10,13 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.record import Record, Window
+from common.timeline import bars
 from common.trace import read
-from harness import advice, compare, profiler, tables
+from harness import advice, compare, profiler, svg, tables
 from harness.analysis import Analysis, analyse, limiter
 from harness.rows import Row, read_rows
 from tests.conftest import ROOT
@@ -487,3 +489,17 @@ def test_what_several_stages_note_is_said_once():
     rows = [Row(stage=f"{number}_x", speedup_vs_baseline=1.0, outputs_match=True, notes=["so"]) for number in (4, 5, 10)]
     rows[1].notes.append("and so")
     assert tables.below(rows)[1:3] == ["stages 4, 5 and 10: so", "5_x: and so"]
+
+
+@pytest.mark.parametrize("resolution", [0, 950])
+def test_a_lane_of_gaps_looks_empty(resolution):
+    """100 kernels of 0.1 µs, one a µs, and then one as long as ten of these gaps, in a picture in which a µs has 2 pixels."""
+    kernels = np.array([[at, at + 100] for at in range(0, 100_000, 1000)] + [[105_000, 115_000]])
+    lane = bars(kernels, np.zeros(len(kernels)), 0, 120_000, resolution)
+    assert len(lane) == (2 if resolution else 101) and lane[-1].busy == 1
+    drawn = [svg.rectangle(bar, "compute", "compute", 0, 2000) for bar in lane]
+    ink = [
+        float(re.search('width="(.+?)"', each)[1]) * float((re.search('opacity="(.+?)"', each) or [0, 1])[1]) for each in drawn
+    ]
+    assert sum(ink[:-1]) == pytest.approx(20, rel=0.05) and ink[-1] == pytest.approx(20)
+    assert ("busy for 10% of" in drawn[0]) == bool(resolution)
