@@ -38,4 +38,4 @@ if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
   install tensorrt "$library" "cuda-python>=${cuda:-12},<$((${cuda:-12} + 1))" nvidia-ml-py \
     || echo "setup: $library could not be installed (see .venv/pip.log); the simulated backend works without" >&2
 fi
-[ -z "${new:-}" ] || .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true # on all cores; pip takes one
+[ -z "${new:-}" ] || .venv/bin/python -m compileall -q -j 0 -x /tests/ .venv/lib > /dev/null 2>&1 || true # on all cores; pip takes one
