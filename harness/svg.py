@@ -63,14 +63,11 @@ def rectangle(bar: Bar, name: str, title: str, top: int, scale: float) -> str:
     pale *= bar.busy * min(true / NARROWEST, 1.0) if name == "compute" else 1.0
     paint = 'class="limit"' if name == "limit" else f'fill="{COLOURS[name]}"'
     paint += f' opacity="{pale:.2g}"' if pale < 0.995 else ""
-    what = (
-        title
-        + (f", batch {bar.batch}" if bar.batch >= 0 else "")
-        + (f", busy for {bar.busy:.0%} of" if bar.busy < 0.995 else "")
-    )
+    what = title + (f", batch {bar.batch}" if bar.batch >= 0 else "")
+    busy = f"busy for {bar.busy:.0%} of " if bar.busy < 0.995 else ""
     drawn = (
         f'<rect x="{x:.1f}" y="{top}" width="{wide:.1f}" height="{BAR}" {paint}>'
-        f"<title>{what}: {bar.end - bar.start:.3f} ms</title></rect>"
+        f"<title>{what}: {busy}{bar.end - bar.start:.3f} ms</title></rect>"
     )
     if wide > 26 and bar.batch >= 0:
         drawn += f'<text class="batch" x="{x + wide / 2:.1f}" y="{top + 13}" text-anchor="middle">{bar.batch}</text>'

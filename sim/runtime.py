@@ -7,8 +7,6 @@ import json
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from sim.arithmetic import Arithmetic
 from sim.context import IExecutionContext
 from sim.enums import DataType, LayerInformationFormat, TensorIOMode
@@ -93,9 +91,6 @@ class ICudaEngine(Ours):
 
     def _names(self, mode: TensorIOMode) -> list[str]:
         return [name for name in self._tensors if self.get_tensor_mode(name) == mode]
-
-    def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._arithmetic.outputs(inputs)
 
     def _kernels(self, batch: int, profile: int) -> list[Piece]:
         """Every layer's kernel, which was chosen for the profile's OPT."""

@@ -30,7 +30,7 @@ class Process:
         self.engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(plan.read_bytes())
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        [outputs] = self.engine._run({"images": images}).values()
+        [outputs] = self.engine._arithmetic.outputs({"images": images}).values()
         return outputs
 
     @property
