@@ -1,6 +1,6 @@
 """11 · JPEG decode: from files to names, with the decoder at work beside the link and the kernels.
 
-What changes: the batches are JPEG files. One thread reads them two batches ahead, two others decode a batch each into the
+What changes: the batches are JPEG files. A process reads them two batches ahead, two threads decode a batch each into the
 slots of stage 10's pipeline. Where there is nvImageCodec, the files' bytes go over the link, a third of stage 10's, and the GPU
 decodes and scales them straight into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the
 pixels are copied as before.
@@ -23,11 +23,11 @@ a faster engine or graph is worth nothing: what helps is a faster decoder, or a 
 
 In the timeline: the row `decode` without a gap, and short pieces of copy and compute below it.
 
-Measured (H200, TensorRT 10.16): 6.07 and 6.62 ms a batch, 20,212 images a second, as many as the decoder does by itself; with
-Pillow 92 ms (reports/h200-jpeg/table). DALI does as much, and with files of 224×224 more: docs/decoding.md.
+Measured (H200, TensorRT 10.16): 6.1 ms a batch, 20,948 images a second, as many as the decoder does by itself; with Pillow 92
+ms (reports/h200-jpeg/table). DALI does as much, and with files of 224×224 1.45 times as much: docs/decoding.md.
 
-Try (simulated H200): 6.78 ms a batch, and 1.37 in stage 10; ``--decoder pillow`` 77.3. ``SLOTS, AHEAD = 5, 3``: no difference,
-and 8.9 on the H200, where two batches then end together. Tables of your own files: ``python -m scripts.decoders``.
+Try (simulated H200): 6.78 ms a batch, and 1.37 in stage 10; ``--decoder pillow`` 77.3. ``SLOTS, AHEAD = 5, 3``: no difference;
+on the H200 5.3 and 6.9 ms. Tables of your own files: ``python -m scripts.decoders``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from common.buffers import Slot, copy_to_device_async, page_locked
 from common.cuda import CaptureError, Stream
 from common.decode import Files, GpuDecoder
 
-SLOTS, AHEAD = 4, 2  # two are read or decoded, one computes, one is post-processed; 5, 3 took 8.9 ms for 6.3: see "Try"
+SLOTS, AHEAD = 4, 2  # two are read or decoded, one computes, one is post-processed
 stage_7 = import_module("7_cuda_graph")  # its inference, captured into a graph
 
 

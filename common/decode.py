@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
-from stat import S_ISREG
 
 import numpy as np
 
@@ -15,9 +14,7 @@ from common import backend, jpeg
 from common.decoders import CpuDecoder, Files, GpuDecoder, refused_by
 from common.engine import Engine
 from common.errors import MissingModule, UsageFault
-
-AT_ONCE = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is opened, and waited for by nobody
-LARGEST = 1 << 30  # bytes of a picture's file
+from common.reader import THERE, Reader, content
 
 
 def choose(name: str, engine: Engine | None) -> str:
@@ -51,13 +48,26 @@ class Source:
 
     def __init__(self, sources: Mapping[str, Path | Callable[[], bytes]], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
-        # More threads wait for the interpreter's lock: beside an H200 one reads 83,716 files of 51 KB a second from the page
-        # cache, two 56,983, eight 27,217 (reports/h200-jpeg/probe.txt)
-        self._reader = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1)  # of more each waits for the interpreter's lock (reports/h200-jpeg/probe.txt)
+
+    @cached_property
+    def _reader(self) -> Reader | None:
+        return Reader() if THERE and backend.current().simulator is None else None
 
     def read(self, names: Sequence[str], count: int) -> Future[Files]:
         """Begin to read the files of ``count`` rows, which have the images of ``names`` in turns."""
-        return self._reader.submit(lambda: [(name, content(self._sources[name])) for name in islice(cycle(names), count)])
+
+        def contents() -> Files:
+            wanted = list(islice(cycle(names), count))
+            sources = [self._sources[name] for name in wanted]
+            paths = [source for source in sources if isinstance(source, Path)]
+            if len(paths) < len(sources) or self._reader is None:
+                found: Iterable[jpeg.Content] = (content(each) if isinstance(each, Path) else each() for each in sources)
+            else:
+                found = self._reader.read(paths)
+            return list(zip(wanted, found))
+
+        return self._thread.submit(contents)
 
     def fill(self, batch: np.ndarray, names: Iterator[str], skip: Callable[[str, str], None]) -> list[str]:
         """Fill ``batch`` (N×C×H×W or N×H×W×C) with the next images that can be decoded, by the decoder that the run has, and
@@ -76,31 +86,6 @@ class Source:
         if 0 < len(found) < len(batch):
             batch[len(found) :] = np.resize(batch[: len(found)], batch[len(found) :].shape)
         return found
-
-
-def content(source: Path | Callable[[], bytes]) -> bytes:
-    """Empty where there is no file, or none to be read: what that means is the decoder's to say."""
-    try:
-        return read(source) if isinstance(source, Path) else source()
-    except OSError:
-        return b""
-
-
-def read(path: str | Path) -> bytes:
-    """Of an ordinary file; of others nothing. Raises ``OSError``, also where it is too large. Few system calls, as after each a
-    thread waits for the interpreter's lock: beside a busy one 45 µs a picture, and 53 by ``Path.read_bytes``."""
-    file = os.open(path, AT_ONCE)
-    try:
-        facts = os.fstat(file)
-        if facts.st_size > LARGEST:
-            raise OSError(f"{facts.st_size:,} bytes are no picture")
-        size = facts.st_size if S_ISREG(facts.st_mode) else 0
-        found = os.read(file, size)
-        while len(found) < size and (more := os.read(file, size)):  # a network's file system may give it in pieces
-            found += more
-        return found
-    finally:
-        os.close(file)
 
 
 def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from common.host import cores
 from common.images import channels_first, planes, write
 from common.photographs import BLEED, Loader
 
-Files = Sequence["tuple[str, bytes]"]  # name and content
+Files = Sequence["tuple[str, jpeg.Content]"]  # name and content
 APART = 8
 """Levels of 255 by which a row of pixels of the GPU's picture is off Pillow's, on average, where its file is damaged. All rows
 of a whole file are off by 1.5 at most, of one whose scan was cut by 43 (reports/h200-jpeg/probe.txt)."""
@@ -79,7 +79,7 @@ class Lane:
         self.tensor = lru_cache(8)(lambda shape: cvcuda.Tensor(shape, cvcuda.Type.U8, "NHWC", rowalign=1))
         self.tensors = lru_cache(16)(lambda views: cvcuda.as_tensors([DeviceArray(*each) for each in views], rows))
 
-    def decode(self, contents: dict[int, bytes], left: dict[int, str]) -> dict[int, View]:
+    def decode(self, contents: dict[int, jpeg.Content], left: dict[int, str]) -> dict[int, View]:
         """Begin to decode a batch's files, by row; where the pictures will be until the next batch. Rows that are refused are
         ``left``, with the reason."""
         streams: dict[int, Any] = {}
@@ -202,7 +202,7 @@ class GpuDecoder:
                 self._leave({name: self.apart[name]})
 
 
-def loaded(load: Loader, name: str, data: bytes) -> np.ndarray:
+def loaded(load: Loader, name: str, data: jpeg.Content) -> np.ndarray:
     """The pixels of a file. Where it cannot be decoded ``load.unreadable`` gets the reason, and they are black; without such it
     could be before, and ``EnvironmentFault`` with its name is raised."""
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from struct import Struct
+from typing import Union
 
 import numpy as np
 
-Decode = Callable[[bytes], np.ndarray]
+Content = Union[bytes, memoryview]
+Decode = Callable[[Content], np.ndarray]
 ON_DEVICE = "nvimagecodec"
 MODULES = {
     ON_DEVICE: (("nvidia.nvimgcodec", "cvcuda"), "pip install -e '.[jpeg]' (or jpeg-cu12)"),
@@ -34,12 +36,12 @@ def installed(name: str) -> bool:
         return False
 
 
-def oddity(data: bytes) -> str | None:
+def oddity(data: Content) -> str | None:
     """What makes a file one for Pillow, which knows all sorts; None for a JPEG that every decoder decodes alike: baseline,
     three colours of 8 bits, upright, whole, not huge. Only the header is looked at, and the end."""
-    if not data.startswith(START):
+    if data[:2] != START:
         return "no JPEG" if data else "empty"
-    if not data.endswith(END):
+    if data[-2:] != END:
         return "its end is no JPEG's"
     place, framed = 2, False
     while place + 4 <= len(data):
@@ -65,9 +67,9 @@ def oddity(data: bytes) -> str | None:
             framed = True
         elif code <= 0xCF:
             return "progressive"
-        elif code == 0xE1 and orientation(segment) != 1:
+        elif code == 0xE1 and orientation(bytes(segment)) != 1:
             return "not upright"
-        elif code == 0xEE and segment.startswith(b"Adobe") and segment[11:12] != b"\x01":
+        elif code == 0xEE and segment[:5] == b"Adobe" and segment[11:12] != b"\x01":
             return "colours of Adobe's"
     return "a damaged header"
 
@@ -93,7 +95,7 @@ def decoder(name: str) -> Decode | None:
     if name == "torchvision":
         torch, io = import_module("torch"), import_module("torchvision.io")
 
-        def decode(data: bytes) -> np.ndarray:
+        def decode(data: Content) -> np.ndarray:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return io.decode_jpeg(encoded, mode=io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
@@ -101,7 +103,7 @@ def decoder(name: str) -> Decode | None:
     if name == "opencv":
         cv2 = import_module("cv2")
 
-        def decode(data: bytes) -> np.ndarray:
+        def decode(data: Content) -> np.ndarray:
             found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             if found is None:
                 raise ValueError("OpenCV cannot decode it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from queue import SimpleQueue
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -57,29 +58,33 @@ def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str
 
 
 def decode_ms(session: Session) -> dict[str, float]:
-    """Of a stage that reads files, the time in which its decoder by itself does a batch, on as many threads as there. The
-    GPU's takes the files over the link in that time, and leaves no copy of pixels."""
+    """Of a stage that reads files, the time in which its decoder by itself does a batch, on as many threads as there, without a
+    pause. The GPU's takes the files over the link in that time, and leaves no copy of pixels."""
     if session.source is None:
         return {}
-    clock_ns, times, decoder = backend.current().clock_ns, [], session.decoder
-    files, lanes = [session.read_files(index).result() for index in range(session.distinct)], range(decoder.threads)
+    clock_ns, decoder, idle = backend.current().clock_ns, session.decoder, SimpleQueue["tuple[DeviceBuffer, Stream]"]()
+    files = [session.read_files(index).result() for index in range(session.distinct)]
+    turns = len(files) * (1 if backend.current().simulator else ROUNDS * decoder.threads)
     with ExitStack() as resources:
-        device_inputs = [resources.enter_context(DeviceBuffer(session.batches[0].nbytes)) for _ in lanes]
-        streams, in_turns = [resources.enter_context(Stream()) for _ in lanes], shared_out(len(lanes))
+        for _ in range(decoder.threads):
+            buffer = resources.enter_context(DeviceBuffer(session.batches[0].nbytes))
+            idle.put((buffer, resources.enter_context(Stream())))
 
-        def decode(lane: int) -> None:
-            for batch, own in zip(session.batches, files):
+        def decode(turn: int) -> None:
+            own, lane = turn % len(files), idle.get()
+            try:
                 if isinstance(decoder, GpuDecoder):
-                    decoder.decode(own, device_inputs[lane], streams[lane])
-                    streams[lane].synchronize()
+                    decoder.decode(files[own], *lane)
+                    lane[1].synchronize()
                 else:
-                    decoder.decode(own, batch)
+                    decoder.decode(files[own], session.batches[own])
+            finally:
+                idle.put(lane)
 
-        for _ in range(1 if backend.current().simulator else ROUNDS):
-            started = clock_ns()
-            list(in_turns(decode, lanes))
-            times.append((clock_ns() - started) / 1e6 / len(files) / len(lanes))
-    return {"decode": median(times), **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}
+        started = clock_ns()
+        list(shared_out(decoder.threads)(decode, range(turns)))
+        found = {"decode": (clock_ns() - started) / 1e6 / turns}
+    return {**found, **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}
 
 
 def inferences_of(

@@ -17,7 +17,7 @@ BLEED = 1 / 16  # of a picture's width, and of its height, that is not seen on e
 STRIP = 256  # rows of a picture that are converted at a time
 
 
-def load_pixels(source: Path | bytes, height: int, width: int) -> np.ndarray:
+def load_pixels(source: Path | jpeg.Content, height: int, width: int) -> np.ndarray:
     """One photograph's bytes, 3×height×width uint8, from a file or its content: scaled until its centre, 7/8 of it, fills that.
     Beside the picture as its file has it there is never a second one of its size, however large, long or thin it is."""
     from PIL import ExifTags, Image, ImageOps
@@ -71,13 +71,13 @@ class Loader:
         self.size, self._decode, self.left_to_pillow = (height, width), jpeg.decoder(decoder), dict[str, str]()
         self.unreadable: dict[str, str] | None = None  # where somebody goes on without those that not even Pillow can read
 
-    def __call__(self, name: str, source: Path | bytes) -> np.ndarray:
+    def __call__(self, name: str, source: Path | jpeg.Content) -> np.ndarray:
         """3×height×width uint8, as ``load_pixels`` has it."""
         if self._decode is None:
             return load_pixels(source, *self.size)
         from PIL import Image, ImageOps
 
-        data = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
+        data = source if not isinstance(source, Path) else source.read_bytes() if source.is_file() else b""
         if (why := jpeg.oddity(data)) is None:
             try:
                 picture = Image.fromarray(self._decode(data))

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from common.console import err, printable
-from common.decode import read
 from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import atomic_path, read_json, write_csv, write_json
 from common.pictures import SUFFIXES
+from common.reader import read
 
 COLUMNS = ("index", "image", "class", "probability", "error")
 WORK = "work.json"  # beside the shards: what they are of

@@ -28,7 +28,6 @@ from common import options as stage_options
 from common.backend import NAMES
 from common.children import record_of
 from common.console import err, printable
-from common.decode import content
 from common.errors import EnvironmentFault, UsageFault
 from common.feed import shown
 from common.files import grid, publish, write_bytes
@@ -37,6 +36,7 @@ from common.parts import ALL_PARTS
 from common.photographs import synthetic_jpeg
 from common.pictures import SUFFIXES
 from common.plans import ROOT
+from common.reader import content
 from common.record import Record
 
 STAGE = "11_jpeg_decode"

@@ -509,8 +509,9 @@ def test_a_window_is_not_disturbed_by_collections_of_what_there_was():
     assert not readings
 
 
-def test_a_decoder_s_time_by_itself_is_of_all_its_threads(monkeypatch):
+def test_a_decoder_s_time_by_itself_is_of_all_its_threads(here, monkeypatch):
     """Two threads that take 40 ms for a batch each do one in 20, however many batches there are."""
+    here.simulator.close()  # its threads run one at a time
     monkeypatch.setattr(parts.backend, "current", lambda: SimpleNamespace(simulator=None, clock_ns=time.monotonic_ns))
     monkeypatch.setattr(parts, "DeviceBuffer", lambda nbytes: contextlib.nullcontext())
     monkeypatch.setattr(parts, "Stream", contextlib.nullcontext)

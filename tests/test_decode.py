@@ -7,7 +7,11 @@ import json
 import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from common import backend, cuda, decode, decoders, jpeg
+from common import backend, cuda, decode, decoders, jpeg, reader
 from common import trace as traces
 from common.buffers import DeviceBuffer
 from common.errors import EnvironmentFault, UsageFault
@@ -238,8 +242,43 @@ def test_what_is_no_file_is_empty_at_once(tmp_path):
     (tmp_path / "huge.jpg").touch()
     os.truncate(tmp_path / "huge.jpg", 1 << 42)
     names = ("one", "linked", "pipe", "endless", "gone", "huge")
-    assert [decode.content(tmp_path / f"{name}.jpg") for name in names] == [b"one", b"one", b"", b"", b"", b""]
-    assert decode.content(tmp_path) == b""
+    paths, found = [*(tmp_path / f"{name}.jpg" for name in names), tmp_path], [b"one", b"one", b"", b"", b"", b"", b""]
+    assert [*map(reader.content, paths)] == found
+    if reader.THERE:
+        assert reader.Reader().read(paths) == found and reader.Reader().read(paths[2:]) == found[2:]
+
+
+@pytest.mark.skipif(not reader.THERE, reason="no memory between processes on this system")
+def test_the_process_that_reads_ends_with_its_maker_and_not_before(tmp_path):
+    (path := tmp_path / "a").write_bytes(b"a")
+
+    def gone(pid: int) -> bool:
+        return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    files = reader.Reader()
+    kept = files.read([path] * 3)
+    os.kill(files.pid, signal.SIGKILL)
+    with pytest.raises(EnvironmentFault, match="has ended"):
+        files.read([path])
+    files = reader.Reader()
+    pid = files.pid
+    assert files.read([path]) == [b"a"] and not gone(pid)
+    del files
+    assert gone(pid) and kept == [b"a"] * 3
+
+    program = (
+        "import sys, time; from common.reader import Reader; files = Reader(); print(files.pid, flush=True); time.sleep({})"
+    )
+    for seconds in (60, 0):
+        with subprocess.Popen([sys.executable, "-c", program.format(seconds)], stdout=subprocess.PIPE, text=True) as maker:
+            assert maker.stdout is not None
+            pid = int(maker.stdout.readline())
+            if seconds:
+                maker.kill()
+        until = time.monotonic() + 10
+        while not gone(pid) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert gone(pid), seconds
 
 
 def test_two_names_that_print_alike_are_two_files(tmp_path):
@@ -743,5 +782,5 @@ def test_the_gpu_s_decoder_gives_the_same_pictures(monkeypatch, shape, photograp
 def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path, monkeypatch):
     (path := tmp_path / "a.jpg").write_bytes(bytes(range(256)) * 9)
     whole = os.read
-    monkeypatch.setattr(decode.os, "read", lambda file, size: whole(file, min(size, 100)))
-    assert decode.read(path) == path.read_bytes()
+    monkeypatch.setattr(reader.os, "read", lambda file, size: whole(file, min(size, 100)))
+    assert reader.read(path) == path.read_bytes()

@@ -55,7 +55,7 @@ build() { # MODEL PRECISION BATCH
   local made words=(); made=$(plan "$@"); [ -e "$made.json" ] && return
   if [ "$2" = int8 ] && ! finished "$1-quantize"; then return 1; fi
   [ "$2" = fp32 ] || words=("--$2")
-  step "$1-$2-b$3-build" 400 "$PYTHON" 0_build.py --model "$1" --weights "$(weights "$1")" --backend "${BACKEND:-tensorrt}" "${words[@]}" \
+  step "$1-$2-b$3-build" 480 "$PYTHON" 0_build.py --model "$1" --weights "$(weights "$1")" --backend "${BACKEND:-tensorrt}" "${words[@]}" \
     --profile "$3,$3,$3" --timing-cache "plans/timing-$1.cache" --output "$made"
 }
 

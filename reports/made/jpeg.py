@@ -125,8 +125,9 @@ def compared(whole: Path, among: Path) -> None:
 
 
 def variants(seconds: float, pictures: str, *how: str) -> None:
-    """Stage 11 with other numbers of slots, batches ahead and batches decoded at a time (SLOTS-AHEAD-THREADS), in turns."""
-    from common import options, session
+    """Stage 11 with other numbers of slots, batches ahead and batches decoded at a time (SLOTS-AHEAD-THREADS, with -0 behind it
+    files are read by a thread instead of a process), in turns."""
+    from common import decode, options, session
     from common.buffers import page_locked
     from common.decoders import GpuDecoder
 
@@ -135,13 +136,15 @@ def variants(seconds: float, pictures: str, *how: str) -> None:
     parser.set_defaults(decoder="auto", layout=None)
     chosen = parser.parse_args([*sys.argv[4:], "--images", pictures, "--no-controls", "--no-parts"])
     _, size = options.select_backend(chosen)
-    made, took, before = GpuDecoder.__init__, 0.0, len([*(RESULTS / "variants").glob(f"{Path(pictures).name}-{how[0]}-*")])
+    made, took, there = GpuDecoder.__init__, 0.0, decode.THERE
+    before = len([*(RESULTS / "variants").glob(f"{Path(pictures).name}-{how[0]}-?.json")])
     for turn in range(before, before + 100):
         for variant in how:
             begun = time.monotonic()
             if begun + took > until:
                 return
-            stage.SLOTS, stage.AHEAD, threads = map(int, variant.split("-"))
+            stage.SLOTS, stage.AHEAD, threads, *by_thread = map(int, variant.split("-"))
+            decode.THERE = there and not by_thread
 
             def with_threads(self: GpuDecoder, *arguments: Any, threads: int = threads) -> None:
                 made(self, *arguments)

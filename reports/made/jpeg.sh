@@ -4,12 +4,14 @@
 #   PLAN      an FP16 plan that takes uint8 pictures; a version-compatible one needs its .json beside it
 #   RESULTS   where the results go            SCRATCH    where 400 MB of pictures go
 #   CPUS      the cores that it may use       HOST_CPUS  others, where the host's decoders run meanwhile (default: none, so at the end)
+#   HOST      the host's decoders that have rows; VARIANTS  see jpeg.py; STEPS  those whose calls are timed
 #   BRING     a command that brings what is not installed yet, by name (codec, dali)
 # After TOTAL seconds nothing is begun any more. A second start does what is not done.
 set -uo pipefail
 export PYTHON10=${PYTHON10:-python3} PLAN=${PLAN:-/tmp/vc/resnet18-uint8-fp16.vc.plan} RESULTS=${RESULTS:-out/made-jpeg}
 export SCRATCH=${SCRATCH:-/tmp/jpeg} FILES=${FILES:-5120} LINKS=${LINKS:-16} CPUS=${CPUS:-0-15} TOTAL=${TOTAL:-330}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 VARIANTS=${VARIANTS:-5-3-2 4-2-2 6-4-2 6-4-3}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 VARIANTS=${VARIANTS:-5-3-2 4-2-2 4-2-2-0 6-4-2 6-4-3}
+HOST=${HOST-opencv torchvision pillow}
 read -ra with <<< "--plan $PLAN --backend ${BACKEND:-tensorrt} --no-controls ${OPTIONS:-}"
 mkdir -p "$RESULTS"/variants "$SCRATCH"; log=$RESULTS/run.txt end=$((SECONDS + TOTAL))
 say() { echo "$(date +%T) $*" >> "$log"; }
@@ -44,7 +46,7 @@ variants() { # NAME SECONDS FOLDER: VARIANTS in turns
   step "$1" $(($2 + 15)) "$PYTHON10" reports/made/jpeg.py variants "$2" "$SCRATCH/$3" "${with[@]}" --decoder "${DECODER:-nvimagecodec}"
 }
 host() { # the host's decoders: three windows each, of fewer batches, as one takes 60 to 110 ms
-  for each in opencv torchvision pillow; do decoders "decoders-$each" 90 $each --windows 3 --measure "${MEASURE:-40}"; done
+  for each in $HOST; do decoders "decoders-$each" 90 $each --windows 3 --measure "${MEASURE:-40}"; done
 }
 odd() { # a folder with damaged files: in the measured window, and behind it
   local names=("$SCRATCH/whole.csv" "$SCRATCH/damaged.csv")
@@ -61,18 +63,18 @@ if [ -n "${HOST_CPUS:-}" ]; then (CPUS=$HOST_CPUS; host) & fi
 decoders decoders-round1 60 "${DECODER:-nvimagecodec}" --windows 3
 whole_folder 1
 dali 1
-variants variants-1 40 "${sizes[0]}"
+variants variants-1 50 "${sizes[1]}"
+for each in ${STEPS:-4-2-2 4-2-1 4-2-3}; do
+  VARIANTS=$each step "steps-$each" 25 "$PYTHON10" reports/made/jpeg.py steps 1 "$SCRATCH/${sizes[1]}" "${with[@]}" --decoder "${DECODER:-nvimagecodec}"
+done
 odd
 [ -n "${HOST_CPUS:-}" ] || host
 decoders decoders-round2 60 "${DECODER:-nvimagecodec}" --windows 3
 dali 2
 whole_folder 2
-variants variants-2 40 "${sizes[0]}"
+variants variants-2 50 "${sizes[0]}"
 decoders decoders-round3 60 "${DECODER:-nvimagecodec}" --windows 3
-variants variants-3 30 "${sizes[1]}"
-for each in 4-2-1 4-2-2 4-2-3; do
-  VARIANTS=$each step "steps-$each" 25 "$PYTHON10" reports/made/jpeg.py steps 1 "$SCRATCH/${sizes[1]}" "${with[@]}" --decoder "${DECODER:-nvimagecodec}"
-done
+variants variants-3 50 "${sizes[1]}"
 dali 3
 wait
 "$PYTHON10" reports/made/jpeg.py tables >> "$log" 2>&1
