@@ -198,8 +198,8 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
         colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
         best = [row.ahead_images_per_s or row.images_per_s or 0 for row in mine]
         for axes, values, form, title in (
-            (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms from submission to result (median)"),
-            (rates, best, " {:,.0f}", "images/s (on a GPU with a batch ahead)"),
+            (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms, median"),
+            (rates, best, " {:,.0f}", "images/s, on a GPU one ahead"),
         ):
             bars = axes.barh(range(len(mine)), values, color=colours, height=0.7)
             axes.bar_label(bars, [form.format(value) for value in values], fontsize=8)
@@ -215,8 +215,8 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
 
 
 def not_run(rows: Sequence[Result]) -> list[str]:
-    """A line for each problem, with the contenders that had it."""
-    whose = grouped((row.problem, f"{row.engine} {row.precision}") for row in rows if row.problem)
+    """A line for each problem, with the contenders that had it, their models and batches."""
+    whose = grouped((row.problem, f"{row.engine} {row.precision} ({row.model}, {row.batch})") for row in rows if row.problem)
     return [f"- {', '.join(dict.fromkeys(names))}: {problem}" for problem, names in whose.items()]
 
 
