@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -231,6 +232,28 @@ def test_files_are_read_in_the_order_of_the_rows(here, tmp_path, count):  # noqa
     contents["7"].write_bytes(b"7")
     found = decode.Source(contents, decode.CpuDecoder("pillow", TAKEN)).read(list(contents), count).result()
     assert found == [(str(row % 33), str(row % 33).encode()) for row in range(count)]
+
+
+@pytest.mark.skipif(not reader.THERE, reason="no memory between processes on this system")
+@pytest.mark.parametrize("name", ["pillow", *OTHERS])
+def test_beside_a_gpu_a_process_reads_and_every_decoder_takes_what_it_gives(here, monkeypatch, tmp_path, name):  # noqa: F811
+    here.simulator.close()
+    monkeypatch.setattr(backend, "_current", dataclasses.replace(here, simulator=None))
+    sources: dict[str, Path | Callable[[], bytes]] = {}
+    for index, data in enumerate([encoded(1), lying(), encoded(2, "CMYK"), lying_by_xmp(), encoded(3)[:-99], b"", encoded(4)]):
+        sources[str(index)] = tmp_path / f"{index}.jpg"
+        (tmp_path / f"{index}.jpg").write_bytes(data)
+    found, right = np.empty((2, 9, 3, SIDE, SIDE), np.uint8)
+    decoder = decode.make(name, TAKEN, dict[str, str]())
+    files = decode.Source(sources, decoder).read(list(sources), 9).result()
+    assert all(isinstance(data, memoryview) for _, data in files)
+    decoder.decode(files, found)
+    left, unreadable = dict(decoder.left_to_pillow), dict(decoder.load.unreadable)
+    decoder = decode.make(name, TAKEN, dict[str, str]())
+    decoder.decode([(name, bytes(data)) for name, data in files], right)
+    assert (found == right).all() and (left, unreadable) == (decoder.left_to_pillow, decoder.load.unreadable)
+    sources["1"] = encoded  # is made, not read: so a thread gets them all
+    assert not any(isinstance(data, memoryview) for _, data in decode.Source(sources, decoder).read(list(sources), 9).result())
 
 
 def test_what_is_no_file_is_empty_at_once(tmp_path):
