@@ -1,9 +1,9 @@
 """11 · JPEG decode: from files to names, with the decoder at work beside the link and the kernels.
 
-What changes: the batches are JPEG files. A process reads them two batches ahead, two threads decode a batch each into the
-slots of stage 10's pipeline. Where there is nvImageCodec, the files' bytes go over the link, a third of stage 10's, and the GPU
-decodes and scales them straight into the memory that the plan reads. Elsewhere the host's cores do it (``--decoder``), and the
-pixels are copied as before.
+What changes: the batches are JPEG files. They are read two batches ahead (beside a GPU by a process of its own), and two
+threads decode a batch each into the slots of stage 10's pipeline. Where there is nvImageCodec, the files' bytes go over the
+link, a third of stage 10's, and the GPU decodes and scales them straight into the memory that the plan reads. Elsewhere the
+host's cores do it (``--decoder``), and the pixels are copied as before.
 
 Where the decoder runs: GPUs like the A100 and the H200 have JPEG engines of their own beside the multiprocessors. On others
 nvImageCodec shares the work between kernels, which then compete with inference, and the host's cores. Scaling is a kernel in
@@ -21,13 +21,13 @@ a faster engine or graph is worth nothing: what helps is a faster decoder, or a 
     python 11_jpeg_decode.py
     python 11_jpeg_decode.py --images photos/ --decoder pillow
 
-In the timeline: the row `decode` without a gap, and short pieces of copy and compute below it.
+In the timeline: the row `decode` without a gap, and short pieces of compute below it. (The files' way over the link is in it.)
 
-Measured (H200, TensorRT 10.16): 6.1 ms a batch, 20,948 images a second, as many as the decoder does by itself; with Pillow 92
-ms (reports/h200-jpeg/table). DALI does as much, and with files of 224×224 1.45 times as much: docs/decoding.md.
+Measured (H200, TensorRT 10.16): 6.1 ms a batch, 20,948 images a second; with Pillow 92 ms (reports/h200-jpeg/table). DALI does
+as much, and with files of 224×224 1.05 to 1.55 times as much: docs/decoding.md.
 
 Try (simulated H200): 6.78 ms a batch, and 1.37 in stage 10; ``--decoder pillow`` 77.3. ``SLOTS, AHEAD = 5, 3``: no difference;
-on the H200 5.3 and 6.9 ms. Tables of your own files: ``python -m scripts.decoders``.
+on the H200 5.3 and 6.9 ms, where 4, 2 took 5.9 and 6.6. Tables of your own files: ``python -m scripts.decoders``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def infer(run: session.Session) -> None:
         except CaptureError as error:
             run.notes.append(f"not captured, so launched one by one: {error}")
             graphs = []
-        reader, worker = (resources.enter_context(ThreadPoolExecutor(threads)) for threads in (decoder.threads, 1))
+        decoding, worker = (resources.enter_context(ThreadPoolExecutor(threads)) for threads in (decoder.threads, 1))
         decoded: list[Future[None]] = []
         finished: list[Future[None]] = []
 
@@ -78,7 +78,7 @@ def infer(run: session.Session) -> None:
                 finished[ahead - SLOTS].result()  # the slot's last batch; only now may this one overwrite it
             if ahead < len(run.batches):
                 run.begin(ahead)
-                decoded.append(reader.submit(decode, ahead, slots[ahead % SLOTS], run.read_files(ahead)))
+                decoded.append(decoding.submit(decode, ahead, slots[ahead % SLOTS], run.read_files(ahead)))
             index, slot = ahead - AHEAD, slots[(ahead - AHEAD) % SLOTS]
             if index < 0:
                 continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -48,11 +49,15 @@ class Source:
 
     def __init__(self, sources: Mapping[str, Path | Callable[[], bytes]], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
-        self._thread = ThreadPoolExecutor(1)  # of more each waits for the interpreter's lock (reports/h200-jpeg/probe.txt)
+        self._thread = ThreadPoolExecutor(
+            1
+        )  # asks the process; where there is none more threads read less (h200-jpeg/probe.txt)
 
     @cached_property
     def _reader(self) -> Reader | None:
-        return Reader() if THERE and backend.current().simulator is None else None
+        with suppress(OSError, TypeError):  # where there can be no process the thread reads
+            return Reader() if THERE and backend.current().simulator is None else None
+        return None
 
     def read(self, names: Sequence[str], count: int) -> Future[Files]:
         """Begin to read the files of ``count`` rows, which have the images of ``names`` in turns."""
@@ -61,11 +66,9 @@ class Source:
             wanted = list(islice(cycle(names), count))
             sources = [self._sources[name] for name in wanted]
             paths = [source for source in sources if isinstance(source, Path)]
-            if len(paths) < len(sources) or self._reader is None:
-                found: Iterable[jpeg.Content] = (content(each) if isinstance(each, Path) else each() for each in sources)
-            else:
-                found = self._reader.read(paths)
-            return list(zip(wanted, found))
+            if len(paths) == len(sources) and self._reader is not None:
+                return list(zip(wanted, self._reader.read(paths)))
+            return [(name, content(each) if isinstance(each, Path) else each()) for name, each in zip(wanted, sources)]
 
         return self._thread.submit(contents)
 

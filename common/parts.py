@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from queue import SimpleQueue
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ Work = Callable[[], None]
 
 
 def parts_ms(session: Session, allocate: Allocate, notes: list[str]) -> dict[str, float]:
-    """Milliseconds of each part, on average over the distinct batches; the median of ``ROUNDS``.
+    """Milliseconds of each part, on average over the distinct batches; the median of ``ROUNDS``, but for ``decode_ms``.
 
     Copies and compute are enqueued behind one another and timed by CUDA events. So that the GPU never waits for the host, each
     inference is a graph; ``notes`` is told where it could not be one. Where the pipeline has several contexts they compute
@@ -62,28 +61,28 @@ def decode_ms(session: Session) -> dict[str, float]:
     pause. The GPU's takes the files over the link in that time, and leaves no copy of pixels."""
     if session.source is None:
         return {}
-    clock_ns, decoder, idle = backend.current().clock_ns, session.decoder, SimpleQueue["tuple[DeviceBuffer, Stream]"]()
+    clock_ns, decoder = backend.current().clock_ns, session.decoder
     files = [session.read_files(index).result() for index in range(session.distinct)]
-    turns = len(files) * (1 if backend.current().simulator else ROUNDS * decoder.threads)
+    count = len(files) * (1 if backend.current().simulator else ROUNDS * decoder.threads)
+    turns = iter(range(count))  # of which each thread takes the next
     with ExitStack() as resources:
-        for _ in range(decoder.threads):
-            buffer = resources.enter_context(DeviceBuffer(session.batches[0].nbytes))
-            idle.put((buffer, resources.enter_context(Stream())))
+        lanes = [
+            (resources.enter_context(DeviceBuffer(session.batches[0].nbytes)), resources.enter_context(Stream()))
+            for _ in range(decoder.threads)
+        ]
 
-        def decode(turn: int) -> None:
-            own, lane = turn % len(files), idle.get()
-            try:
+        def decode(lane: tuple[DeviceBuffer, Stream]) -> None:
+            for turn in turns:
+                own = turn % len(files)
                 if isinstance(decoder, GpuDecoder):
                     decoder.decode(files[own], *lane)
                     lane[1].synchronize()
                 else:
                     decoder.decode(files[own], session.batches[own])
-            finally:
-                idle.put(lane)
 
         started = clock_ns()
-        list(shared_out(decoder.threads)(decode, range(turns)))
-        found = {"decode": (clock_ns() - started) / 1e6 / turns}
+        list(shared_out(decoder.threads)(decode, lanes))
+        found = {"decode": (clock_ns() - started) / 1e6 / count}
     return {**found, **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}
 
 

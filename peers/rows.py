@@ -39,7 +39,7 @@ class Result:
     weights_sha256: str = ""
     host: str = ""
     date: str = ""
-    batch: int = column("batch", tables=TIMES)
+    batch: int = column("batch", tables=ALL)
     version: str | None = None
     device: str | None = None
     driver: str | None = None  # the newest CUDA that it takes

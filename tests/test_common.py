@@ -515,10 +515,17 @@ def test_a_decoder_s_time_by_itself_is_of_all_its_threads(here, monkeypatch):
     monkeypatch.setattr(parts.backend, "current", lambda: SimpleNamespace(simulator=None, clock_ns=time.monotonic_ns))
     monkeypatch.setattr(parts, "DeviceBuffer", lambda nbytes: contextlib.nullcontext())
     monkeypatch.setattr(parts, "Stream", contextlib.nullcontext)
-    decoder = SimpleNamespace(threads=2, decode=lambda files, batch: time.sleep(0.04))
-    found = SimpleNamespace(result=list)
-    run = SimpleNamespace(source=True, decoder=decoder, distinct=3, batches=[np.zeros(1)] * 3, read_files=lambda index: found)
+    decoded = list[int]()
+
+    def decode(files, batch):
+        decoded.append(files)
+        time.sleep(0.04)
+
+    decoder, batches = SimpleNamespace(threads=2, decode=decode), [np.zeros(1)] * 3
+    files = [SimpleNamespace(result=partial(int, index)) for index in range(3)]
+    run = SimpleNamespace(source=True, decoder=decoder, distinct=3, batches=batches, read_files=files.__getitem__)
     assert 20 <= parts.decode_ms(run)["decode"] < 38
+    assert sorted(decoded) == sorted([0, 1, 2] * 2 * parts.ROUNDS)
 
 
 def test_compute_is_timed_at_the_clock_of_a_window_that_a_power_cap_held_down(monkeypatch):

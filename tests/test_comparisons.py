@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 import time
 
@@ -75,6 +76,12 @@ def test_percentiles_are_of_all_runs_and_a_p99_of_a_thousand(tmp_path):
     assert (spread.p90_ms, spread.p95_ms, spread.p99_ms) == (900, 950, 990)
     (tmp_path / "row.json").write_text(json.dumps(row.facts))
     assert rows.Result.read(tmp_path / "row.json") == row
+
+
+def test_the_bound_of_what_is_off_tells_two_pictures_apart(checkout):
+    outputs = models.run_onnx(checkout.models / "resnet18-fp32.onnx", noise_images(range(4), (3, 224, 224), 1))
+    apart = min(models.largest_difference(one, other) for one, other in itertools.combinations(outputs, 2))
+    assert apart > 0.24 > 2 * max(compare_engines.TOLERANCE[each] for each in ("fp32", "tf32", "fp16"))
 
 
 def test_a_time_of_another_computation_bears_a_warning(tmp_path):
@@ -226,6 +233,7 @@ def test_finished_rows_are_not_run_again(engines):
 def test_the_comparison_leaves_tables_and_a_picture(engines):
     text = (engines[0] / "engines.md").read_text()
     assert "## resnet18" in text and "## Accuracy of resnet18 on 4 labelled images" in text and "## Not run" in text
+    assert re.search(r"^- .* \(resnet18, 1\).*: ", text.partition("## Not run")[2], re.M)
     assert (engines[0] / "resnet18.svg").stat().st_size
 
 

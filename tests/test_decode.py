@@ -115,7 +115,7 @@ def mixed(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", [*ODD, *BROKEN])
 def test_what_only_pillow_decodes_is_told_by_its_header(name):
     data, why = {**ODD, **BROKEN}[name]
-    assert jpeg.oddity(data) == why
+    assert jpeg.oddity(data) == jpeg.oddity(memoryview(data)) == why
     if name in ODD:
         assert load_pixels(data, 8, 8).shape == (3, 8, 8)
 
@@ -133,7 +133,7 @@ def test_a_damaged_header_is_read_without_harm(data):
     for place in data.draw(st.lists(st.integers(0, 700), min_size=1, max_size=8)):
         content[place] = data.draw(st.integers(0, 255))
     why = jpeg.oddity(bytes(content))
-    assert why is None or why
+    assert why == jpeg.oddity(memoryview(content)) and (why is None or why)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -285,9 +285,13 @@ def test_the_process_that_reads_ends_with_its_maker_and_not_before(tmp_path):
         files.read([path])
     files = reader.Reader()
     pid = files.pid
-    assert files.read([path]) == [b"a"] and not gone(pid)
+    opened = len(os.listdir("/proc/self/fd"))
+    assert all(files.read([path]) == [b"a"] for _ in range(50)) and len(os.listdir("/proc/self/fd")) == opened
+    assert not gone(pid) and os.getsid(pid) != os.getsid(0), "Ctrl-C is its maker's"
+    os.kill(pid, signal.SIGSTOP)
     del files
     assert gone(pid) and kept == [b"a"] * 3
+    assert [bytes(each) for each in reader.Reader().read([path, tmp_path / "none", path])] == [b"a", b"", b"a"]
 
     program = (
         "import sys, time; from common.reader import Reader; files = Reader(); print(files.pid, flush=True); time.sleep({})"
@@ -302,6 +306,20 @@ def test_the_process_that_reads_ends_with_its_maker_and_not_before(tmp_path):
         while not gone(pid) and time.monotonic() < until:
             time.sleep(0.02)
         assert gone(pid), seconds
+
+
+@pytest.mark.skipif(not reader.THERE, reason="no memory between processes on this system")
+def test_a_process_that_cannot_read_says_why_and_where_there_can_be_none_a_thread_reads(here, monkeypatch, tmp_path):  # noqa: F811
+    (path := tmp_path / "é").write_bytes(bytes(9000))
+    program = "import resource, sys; from pathlib import Path; from common.reader import Reader; files = Reader()\n"
+    program += "resource.prlimit(files.pid, resource.RLIMIT_FSIZE, (4096, -1)); files.read([Path(sys.argv[1])])"
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("has ended, or cannot: [Errno 27] File too large.")
+    here.simulator.close()
+    monkeypatch.setattr(backend, "_current", dataclasses.replace(here, simulator=None))
+    for executable in ("", None, "/nowhere"):
+        monkeypatch.setattr(sys, "executable", executable)
+        assert decode.Source({"é": path}, decode.make("pillow", TAKEN)).read(["é"], 2).result() == [("é", bytes(9000))] * 2
 
 
 def test_two_names_that_print_alike_are_two_files(tmp_path):

@@ -124,8 +124,8 @@ def compared(whole: Path, among: Path) -> None:
         sys.exit("rows are lost, twice or out of order")
 
 
-def variants(seconds: float, pictures: str, *how: str) -> None:
-    """Stage 11 with other numbers of slots, batches ahead and batches decoded at a time (SLOTS-AHEAD-THREADS, with -0 behind it
+def variants(seconds: float, pictures: str, *how: str, into: str = "variants") -> None:
+    """Stage 11 with other numbers of slots, batches ahead and batches decoded at a time (SLOTS-AHEAD-THREADS; ``-thread``:
     files are read by a thread instead of a process), in turns."""
     from common import decode, options, session
     from common.buffers import page_locked
@@ -137,21 +137,21 @@ def variants(seconds: float, pictures: str, *how: str) -> None:
     chosen = parser.parse_args([*sys.argv[4:], "--images", pictures, "--no-controls", "--no-parts"])
     _, size = options.select_backend(chosen)
     made, took, there = GpuDecoder.__init__, 0.0, decode.THERE
-    before = len([*(RESULTS / "variants").glob(f"{Path(pictures).name}-{how[0]}-?.json")])
+    before = len([*(RESULTS / into).glob(f"{Path(pictures).name}-{how[0]}-turn*.json")])
     for turn in range(before, before + 100):
         for variant in how:
             begun = time.monotonic()
             if begun + took > until:
                 return
-            stage.SLOTS, stage.AHEAD, threads, *by_thread = map(int, variant.split("-"))
-            decode.THERE = there and not by_thread
+            stage.SLOTS, stage.AHEAD, threads = map(int, variant.split("-")[:3])
+            decode.THERE = there and not variant.endswith("-thread")
 
             def with_threads(self: GpuDecoder, *arguments: Any, threads: int = threads) -> None:
                 made(self, *arguments)
                 self.threads = threads if self.threads > 1 else 1
 
             GpuDecoder.__init__ = with_threads
-            chosen.json = RESULTS / "variants" / f"{Path(pictures).name}-{variant}-{turn}.json"
+            chosen.json = RESULTS / into / f"{Path(pictures).name}-{variant}-turn{turn}.json"
             try:
                 session.measure(stage.infer, "11_jpeg_decode", size, page_locked, chosen, True)
             except Fault as fault:
@@ -159,12 +159,12 @@ def variants(seconds: float, pictures: str, *how: str) -> None:
                 continue
             rates.setdefault(variant, []).append(json.loads(chosen.json.read_text())["images_per_s"])
             took = max(took, time.monotonic() - begun)
-            with (RESULTS / "variants.csv").open("a") as file:
+            with (RESULTS / f"{into}.csv").open("a") as file:
                 file.write(f"{Path(pictures).name},{variant},{turn},{rates[variant][-1]:.0f}\n")
 
 
 def steps(seconds: float, pictures: str, *how: str) -> None:
-    """Where the decoder's threads are in one variant: ms a batch in each call, those in it included (not run on a GPU yet)."""
+    """Where the decoder's threads are in one variant: ms a batch in each call, those in it included."""
     from common import decoders, jpeg
 
     codec, cvcuda, spent = import_module("nvidia.nvimgcodec"), import_module("cvcuda"), dict[str, list[float]]()
@@ -188,7 +188,7 @@ def steps(seconds: float, pictures: str, *how: str) -> None:
         clock(owner, name)
     for name in ("as_tensor", "as_tensors", "hq_resize_into", "cvtcolor_into", "reformat_into"):
         clock(cvcuda, name)
-    variants(seconds, pictures, *how)
+    variants(seconds, pictures, *how, into="steps")
     batches = len(spent["GpuDecoder.decode"])
     print(f"{pictures}, {how}: {batches} batches, and ms of each in")
     for name, took in spent.items():

@@ -4,16 +4,17 @@
 #   PLAN      an FP16 plan that takes uint8 pictures; a version-compatible one needs its .json beside it
 #   RESULTS   where the results go            SCRATCH    where 400 MB of pictures go
 #   CPUS      the cores that it may use       HOST_CPUS  others, where the host's decoders run meanwhile (default: none, so at the end)
-#   HOST      the host's decoders that have rows; VARIANTS  see jpeg.py; STEPS  those whose calls are timed
+#   HOST_DECODERS  those of the host that have rows; VARIANTS  see jpeg.py; STEPS  those whose calls are timed
 #   BRING     a command that brings what is not installed yet, by name (codec, dali)
-# After TOTAL seconds nothing is begun any more. A second start does what is not done.
+# The runs of 2026-11-29: TOTAL=280, VARIANTS without 5-3-2-thread, STEPS=4-2-2, no decoders of the host; of the day before, an earlier
+# state of this script. After TOTAL seconds nothing is begun any more. A second start does what is not done.
 set -uo pipefail
 export PYTHON10=${PYTHON10:-python3} PLAN=${PLAN:-/tmp/vc/resnet18-uint8-fp16.vc.plan} RESULTS=${RESULTS:-out/made-jpeg}
 export SCRATCH=${SCRATCH:-/tmp/jpeg} FILES=${FILES:-5120} LINKS=${LINKS:-16} CPUS=${CPUS:-0-15} TOTAL=${TOTAL:-330}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 VARIANTS=${VARIANTS:-5-3-2 4-2-2 4-2-2-0 6-4-2 6-4-3}
-HOST=${HOST-opencv torchvision pillow}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 VARIANTS=${VARIANTS:-4-2-2 4-2-2-thread 5-3-2 5-3-2-thread 5-3-3 6-4-3}
+HOST_DECODERS=${HOST_DECODERS-opencv torchvision pillow}
 read -ra with <<< "--plan $PLAN --backend ${BACKEND:-tensorrt} --no-controls ${OPTIONS:-}"
-mkdir -p "$RESULTS"/variants "$SCRATCH"; log=$RESULTS/run.txt end=$((SECONDS + TOTAL))
+mkdir -p "$RESULTS"/{variants,steps} "$SCRATCH"; log=$RESULTS/run.txt end=$((SECONDS + TOTAL))
 say() { echo "$(date +%T) $*" >> "$log"; }
 step() { # NAME SECONDS COMMAND...: once; a failed one is noted, and the next begins
   local left=$((end - SECONDS)); [ -e "$RESULTS/$1.ok" ] && return
@@ -46,7 +47,7 @@ variants() { # NAME SECONDS FOLDER: VARIANTS in turns
   step "$1" $(($2 + 15)) "$PYTHON10" reports/made/jpeg.py variants "$2" "$SCRATCH/$3" "${with[@]}" --decoder "${DECODER:-nvimagecodec}"
 }
 host() { # the host's decoders: three windows each, of fewer batches, as one takes 60 to 110 ms
-  for each in $HOST; do decoders "decoders-$each" 90 $each --windows 3 --measure "${MEASURE:-40}"; done
+  for each in $HOST_DECODERS; do decoders "decoders-$each" 90 $each --windows 3 --measure "${MEASURE:-40}"; done
 }
 odd() { # a folder with damaged files: in the measured window, and behind it
   local names=("$SCRATCH/whole.csv" "$SCRATCH/damaged.csv")
