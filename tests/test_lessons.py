@@ -8,12 +8,14 @@ import json
 import re
 import runpy
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from common import backend, clock
+from common import backend, clock, pictures
 from common.console import err, out
+from common.photographs import synthetic_jpeg
 from sim import simulator as simulators
 from sim.enums import cudaError_t
 from tests.conftest import ROOT, stage_scripts
@@ -44,7 +46,7 @@ STAGES = [
 
 
 class Stage:
-    """Runs a stage's text here, as a script with the tiny plan."""
+    """Runs a stage's text here, as a script with the tiny plan, on small pictures."""
 
     def __init__(self, folder, plan, monkeypatch, capsys) -> None:
         self.folder, self.plan, self.monkeypatch, self.capsys = folder, plan, monkeypatch, capsys
@@ -63,6 +65,7 @@ class Stage:
 @pytest.fixture
 def stage(checkout, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backend, "_current", None)
+    monkeypatch.setattr(pictures, "synthetic_jpeg", partial(synthetic_jpeg, width=60, height=48))
     for console in (out, err):
         monkeypatch.setattr(console, "_width", 10_000)
     yield Stage(tmp_path, checkout.tiny, monkeypatch, capsys)
