@@ -24,7 +24,7 @@ from common import backend, console, verify
 from common import options as stage_options
 from common.errors import EnvironmentFault, Fault, UsageFault, WrongOutputs
 from common.images import noise_images
-from common.record import Record, Window
+from common.record import LADDER, Record, Window
 from common.session import WARM_UP
 from export import models
 from peers import accuracy, compare_engines, inputs, loops, on_onnx_runtime, on_tensorrt, pytorch, rows, task, trtexec
@@ -518,12 +518,16 @@ def test_what_cannot_be_predicted_is_said(checkout, tmp_path, stage, precision, 
 
 
 def test_a_prediction_is_made_beside_a_report(checkout, tmp_path):
-    Record(stage="4_use_fp16", per_batch_ms=3.0, batch=128, batches=6, measured=3).write(tmp_path / "4_use_fp16.json")
+    """The stages that the report lacks are run, too, at the batch size of its first one: a small one here."""
+    for stage, batch in (("4_use_fp16", 1), ("5_multi_streams", 128)):
+        Record(stage=stage, per_batch_ms=3.0, batch=batch, batches=6, measured=3).write(tmp_path / f"{stage}.json")
     done = checkout.run("-m", "scripts.predict", "h200", tmp_path)
     assert done.returncode == 0 and "not INT8" not in done.stdout, done.stderr
-    made = json.loads((tmp_path / "prediction.json").read_text())["stages"][0]
-    assert made["off"] == pytest.approx(made["predicted_ms"] / 3.0 - 1)
-    assert "4_use_fp16" in (tmp_path / "prediction.md").read_text()
+    made = json.loads((tmp_path / "prediction.json").read_text())
+    for row in made["stages"]:
+        assert row["off"] == pytest.approx(row["predicted_ms"] / 3.0 - 1)
+        assert row["stage"] in (tmp_path / "prediction.md").read_text()
+    assert len(made["stages"]) == 2 and len(made["modelled_ms"]) == LADDER
 
 
 # -- the modelled kernels
