@@ -51,7 +51,7 @@ def test_a_command_of_the_pages(reader, command):
     words = shlex.split(command)
     if "--train" in words:
         pytest.skip("trains for minutes; tests/test_precision.py trains a little")
-    if re.match(r"python ([1-9]|1[01])_", command):
+    if re.match(r"python (([1-9]|1[01])_|-m scripts.decoders)", command):
         words += ["--batches", "4"]  # half as many images, for the same lines
     if "scripts.compare_engines" in words:
         words += ["--batches", "1", "--seconds", "0.1", "--rounds", "1"]  # twenty runs of each row at least
