@@ -49,9 +49,8 @@ class Source:
 
     def __init__(self, sources: Mapping[str, Path | Callable[[], bytes]], decoder: CpuDecoder | GpuDecoder) -> None:
         self._sources, self.decoder = sources, decoder
-        self._thread = ThreadPoolExecutor(
-            1
-        )  # asks the process; where there is none more threads read less (h200-jpeg/probe.txt)
+        # Asks the process. Where there is none it reads: several threads would read less (reports/h200-jpeg/probe.txt)
+        self._thread = ThreadPoolExecutor(1)
 
     @cached_property
     def _reader(self) -> Reader | None:

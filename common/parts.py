@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from statistics import median
@@ -13,7 +15,7 @@ import numpy as np
 from common import backend
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
 from common.cuda import CaptureError, Event, Stream
-from common.decoders import GpuDecoder, shared_out
+from common.decoders import GpuDecoder
 
 if TYPE_CHECKING:
     from common.run import Session
@@ -61,27 +63,30 @@ def decode_ms(session: Session) -> dict[str, float]:
     pause. The GPU's takes the files over the link in that time, and leaves no copy of pixels."""
     if session.source is None:
         return {}
-    clock_ns, decoder = backend.current().clock_ns, session.decoder
+    clock_ns, decoder, simulated = backend.current().clock_ns, session.decoder, backend.current().simulator is not None
     files = [session.read_files(index).result() for index in range(session.distinct)]
-    count = len(files) * (1 if backend.current().simulator else ROUNDS * decoder.threads)
-    turns = iter(range(count))  # of which each thread takes the next
+    count = len(files) * (1 if simulated else ROUNDS * decoder.threads)
+    turns, pixels = iter(range(count)), session.batches[0].nbytes
     with ExitStack() as resources:
-        lanes = [
-            (resources.enter_context(DeviceBuffer(session.batches[0].nbytes)), resources.enter_context(Stream()))
-            for _ in range(decoder.threads)
-        ]
+        opened = resources.enter_context
+        lanes = [(opened(DeviceBuffer(pixels)), opened(Stream())) for _ in range(decoder.threads)]
 
         def decode(lane: tuple[DeviceBuffer, Stream]) -> None:
-            for turn in turns:
-                own = turn % len(files)
-                if isinstance(decoder, GpuDecoder):
-                    decoder.decode(files[own], *lane)
-                    lane[1].synchronize()
-                else:
-                    decoder.decode(files[own], session.batches[own])
+            try:
+                for turn in turns:  # each thread takes the next
+                    own = turn % len(files)
+                    if isinstance(decoder, GpuDecoder):
+                        decoder.decode(files[own], *lane)
+                        lane[1].synchronize()
+                    else:
+                        decoder.decode(files[own], session.batches[own])
+            finally:
+                deque(turns, 0)  # there are none left, or nobody is to go on
 
+        # Entered last, so its threads have ended when the buffers are freed
+        spread = map if simulated else opened(ThreadPoolExecutor(decoder.threads)).map
         started = clock_ns()
-        list(shared_out(decoder.threads)(decode, lanes))
+        list(spread(decode, lanes))
         found = {"decode": (clock_ns() - started) / 1e6 / count}
     return {**found, **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}
 

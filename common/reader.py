@@ -23,7 +23,7 @@ LARGEST = 1 << 30  # bytes of a picture's file
 THERE = hasattr(os, "memfd_create")
 """Whether there can be such a process: on Linux."""
 PROGRAM = (  # Ctrl-C is for its maker
-    "import signal, sys; signal.signal(2, signal.SIG_IGN); sys.path[0] = sys.argv[1]; "
+    "import sys; sys.path[0] = sys.argv[1]; import signal; signal.signal(2, signal.SIG_IGN); "
     "from common.reader import serve; serve(int(sys.argv[2]))"
 )
 
@@ -53,8 +53,8 @@ def content(path: str | bytes | Path) -> bytes:
 
 
 class Reader:
-    """The process, for one thread of its maker. It ends with the object, or with its maker, however that ends. ``OSError`` or
-    ``TypeError`` where there can be none."""
+    """The process, for one thread of its maker. It ends with the object, or with its maker; where that is killed, with its last
+    fork. ``OSError`` or ``TypeError`` where there can be none."""
 
     def __init__(self) -> None:
         self._asked, theirs = Pipe()
@@ -80,6 +80,7 @@ class Reader:
             finally:
                 os.close(memory)
         except (EOFError, OSError, RuntimeError) as error:
+            self._asked.close()  # what is left in it would be taken for the next answer
             raise EnvironmentFault(f"The process that reads files has ended, or cannot: {reason(error)}.") from error
         found = {path: whole[end - size : end] for path, size, end in zip(distinct, sizes, accumulate(sizes))}
         return [found[path] for path in paths]

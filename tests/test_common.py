@@ -527,6 +527,17 @@ def test_a_decoder_s_time_by_itself_is_of_all_its_threads(here, monkeypatch):
     assert 20 <= parts.decode_ms(run)["decode"] < 38
     assert sorted(decoded) == sorted([0, 1, 2] * 2 * parts.ROUNDS)
 
+    def fail(files, batch):
+        if decoded:
+            raise KeyError(decoded.append(files))
+        decode(files, batch)
+
+    decoded.clear()
+    decoder.decode = fail
+    with pytest.raises(KeyError):
+        parts.decode_ms(run)
+    assert len(decoded) <= 3, "a thread goes on into memory that is freed"
+
 
 def test_compute_is_timed_at_the_clock_of_a_window_that_a_power_cap_held_down(monkeypatch):
     """Kernels are at work for as long as the cap needs, before they are timed; where no cap was met, not."""
