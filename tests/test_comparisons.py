@@ -245,6 +245,7 @@ def compared(checkout, tmp_path, monkeypatch):
     job = task.Task("resnet18", "random", 2)
     expected = inputs.reference(job, images)
     monkeypatch.setattr(compare_engines, "batch_of", lambda *_: (images, expected))
+    monkeypatch.setattr(compare_engines, "LEAST", 4)  # a tenth of a second is time for one
     options = argparse.Namespace(seconds=0.1, out=tmp_path, rounds=2, mark=0, calibration_images=None, limit=0)
 
     def compare(contender, limit=0.0):
@@ -314,6 +315,7 @@ def test_a_row_is_run_until_it_has_its_rounds(compared):
     contender = task.Contender("ONNX Runtime CPU", "fp32", counted.prepare)
     row = compared(contender)
     assert len(row["runs"]) == 2 and row["count"] == sum(run["count"] for run in row["runs"]) and row["agreement"] == 1
+    assert all(run["count"] >= 4 for run in row["runs"])
     assert row["top1_low"] < row["top1"] + 1e-9 < row["top1_high"] + 1e-9 and row["gained"] == 0 and row["gained_low"] < 0
     before = len(loads)
     assert compared(contender) == row and len(loads) == before
