@@ -19,7 +19,7 @@ from sim.work import Piece
 HALF_RATE = 8.0  # multiplications for each element loaded, at which a tile reaches half of the peak rate
 SPLIT_NS = 4000.0  # a pass that adds the partial sums of a product split along its depth
 SHAPES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (64, 32), (32, 32))
-ROWS, COLUMNS, SPLIT = np.array([(*shape, split) for shape in SHAPES for split in (1, 2, 4, 8)]).T  # the depth in parts
+ROWS, COLUMNS, SPLIT = np.array([(*shape, split) for shape in SHAPES for split in (1, 2, 4, 8)], float).T  # the depth in parts
 REUSE = ROWS * COLUMNS / (ROWS + COLUMNS)
 
 
