@@ -215,9 +215,10 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
 
 
 def not_run(rows: Sequence[Result]) -> list[str]:
-    """A line for each problem, with the contenders that had it, their models and batches."""
-    whose = grouped((row.problem, f"{row.engine} {row.precision} ({row.model}, {row.batch})") for row in rows if row.problem)
-    return [f"- {', '.join(dict.fromkeys(names))}: {problem}" for problem, names in whose.items()]
+    """A line for each problem, with the contenders that had it, and the models and batches with which they had it."""
+    whose = grouped((row.problem, (f"{row.engine} {row.precision}", f"{row.model} {row.batch}")) for row in rows if row.problem)
+    listed = {problem: [", ".join(dict.fromkeys(names)) for names in zip(*own)] for problem, own in whose.items()}
+    return [f"- {engines} ({tasks}): {problem}" for problem, (engines, tasks) in listed.items()]
 
 
 def conditions(rows: list[Result]) -> str:

@@ -233,7 +233,7 @@ def test_finished_rows_are_not_run_again(engines):
 def test_the_comparison_leaves_tables_and_a_picture(engines):
     text = (engines[0] / "engines.md").read_text()
     assert "## resnet18" in text and "## Accuracy of resnet18 on 4 labelled images" in text and "## Not run" in text
-    assert re.search(r"^- .* \(resnet18, 1\).*: ", text.partition("## Not run")[2], re.M)
+    assert re.search(r"^- .* \(resnet18 1, resnet18 2\): ", text.partition("## Not run")[2], re.M)
     assert (engines[0] / "resnet18.svg").stat().st_size
 
 
