@@ -190,7 +190,7 @@ def steps(seconds: float, pictures: str, *how: str) -> None:
         clock(cvcuda, name)
     variants(seconds, pictures, *how, into="steps")
     batches = len(spent["GpuDecoder.decode"])
-    print(f"{pictures}, {how}: {batches} batches, and ms of each in")
+    print(f"{Path(pictures).name}, {how}: {batches} batches, and ms of each in")
     for name, took in spent.items():
         print(f"  {name:32} {sum(took) / batches * 1e3:7.3f}   (median of a call {median(took or [0]) * 1e3:.4f})")
 
