@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache, lru_cache, partial
 from importlib import import_module
 from queue import Empty, SimpleQueue
@@ -34,10 +35,13 @@ def refused_by(engine: Engine) -> str:
     return f"writes uint8 pictures in colour, and {engine.plan} takes {engine.input}: build it with --input bytes"
 
 
-def shared_out(threads: int) -> Callable[..., Iterable[Any]]:
-    """A ``map`` whose work threads share. On the simulated backend it is Python's: there a decoder's time is one figure, in
-    which the threads' own coming and going is contained."""
-    return map if backend.current().simulator is not None else ThreadPoolExecutor(threads).map
+def shared_out(threads: int, until: ExitStack | None = None) -> Callable[..., Iterable[Any]]:
+    """A ``map`` whose work threads share, which have ended when ``until`` is left. On the simulated backend it is Python's, as
+    a decoder's time is one figure there, in which the threads' own coming and going is contained."""
+    if backend.current().simulator is not None:
+        return map
+    pool = ThreadPoolExecutor(threads)
+    return (until.enter_context(pool) if until else pool).map
 
 
 class CpuDecoder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from statistics import median
@@ -15,7 +14,7 @@ import numpy as np
 from common import backend
 from common.buffers import DeviceBuffer, copy_to_device_async, copy_to_host_async
 from common.cuda import CaptureError, Event, Stream
-from common.decoders import GpuDecoder
+from common.decoders import GpuDecoder, shared_out
 
 if TYPE_CHECKING:
     from common.run import Session
@@ -63,9 +62,9 @@ def decode_ms(session: Session) -> dict[str, float]:
     pause. The GPU's takes the files over the link in that time, and leaves no copy of pixels."""
     if session.source is None:
         return {}
-    clock_ns, decoder, simulated = backend.current().clock_ns, session.decoder, backend.current().simulator is not None
+    clock_ns, decoder = backend.current().clock_ns, session.decoder
     files = [session.read_files(index).result() for index in range(session.distinct)]
-    count = len(files) * (1 if simulated else ROUNDS * decoder.threads)
+    count = len(files) * (1 if backend.current().simulator else ROUNDS * decoder.threads)
     turns, pixels = iter(range(count)), session.batches[0].nbytes
     with ExitStack() as resources:
         opened = resources.enter_context
@@ -83,9 +82,7 @@ def decode_ms(session: Session) -> dict[str, float]:
             finally:
                 deque(turns, 0)  # there are none left, or nobody is to go on
 
-        # Entered last, so its threads have ended when the buffers are freed
-        spread = map if simulated else opened(ThreadPoolExecutor(decoder.threads)).map
-        started = clock_ns()
+        spread, started = shared_out(decoder.threads, resources), clock_ns()
         list(spread(decode, lanes))
         found = {"decode": (clock_ns() - started) / 1e6 / count}
     return {**found, **({"h2d": 0.0} if isinstance(decoder, GpuDecoder) else {})}

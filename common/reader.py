@@ -20,8 +20,7 @@ from common.errors import EnvironmentFault, reason
 AT_ONCE = sum(getattr(os, f"O_{flag}", 0) for flag in ("RDONLY", "BINARY", "NONBLOCK", "NOCTTY"))
 """So a pipe is opened without a wait for who writes to it, and a terminal without becoming ours."""
 LARGEST = 1 << 30  # bytes of a picture's file
-THERE = hasattr(os, "memfd_create")
-"""Whether there can be such a process: on Linux."""
+THERE = hasattr(os, "memfd_create")  # whether there can be such a process: on Linux
 PROGRAM = (  # Ctrl-C is for its maker
     "import sys; sys.path[0] = sys.argv[1]; import signal; signal.signal(2, signal.SIG_IGN); "
     "from common.reader import serve; serve(int(sys.argv[2]))"

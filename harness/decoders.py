@@ -8,7 +8,7 @@
 Runs stage 11 once for each folder and decoder; more options are the stage's. `alone` is the decoder's rate with nothing else
 at work; `disk to names` that of the measured window, in which files are read, decoded, copied, inferred and post-processed;
 `of the slowest` is how much of the slowest part's own rate that is. A window reads the files of eight batches again and again,
-so they come from the page cache; `read` is the rate at which one thread, as there, reads the whole folder once. A simulated
+so they come from the page cache; `read` is the rate at which one thread reads the whole folder once. A simulated
 decoder has the device file's rate, that of files of 500×375, whatever their size; `read` is this machine's even then.
 """
 

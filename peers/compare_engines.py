@@ -42,9 +42,9 @@ from peers.inputs import Labelled, batch_of, labelled
 from peers.rows import WARNING, Result, report
 from peers.task import Contender, Missing, Ready, Task
 
-TOLERANCE = {"fp32": 1e-3, "tf32": 0.1, "fp16": 0.1, "int8": 0.6}
-"""Share of the largest logit by which outputs may be off FP32's on the CPU. GPUs convolve FP32 in TF32, which is as coarse as
-FP16: EfficientNetV2-S is off by up to 0.046. ResNet-18's of two noise pictures are 0.15 apart. Accuracy tells of INT8."""
+TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.6}
+"""Share of the largest logit by which outputs may be off the FP32 file's on the CPU. On a GPU, convolutions of FP32 work in
+TF32, whose mantissa is FP16's. What INT8 costs is the accuracy's to say."""
 LOST = "ended the process or gave no answer in time; remove its row to try again"
 LEAST, MOST, PARTS = 20, 2000, 100  # timed inferences; at most so many with events between their parts
 

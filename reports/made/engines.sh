@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# How h200-engines was made (no more of it yet than ResNet-50 and MobileNetV2 at batch 1, EfficientNetV2-S at 32, a part of ResNet-50 at 128):
-# three models on all engines, with their accuracy on handwritten digits. (Its logs: WORK began with resnet50:1, with mobilenet_v2:1, TOTAL=1440, a build
-# had 240 s; with efficientnet_v2_s:32 resnet50:128, trained before, TOTAL=1249.) In the repository's root:
+# How h200-engines was made (no more of it yet than ResNet-50 and MobileNetV2 at batch 1, EfficientNetV2-S at 32, a part of ResNet-50 at
+# 128): three models on all engines, with their accuracy on handwritten digits. (Its logs: WORK began with resnet50:1, with
+# mobilenet_v2:1, TOTAL=1440, a build had 240 s; with efficientnet_v2_s:32 resnet50:128, trained before, TOTAL=1249.) In the root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). These and PYTHON may appear while this runs.
