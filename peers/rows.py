@@ -123,6 +123,15 @@ class Result:
         return agreement is not None and agreement < AGREES
 
     @property
+    def name(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+    @property
+    def trained(self) -> str:
+        """The weights, told apart from others of the same name."""
+        return self.weights_name + f", SHA-256 {self.weights_sha256[:8]}…" * (self.weights_sha256 != self.weights_name)
+
+    @property
     def shown(self) -> dict[str, Any]:
         return {**vars(self), "engine": f"{self.engine} {WARNING}" if self.doubtful else self.engine}
 
@@ -141,9 +150,7 @@ def report(folder: Path) -> None:
     found = [Result.read(path) for path in sorted((folder / "rows").glob("*.json"))]
     if not found:
         raise EnvironmentFault(f"{folder / 'rows'} has no engine's row.")
-    order = [(contender.name, contender.precision) for contender in CONTENDERS]
-    place = {who: number for number, who in enumerate(order)}
-    found.sort(key=lambda row: (row.model, row.batch, place.get((row.engine, row.precision), len(order))))
+    found.sort(key=lambda row: (row.model, row.batch, place(row)))
     timed = [row for row in found if row.median_ms is not None]
     lines = page(found, SPEED, WHERE)
     show("\n".join(page(found, *NARROW) if out.is_terminal and out.width < WIDE else lines))
@@ -156,6 +163,12 @@ def report(folder: Path) -> None:
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
+
+
+def place(row: Result) -> int:
+    """Of its contender among all; others come last."""
+    names = [f"{contender.name} {contender.precision}" for contender in CONTENDERS]
+    return names.index(row.name) if row.name in names else len(names)
 
 
 def by_model(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
@@ -172,7 +185,7 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
         lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, speed, words=2), ""]
         lines += [f"{DOUBT}\n"] * any(row.doubtful for row in mine)
         lines += [f"### {model}: where a batch's time goes, ms", "", *grid(cells, where, words=2), ""]
-    for (model, weights), mine in by_model(exact).items():
+    for (model, weights), mine in grouped(((row.model, row.trained), row) for row in exact).items():
         accuracy = grid([row.shown for row in mine], ACCURACY, words=2)
         lines += [f"## Accuracy of {model} on {mine[0].images} labelled images (weights: {weights})", "", *accuracy, ""]
     if commands := [f"- {row.model} {row.precision}: `{row.command}`" for row in rows if row.command]:
@@ -183,32 +196,32 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
 
 
 def draw(model: str, rows: list[Result], folder: Path) -> str:
-    """Write MODEL.svg, bars of latency and of rate for every batch size; returns its name."""
+    """Write MODEL.svg, for every batch size the time of a batch by itself, and in it that of one ahead; returns its name."""
     import matplotlib
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
     pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
-    groups = [[row for row in rows if row.batch == batch] for batch in sorted({row.batch for row in rows})]
-    tall = [0.3 * len(mine) + 0.9 for mine in groups]
-    how: dict[str, Any] = {"squeeze": False, "height_ratios": tall, "layout": "constrained"}
-    figure, charts = pyplot.subplots(len(groups), 2, figsize=(11, sum(tall)), **how)
-    for (times, rates), mine in zip(charts, groups):
-        labels = [f"{row.shown['engine']} {row.precision}".replace(WARNING, "(!)") for row in mine]
-        colours = [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
-        best = [row.ahead_images_per_s or row.images_per_s or 0 for row in mine]
-        for axes, values, form, title in (
-            (times, [row.median_ms or 0 for row in mine], " {:,.3f}", "ms, median"),
-            (rates, best, " {:,.0f}", "images/s, on a GPU one ahead"),
-        ):
-            bars = axes.barh(range(len(mine)), values, color=colours, height=0.7)
-            axes.bar_label(bars, [form.format(value) for value in values], fontsize=8)
-            axes.set_xlim(0, 1.2 * max(values))
-            axes.set_yticks(range(len(mine)), labels)
-            axes.tick_params(labelleft=axes is times)
-            axes.set_title(f"{model}, batch {mine[0].batch}: {title}", loc="left", fontsize=9)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.invert_yaxis()
+    batches, names = sorted({row.batch for row in rows}), list(dict.fromkeys(row.name for row in sorted(rows, key=place)))
+    size = (3.5 + 2.2 * len(batches), 0.25 * len(names) + 0.8)
+    figure, charts = pyplot.subplots(1, len(batches), sharey=True, squeeze=False, layout="constrained", figsize=size)
+    for axes, batch in zip(charts[0], batches):
+        mine = [row for row in rows if row.batch == batch]
+        places, colours = [names.index(row.name) for row in mine], [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
+        alone = [row.median_ms or 0 for row in mine]
+        ahead = [row.ahead_ms or row.median_ms or 0 for row in mine]
+        axes.barh(places, alone, color=colours, alpha=0.35, height=0.7)
+        axes.barh(places, ahead, color=colours, height=0.7)
+        for height, *both, row in zip(places, alone, ahead, mine):
+            axes.text(max(both), height, f" {both[1]:.3g}{' (!)' * row.doubtful}", va="center", fontsize=8)
+        axes.set_xlim(0, 1.3 * max(alone + ahead))
+        axes.set_title(f"batch {batch}", loc="left", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(y=0.02)
+        axes.tick_params(left=False)
+    charts[0][0].set_yticks(range(len(names)), names)
+    charts[0][0].invert_yaxis()
+    figure.suptitle(f"{model}, ms a batch; dark: with the next one always submitted, pale: by itself", fontsize=9)
     figure.savefig(folder / f"{model}.svg", metadata={"Date": None})
     pyplot.close(figure)
     return f"{model}.svg"
@@ -216,7 +229,7 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
 
 def not_run(rows: Sequence[Result]) -> list[str]:
     """A line for each problem, with the contenders that had it, and the models and batches with which they had it."""
-    whose = grouped((row.problem, (f"{row.engine} {row.precision}", f"{row.model} {row.batch}")) for row in rows if row.problem)
+    whose = grouped((row.problem, (row.name, f"{row.model} {row.batch}")) for row in rows if row.problem)
     listed = {problem: [", ".join(dict.fromkeys(names)) for names in zip(*own)] for problem, own in whose.items()}
     return [f"- {engines} ({tasks}): {problem}" for problem, (engines, tasks) in listed.items()]
 

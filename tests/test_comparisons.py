@@ -119,8 +119,8 @@ def test_the_tables_fit_a_narrow_terminal_and_reasons_are_whole(tmp_path, monkey
         assert "…" not in text and text.count("1234.500") >= 2 and "(last)" in text and ("p90" in text) == (width > 80)
     assert "p90" in (tmp_path / "engines.md").read_text()
     pytest.importorskip("matplotlib")
-    row.ahead_images_per_s = 54321.0
-    assert " 54,321<" in (tmp_path / rows.draw("m", [row], tmp_path)).read_text()
+    row.ahead_ms = 54.321
+    assert " 54.3<" in (tmp_path / rows.draw("m", [row], tmp_path)).read_text()
 
 
 def test_intervals_are_wilson_s_and_agresti_and_min_s():
@@ -275,7 +275,7 @@ class Changed:
 def test_an_engine_with_wrong_outputs_has_no_time_and_is_closed(compared):
     wrong = Changed(lambda ready: dataclasses.replace(ready, output=lambda: ready.output()[::-1]))
     row = compared(task.Contender("ONNX Runtime CPU", "fp32", wrong.prepare))
-    assert "WrongOutputs" in row["problem"] and "median_ms" not in row and "top1" not in row
+    assert "WrongOutputs" in row["problem"] and "median_ms" not in row and row["agreement"] == 0
     assert wrong.closed
 
 
@@ -342,6 +342,22 @@ def on_simulator(checkout, monkeypatch):
     simulator.start().close()
 
 
+def labelled_images_decide(row, ready, images, expected, monkeypatch):
+    """About what is further off than the bound; but not about a second slot that has something else."""
+    own = (images, expected.argmax(axis=1), expected)
+    with monkeypatch.context() as patched:
+        patched.setitem(compare_engines.TOLERANCE, "fp16", row.largest_difference / 2)
+        with pytest.raises(WrongOutputs, match=r"largest logit$"):
+            compare_engines.check(row, ready, images, expected)
+        compare_engines.check(row, ready, images, expected, own)
+        assert row.top1 == row.agreement == 1
+        with pytest.raises(WrongOutputs, match=r"logit; 0\.00% of 2 labelled images named alike"):
+            compare_engines.check(row, ready, images, expected, (images, own[1], -expected))
+        patched.setattr(ready.lane.slots[1], "enqueue", lambda: None)
+        with pytest.raises(WrongOutputs, match=r"largest logit$"):
+            compare_engines.check(row, ready, images[::-1], expected[::-1], own)
+
+
 @pytest.mark.parametrize("graph", [False, True])
 def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(on_simulator, monkeypatch, graph):
     """One at a time and one ahead, each right; the parts of a batch are what the device is said to take for them."""
@@ -362,8 +378,9 @@ def test_tensorrt_runs_on_its_own_buffers_and_gives_them_back(on_simulator, monk
         assert (parts["enqueue_ms"] < 0.02) == graph
         for slot in ready.lane.slots:
             assert models.largest_difference(slot.host_output, inputs.reference(job, images[::-1])) < 3e-2
-        compare_engines.check(row := rows.Result("", "fp16"), ready, images, inputs.reference(job, images))
-        assert row.largest_difference < 3e-2
+        compare_engines.check(row := rows.Result("", "fp16", batch=2), ready, images, inputs.reference(job, images))
+        assert row.largest_difference < 3e-2 and row.top1 is None
+        labelled_images_decide(row, ready, images, inputs.reference(job, images), monkeypatch)
         with monkeypatch.context() as patched, pytest.raises(WrongOutputs):
             patched.setattr(ready.lane.slots[1], "enqueue", lambda: None)
             compare_engines.check(row, ready, images[::-1], inputs.reference(job, images[::-1]))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# How h200-engines was made (no more of it yet than ResNet-50 and MobileNetV2 at batch 1, EfficientNetV2-S at 32, a part of ResNet-50 at
-# 128): three models on all engines, with their accuracy on handwritten digits. (Its logs: WORK began with resnet50:1, with
-# mobilenet_v2:1, TOTAL=1440, a build had 240 s; with efficientnet_v2_s:32 resnet50:128, trained before, TOTAL=1249.) In the root:
+# How h200-engines was made: three models on all engines, with their accuracy on handwritten digits. What each run was asked for
+# is in its log there, but for the three oldest: WORK began with resnet50:1, with mobilenet_v2:1, TOTAL=1440, a build had 240 s; with
+# efficientnet_v2_s:32 resnet50:128, trained before, TOTAL=1249. A run on two GPUs was at 32, 128 and 10. In the root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). These and PYTHON may appear while this runs.
@@ -9,11 +9,11 @@
 #   RESULTS     where rows, traces and logs go       SCRATCH     where the rest goes
 #   MEASURE_AFTER  a file: nothing is timed before it is there, or QUIET seconds are over (default: at once)
 #   ROUNDS, EACH   runs of a row, and seconds of a run        WORK  models and batches, what matters most first
-#   DATA        what they are trained on ("random": nothing)  TRACED  the model whose batch of 1 is traced
+#   DATA        what they are trained on ("random": nothing)  TRACED  the one of these that is traced
 # The whole work is cut off after TOTAL seconds. A second start does what is not done.
 set -uo pipefail
 export PYTHON=${PYTHON:-python3} TORCH=${TORCH:-python3} RESULTS=${RESULTS:-out/made-engines} SCRATCH=${SCRATCH:-/tmp/engines}
-GPUS=${GPUS:-0} CPUS=${CPUS:-} TOTAL=${TOTAL:-3600} QUIET=${QUIET:-500} ROUNDS=${ROUNDS:-3} EACH=${EACH:-0.5} DATA=${DATA:-digits} TRACED=${TRACED:-resnet50}
+GPUS=${GPUS:-0} CPUS=${CPUS:-} TOTAL=${TOTAL:-3600} QUIET=${QUIET:-500} ROUNDS=${ROUNDS:-3} EACH=${EACH:-0.5} DATA=${DATA:-digits} TRACED=${TRACED:-resnet50:1}
 WORK=${WORK:-resnet50:1 resnet50:128 mobilenet_v2:1 mobilenet_v2:128 efficientnet_v2_s:32 efficientnet_v2_s:1 resnet50:32 mobilenet_v2:32
   efficientnet_v2_s:10 efficientnet_v2_s:128 resnet50:10 mobilenet_v2:10} MEASURE_AFTER=${MEASURE_AFTER:-}
 export TORCHINDUCTOR_CACHE_DIR=$SCRATCH/inductor PYTHONUNBUFFERED=1
@@ -62,7 +62,7 @@ build() { # MODEL PRECISION BATCH
 compare() { # NAME SECONDS PYTHON MODEL BATCH ROUNDS WORDS: an engine that ends the process is left out in the next attempt
   local out=$SCRATCH/rows-$4 code=1 attempt
   local words=(--model "$4" --weights "$(weights "$4")" --batches "$5" --rounds "$6" --seconds "$EACH" --limit $(($2 * 4 / 5)) --engines "$7" --out "$out")
-  [ "$(weights "$4")" = random ] || [ "$5" != "$(first "$4")" ] || words+=(--labelled "$PICTURES/test")
+  [ "$(weights "$4")" = random ] || words+=(--labelled "$PICTURES/test")
   for attempt in 1 2 3; do
     step "$1" "$2" "$3" -m scripts.compare_engines "${words[@]}"; code=$?
     if [ $code = 137 ]; then grep -l 'ended the process' "$out"/rows/*.json | xargs -r rm; fi  # not the engine's fault
@@ -78,15 +78,15 @@ torch() { # NAME SECONDS MODEL BATCH ROUNDS WORDS
 }
 reference() { # MODEL BATCH: the images of the batch and FP32's logits, for Pythons that can make neither
   local out=$SCRATCH/rows-$1 name=$1-b$2-reference; finished "$name" && return
-  step "$name" 200 "$TORCH" - "$1" "$(weights "$1")" "$2" "$out" "$PICTURES" "$(first "$1")" <<'PY'
+  step "$name" 200 "$TORCH" - "$1" "$(weights "$1")" "$2" "$out" "$PICTURES" <<'PY'
 import sys
 from pathlib import Path
 from peers import inputs
 from peers.task import Task
-model, weights, batch, folder, pictures, first = sys.argv[1:]
+model, weights, batch, folder, pictures = sys.argv[1:]
 task = Task(model, weights, int(batch))
 inputs.batch_of(task, Path(pictures, "train"), Path(folder))
-if batch == first and weights != "random":
+if weights != "random":
     inputs.labelled(task, Path(pictures, "test"), Path(folder))
 PY
 }
@@ -125,21 +125,26 @@ measure() { # MODEL BATCH: TensorRT before and after the others
   if finished "$name-provider-1"; then provider "$name-provider-all" "$1" "$2" "$ROUNDS"; fi
 }
 
-trace() { # MODEL: a batch of 1 under Nsight Systems, eager beside TensorRT
-  command -v nsys > /dev/null && "$TORCH" -c 'import nvtx' && [ -e "$(plan "$1" fp16 1).json" ] || return
+trace() { # MODEL BATCH: ten batches of each under Nsight Systems
+  command -v nsys > /dev/null && "$TORCH" -c 'import nvtx' && [ -e "$(plan "$1" fp16 "$2").json" ] || return
   local folder=$SCRATCH/traces name who python
   mkdir -p "$folder" "$RESULTS/traces"
-  for name in eager_fp16 tensorrt_fp16; do
-    who="=PyTorch eager fp16" python=$TORCH; [ $name = eager_fp16 ] || who="=TensorRT fp16" python=$PYTHON
+  for name in tensorrt_fp16 tensorrt_int8 compiled_fp16 eager_fp16; do
+    python=$TORCH
+    case $name in
+      eager_fp16) who="=PyTorch eager fp16" ;;
+      compiled_fp16) who="=PyTorch compile (reduce-overhead) fp16" ;;
+      *) who="=TensorRT ${name#*_}" python=$PYTHON ;;
+    esac
     mkdir -p "$folder/$name-rows"; ln -sfn "$(realpath "$SCRATCH/rows-$1/batches")" "$folder/$name-rows/batches"
     step "trace-$name" 90 nsys profile -t cuda,nvtx --cuda-graph-trace=node -s none -f true -o "$folder/$name" "$python" -m scripts.compare_engines \
-      --model "$1" --weights "$(weights "$1")" --batches 1 --rounds 0 --mark 10 --engines "$who" --out "$folder/$name-rows"
+      --model "$1" --weights "$(weights "$1")" --batches "$2" --rounds 0 --mark 10 --engines "$who" --out "$folder/$name-rows"
     step "export-$name" 60 nsys export --type sqlite -f true -o "$folder/$name.sqlite" "$folder/$name.nsys-rep"
+    gzip -c "$folder/$name.sqlite" > "$RESULTS/traces/$name.sqlite.gz"
   done
   step traces-layers 30 "$TORCH" -m scripts.layers "$folder"/*.sqlite && cp "$RESULTS/logs/traces-layers.txt" "$RESULTS/traces/layers.md"
   step traces-compare 60 "$TORCH" -m scripts.compare "$folder" --figures
   cp "$folder"/*.{svg,md,json,csv,html} "$RESULTS/traces/" 2> /dev/null
-  for name in "$folder"/*.sqlite; do gzip -c "$name" > "$RESULTS/traces/${name##*/}.gz"; done
 }
 
 worker() { # GPU CORES MODEL...
@@ -167,7 +172,7 @@ worker() { # GPU CORES MODEL...
     model=${each%:*} batch=${each#*:}; [ "$(left)" -gt 30 ] || break
     for precision in fp16 int8 fp32; do [ "$(left)" -gt 100 ] && build "$model" $precision "$batch"; done
     measure "$model" "$batch"
-    [ "$each" != "$TRACED:1" ] || trace "$TRACED"
+    [ "$each" != "$TRACED" ] || trace "$model" "$batch"
   done
   for model in "$@"; do
     batch=$(first "$model")
