@@ -2,6 +2,7 @@
 
     python -m scripts.layers out/4_use_fp16.sqlite                     a traced stage
     python -m scripts.layers out/eager.sqlite out/tensorrt.sqlite      two contenders, one after the other
+    python -m scripts.layers --alike out/tensorrt.sqlite               of a model of many blocks that are alike
     python -m scripts.layers profile.json                              what trtexec --exportProfile wrote
 
 A trace is `nsys export --type sqlite` of a run whose batches bear the ladder's ranges, as those of the stages and of
@@ -30,11 +31,12 @@ from harness.analysis import analyse
 KINDS = {
     "normalization": r"batch_?norm|bn_|layer_?norm",
     "pooling or reduction": r"pool|reduc|mean|softmax",
-    "convolution or matrix product": r"conv|gemm|fprop|cutlass|nvjet|wgrad|dgrad|scudnn|gemv|mma_",
+    "convolution or matrix product": r"^(?!triton_(poi|red|per)).*(conv|gemm|fprop|cutlass|nvjet|wgrad|dgrad|scudnn|gemv|mma_)",
     "layout or copy": r"nchw|nhwc|transpose|permut|copy|_mov|cast|convert|reformat|memset",
     "elementwise": r"elementwise|pointwise|relu|add|mul|sigmoid|clamp|generated|triton|silu|bias",
 }
-"""What a kernel does: the first kind of which its name has a word (a convolution's tells its layout too, pooling's as well)."""
+"""What a kernel does: the first kind of which its name has a word (a convolution's tells its layout too, pooling's as well). One
+that Triton made of several operators is named after them all, and after a convolution whose result it only goes on with."""
 OTHER, GRAPH = "other", "a whole CUDA graph"
 COLUMNS = [
     ("name", "name", "{}"),
@@ -65,7 +67,9 @@ def kernels(path: Path, trace: Trace) -> list[tuple[str, str, int]]:
 
 
 def brief(short: str, full: str) -> str:
-    """PyTorch's elementwise kernels are all called alike; what they do is among the template's arguments."""
+    """PyTorch's elementwise kernels are all called alike, and CUTLASS's; what they do is among the template's arguments."""
+    if re.fullmatch(r"Kernel\d?", short) and (named := re.search(r"<(cutlass\w+)", full)):
+        return named[1]
     inner = re.findall(r"(\w*(?:[Ff]unctor|_kernel_cuda|Ops)\w*)", full.partition("<")[2])
     return f"{short}: {inner[0]}" if "elementwise" in short and inner else short
 
@@ -96,8 +100,8 @@ def table(times: dict[str, list[int]], batches: int, most: int) -> list[str]:
     return grid([dict(zip((key for _, key, _ in COLUMNS), row)) for row in cells], COLUMNS)
 
 
-def of_trace(path: Path, most: int) -> list[str]:
-    """What a trace tells, in Markdown. Raises ``TraceError`` for what is none."""
+def of_trace(path: Path, most: int, alike: bool = False) -> list[str]:
+    """What a trace tells, in Markdown; ``alike``: layers of which only numbers differ together. Raises ``TraceError``."""
     trace = read(path)
     found, batches, told = kernels(path, trace), len(trace.measured), analyse(trace)
     kernels_ms = f"{len(found) / batches:.0f} kernels, which take {told.compute_ms:.3f} ms"
@@ -106,7 +110,7 @@ def of_trace(path: Path, most: int) -> list[str]:
     lines = [f"## {path.stem}", "", whole, ""]
     for title, pairs in (
         ("what they do", [(kind(kernel), ns) for kernel, _, ns in found]),
-        ("layer", [(layer, ns) for _, layer, ns in found if layer]),
+        ("layer", [(re.sub(r"\d+", "#", layer) if alike else layer, ns) for _, layer, ns in found if layer]),
         ("kernel", [(kernel, ns) for kernel, _, ns in found]),
     ):
         if pairs:
@@ -130,10 +134,11 @@ def main() -> None:
     p = program.parser(__doc__)
     p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a trace, or a profile of trtexec's")
     p.add_argument("--most", type=positive, default=12, metavar="N", help="of each table's longest (default: %(default)s)")
+    p.add_argument("--alike", action="store_true", help="of a trace: one row for layers of which only numbers differ")
     options = p.parse_args()
     for path in options.files:
-        of = of_profile if path.suffix == ".json" else of_trace
-        show("\n".join(of(path, options.most)))
+        trace = path.suffix != ".json"
+        show("\n".join(of_trace(path, options.most, options.alike) if trace else of_profile(path, options.most)))
 
 
 if __name__ == "__main__":
