@@ -54,11 +54,9 @@ class Backend:
         """The timeline so far of a simulated run; None on a GPU, or before there is a whole window."""
         if self.simulator is None:
             return None
-        with contextlib.closing(self.simulator.database()) as connection:
-            try:
-                return Reader(connection, Path("the simulator's trace")).trace()
-            except TraceError:
-                return None
+        with contextlib.closing(self.simulator.database()) as connection, contextlib.suppress(TraceError):
+            return Reader(connection, Path("the simulator's trace")).trace()
+        return None
 
     def versions(self) -> dict[str, str]:
         """Of Python, NumPy and the TensorRT, by the name of its module; CUDA's are ``cuda.versions``."""

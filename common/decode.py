@@ -25,11 +25,10 @@ def choose(name: str, engine: Engine | None) -> str:
         raise UsageFault(f"--decoder {name} leaves the pictures on the GPU, where 11_jpeg_decode.py takes them, and no other.")
     simulated = backend.current().simulator is not None
     for each in jpeg.MODULES if name == "auto" else [name]:
-        if each == jpeg.ON_DEVICE and name == "auto" and engine is not None and (why := refused_by(engine)):
+        on_device = each == jpeg.ON_DEVICE
+        if on_device and name == "auto" and engine is not None and (why := refused_by(engine)):
             engine.notes.append(f"not decoded on the GPU: its decoder {why}")
-        elif (each != jpeg.ON_DEVICE or engine is not None) and (
-            (simulated and each == jpeg.ON_DEVICE) or jpeg.installed(each)
-        ):
+        elif (not on_device or engine is not None) and ((simulated and on_device) or jpeg.installed(each)):
             return each
     modules, mend = jpeg.MODULES["pillow" if name == "auto" else name]
     raise MissingModule(f"--decoder {name} needs {' and '.join(modules)}: {mend}")

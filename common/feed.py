@@ -30,18 +30,13 @@ class Feed:
     of each batch's images, in order; rows beyond them are repeated images."""
 
     def __init__(
-        self,
-        images: Images,
-        allocated: Iterator[np.ndarray],
-        sizes: Sequence[int],
-        most: int | None,
-        source: Source | None = None,
+        self, images: Images, arrays: Iterator[np.ndarray], sizes: Sequence[int], most: int | None, source: Source | None = None
     ) -> None:
         """As many batches, of ``sizes`` in turn, as the photographs fill, ``DISTINCT`` at most and ``most`` at most.
-        ``allocated`` gives the arrays. ``source``: what decodes ``encoded`` images, once here and once in the run."""
+        ``arrays`` gives them. ``source``: what decodes ``encoded`` images, once here and once in the run."""
         distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
         distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
-        self.batches, self.images, self._allocated, self._source = list(islice(allocated, distinct)), images, allocated, source
+        self.batches, self.images, self._allocated, self._source = list(islice(arrays, distinct)), images, arrays, source
         with contextlib.closing(self._upcoming(0)) as read:
             names = [self._fill(batch, read) for batch in shown(self.batches, "preparing batches", distinct)]
         if not any(names):

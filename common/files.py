@@ -134,12 +134,10 @@ def column(title: str, form: str = "{}", tables: Sequence[str] = ("main",), defa
     return field(default=default, metadata=dict.fromkeys(tables, (title, form)))
 
 
-def columns(
-    kind: type, names: str = "", otherwise: Mapping[str, tuple[str, str]] | None = None, table: str = "main"
-) -> list[Column]:
+def columns(kind: type, names: str = "", otherwise: Mapping[str, tuple[str, str]] = {}, table: str = "main") -> list[Column]:
     """A table's columns: the fields ``names``, or all that it shows; some under another title, in another format."""
     shown = {each.name: each.metadata[table] for each in fields(kind) if table in each.metadata}
-    shown.update(otherwise or {})
+    shown.update(otherwise)
     return [(shown[name][0], name, shown[name][1]) for name in names.split() or shown]
 
 

@@ -89,11 +89,7 @@ def decode_ms(session: Session) -> dict[str, float]:
 
 
 def inferences_of(
-    session: Session,
-    buffers: Sequence[Sequence[DeviceBuffer]],
-    streams: Sequence[Stream],
-    resources: ExitStack,
-    notes: list[str],
+    session: Session, buffers: Sequence[list[DeviceBuffer]], streams: Sequence[Stream], resources: ExitStack, notes: list[str]
 ) -> list[Work]:
     """What enqueues each batch's inference, on the streams in turn: a graph's launch, or the enqueue where it cannot be one."""
     engine, batches, known = session.engine, session.batches[: session.distinct], dict[tuple[int, int], Work]()

@@ -63,17 +63,15 @@ def timeline(stage: str, trace: Trace, limit_ms: float | None = None) -> Timelin
 
 def bars(intervals: np.ndarray, batches: np.ndarray, start: int, end: int, resolution: float) -> list[Bar]:
     """The intervals inside the window, those of one batch joined across gaps shorter than ``resolution`` ns."""
-    found: list[list[int]] = []
+    made: list[list[int]] = []
     order = np.argsort(intervals[:, 0], kind="stable")
     for (first, last), batch in zip(intervals[order], batches[order]):
         first, last = max(int(first), start), min(int(last), end)
         if last <= first:
             continue
-        if found and found[-1][2] == batch and first - found[-1][1] <= resolution:
-            found[-1][3] += max(last - max(first, found[-1][1]), 0)
-            found[-1][1] = max(found[-1][1], last)
+        if made and made[-1][2] == batch and first - made[-1][1] <= resolution:
+            made[-1][3] += max(last - max(first, made[-1][1]), 0)
+            made[-1][1] = max(made[-1][1], last)
         else:
-            found.append([first, last, int(batch), last - first])
-    return [
-        Bar((first - start) / 1e6, (last - start) / 1e6, batch, busy / (last - first)) for first, last, batch, busy in found
-    ]
+            made.append([first, last, int(batch), last - first])
+    return [Bar((first - start) / 1e6, (last - start) / 1e6, batch, busy / (last - first)) for first, last, batch, busy in made]

@@ -100,7 +100,7 @@ class Comparison:
         written = ["comparison.json", ".csv", ".md", *([] if self.kept else [".html"])]
         if with_perfetto:
             for name, trace in self.traces.items():
-                perfetto.write(trace, self.directory / f"{name}.perfetto.json")
+                write_json(self.directory / f"{name}.perfetto.json", perfetto.events(trace), indent=None)
             written.append("STAGE.perfetto.json (open them at ui.perfetto.dev)")
         if with_figures and self.traces:
             self.draw(self.timelines, self.parents())

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -92,12 +91,6 @@ def read_rate(folder: Path) -> float:
     return read / (time.perf_counter() - started)
 
 
-def run(folder: Path, decoder: str, options: Namespace) -> Record:
-    """Stage 11's record on the files of ``folder``. Raises ``EnvironmentFault`` where it ended without one."""
-    command = [ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder]
-    return record_of(*command, *options.arguments, path=options.out / f"{folder.name}-{decoder}.json")
-
-
 def row(folder: Path, decoder: str, read: float, record: Record) -> dict[str, object]:
     parts, rate = record.parts_ms or {}, record.images_per_s or 0.0
     images = rate * record.per_batch_ms  # a batch's, in thousandths
@@ -117,7 +110,6 @@ def main() -> None:
     p.add_argument("--backend", choices=NAMES, default="auto")
     options, arguments = p.parse_known_args()
     stage_options.parser(None).parse_args(arguments)  # a wrong one is said before the files are made
-    options.arguments = arguments
     options.out.mkdir(parents=True, exist_ok=True)
     folders = options.images
     if not folders:
@@ -134,8 +126,9 @@ def main() -> None:
     for folder in folders:
         read = read_rate(folder)
         for decoder in options.decoders or jpeg.MODULES:
+            command = [ROOT / f"{STAGE}.py", "--backend", options.backend, "--images", folder, "--decoder", decoder, *arguments]
             try:
-                record = run(folder, decoder, options)
+                record = record_of(*command, path=options.out / f"{folder.name}-{decoder}.json")
             except EnvironmentFault as fault:
                 err.print(f"left out: {folder.name} with {decoder}: {fault}", style="yellow", markup=False)
                 continue

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.files import write_json
 from common.timeline import TITLES
 from common.trace import Trace, opened
 
@@ -15,7 +13,7 @@ GPU, HOST = 1, 2  # process ids of the two groups of rows
 POSTPROCESS, WINDOW = 1 << 20, 1 << 21  # rows of the host below its threads'
 
 
-def events(trace: Trace) -> list[dict[str, Any]]:
+def events(trace: Trace) -> dict[str, Any]:
     """Complete events ("X") in µs from the first one, the names of their rows ("M"), and arrows ("s" to "f")."""
     with opened(trace.path) as reader:
         kernels = dict(reader.rows("CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName", "k.start, s.value"))
@@ -50,8 +48,4 @@ def events(trace: Trace) -> list[dict[str, Any]]:
             thread = threads[trace.calls.threads[call]]
             made.append({"ph": "s", **arrow, "pid": HOST, "tid": thread, "ts": int(called - first) / 1e3})
             made.append({"ph": "f", "bp": "e", **arrow, "pid": GPU, "tid": row, "ts": int(start - first) / 1e3})
-    return made
-
-
-def write(trace: Trace, path: Path) -> None:
-    write_json(path, {"traceEvents": events(trace), "displayTimeUnit": "ms"}, indent=None)
+    return {"traceEvents": made, "displayTimeUnit": "ms"}

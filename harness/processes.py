@@ -29,8 +29,7 @@ def call(command: list[str], log: Path) -> int:
 def ask(*command: str) -> tuple[str, bool]:
     """What a program says, and whether it succeeded; "" and no where there is none, or no answer in a minute."""
     try:
-        how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, "check": False}
-        done = subprocess.run(command, **how)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except (OSError, subprocess.SubprocessError):
         return "", False
     return (done.stdout or done.stderr).strip(), done.returncode == 0

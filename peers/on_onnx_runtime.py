@@ -69,14 +69,13 @@ def on_gpu(task: Task, precision: str, provider: str, **settings: str) -> Iterat
             for _ in range(3):  # builds or captures what it does
                 session.run_with_iobinding(binding, how)
             stream.synchronize()
-            if on_ours:
-                return lambda: session.run_with_iobinding(binding, how)
 
-            def wait_and_run() -> None:
-                stream.synchronize()  # its own stream does not know of the copy on ours
+            def enqueue() -> None:
+                if not on_ours:
+                    stream.synchronize()  # its own stream does not know of the copy on ours
                 session.run_with_iobinding(binding, how)
 
-            return wait_and_run
+            return enqueue
 
         lane = Lane(resources, stream, task.input_shape, shapes_out, runner)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.enums import TensorIOMode, cudaError_t
+from sim.enums import CudaFailure, TensorIOMode, cudaError_t, require
 from sim.memory import Span
 from sim.names import Ours
 from sim.races import Cells, Range
 from sim.simulator import simulator
 from sim.sites import site
-from sim.work import CudaFailure, Event, Stream, Work, disturb, require
+from sim.work import Event, Stream, Work, disturb
 
 if TYPE_CHECKING:
     from sim.runtime import ICudaEngine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from typing import Any
@@ -28,7 +27,7 @@ def install(hooks: Hooks) -> None:
         hooks.put(threading, name, factory)
 
 
-class Lock(contextlib.AbstractContextManager):
+class Lock:
     """What is done before a release comes before what is done after the next acquisition."""
 
     def __init__(self, hooks: Hooks, reentrant: bool) -> None:
@@ -48,6 +47,8 @@ class Lock(contextlib.AbstractContextManager):
         self._depth += taken
         return taken
 
+    __enter__ = acquire
+
     def release(self) -> None:
         if not self._owner:
             raise RuntimeError("release unlocked lock")
@@ -59,9 +60,6 @@ class Lock(contextlib.AbstractContextManager):
 
     def locked(self) -> bool:
         return bool(self._owner)
-
-    def __enter__(self) -> bool:
-        return self.acquire()
 
     def __exit__(self, *exception: object) -> None:
         self.release()

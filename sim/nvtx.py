@@ -59,9 +59,7 @@ class annotate(contextlib.ContextDecorator):
         pop_range(self._domain)
 
 
-def start_range(
-    message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None
-) -> NvtxRange:
+def start_range(message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None) -> Any:
     return _begin(START_END, message, domain, payload)
 
 

@@ -82,9 +82,7 @@ def main() -> None:
         if strange := [each for each in records if each.device not in (None, devices.load(options.device).name)]:
             raise UsageFault(f"{folder}: {strange[0].stage} was measured on {strange[0].device}, not on {options.device}.")
         if strange := [each for each in records if not (ROOT / f"{each.stage}.py").is_file()]:
-            raise UsageFault(
-                f"{folder}: {strange[0].stage} is no stage of this ladder, so there is no script to predict it by."
-            )
+            raise UsageFault(f"{folder}: {strange[0].stage} is no stage of this ladder, so no script predicts it.")
         rows = []
         for record in records:
             predicted, measured = predict(options.device, record), record.per_batch_ms

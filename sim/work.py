@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sim.clock import HostThread
-from sim.enums import CudaFailure as CudaFailure
 from sim.enums import cudaError_t, cudaStreamCaptureMode, require
 from sim.order import Line, Order
 from sim.races import Range
