@@ -35,7 +35,7 @@ KINDS = {
     "layout or copy": r"nchw|nhwc|transpose|permut|copy|_mov|cast|convert|reformat|memset",
     "elementwise": r"elementwise|pointwise|relu|add|mul|sigmoid|clamp|generated|triton|silu|bias",
 }
-"""What a kernel does: the first kind of which its name has a word (a convolution's tells its layout too, pooling's as well). One
+"""What a kernel does: the first kind of which its name has a word. A convolution's tells its layout too, pooling's as well; one
 that Triton made of several operators is named after them all, and after a convolution whose result it only goes on with."""
 OTHER, GRAPH = "other", "a whole CUDA graph"
 COLUMNS = [

@@ -6,6 +6,10 @@ from math import sqrt
 
 import numpy as np
 
+from peers.inputs import Labelled
+from peers.rows import Result
+from peers.task import Ready
+
 Z = 1.959964  # of the normal distribution: 95 % lie within
 
 
@@ -26,3 +30,20 @@ def difference(right: np.ndarray, reference: np.ndarray) -> tuple[float, float, 
     low = (better - worse) / (count + 2)
     spread = sqrt(better + worse + 1 - (better - worse) ** 2 / (count + 2)) / (count + 2)
     return (better - worse) / count, low - Z * spread, low + Z * spread
+
+
+def accuracy(row: Result, ready: Ready, photographs: Labelled) -> None:
+    """Write top-1, top-5, and how both compare with the reference's, into its row."""
+    (images, targets, expected, row.labelled), parts = photographs, []
+    for batch in np.split(images, range(row.batch, len(images), row.batch)):
+        ready.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
+        ready.infer()
+        parts.append(ready.output()[: len(batch)])
+    found = np.concatenate(parts)
+    ranked = np.argsort(-found, axis=1)[:, :5]
+    right, before = ranked[:, 0] == targets, expected.argmax(axis=1) == targets
+    row.images, row.agreement = len(images), float((ranked[:, 0] == expected.argmax(axis=1)).mean())
+    row.top1, row.top1_low, row.top1_high = share(right)
+    row.gained, row.gained_low, row.gained_high = difference(right, before)
+    row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
+    row.largest_logit_difference, row.largest_logit = float(np.abs(found - expected).max()), float(np.abs(expected).max())

@@ -36,7 +36,7 @@ from common.host import processor
 from common.options import natural, positives
 from common.plans import ROOT
 from export import models
-from peers.accuracy import difference, share
+from peers.accuracy import accuracy
 from peers.contenders import CONTENDERS
 from peers.inputs import Labelled, batch_of, labelled
 from peers.rows import WARNING, Result, report
@@ -71,17 +71,18 @@ def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray, p
     if ready.lane:
         ready.lane.ahead(2)
         others = [slot.host_output for slot in ready.lane.slots]
-    row.largest_difference = float(np.max([models.largest_difference(each, expected) for each in (output, *others)]))  # NaN stays
+    off = [models.largest_difference(each, expected) for each in (output, *others)]
+    row.largest_difference = float(np.max(off))  # NaN, if one is
     row.top1_agreement = float((output.argmax(axis=1) == expected.argmax(axis=1)).mean())
     arithmetic = "tf32" if row.precision == "fp32" and ready.device != "CPU" else row.precision
-    bound, off = TOLERANCE[arithmetic], f"off by {row.largest_difference:.2g} of the largest logit"
+    bound, fault = TOLERANCE[arithmetic], f"off by {row.largest_difference:.2g} of the largest logit"
     if row.largest_difference <= bound:
         return
     if photographs is None or not all(models.largest_difference(each, output) <= bound for each in others):
-        raise WrongOutputs(off)
-    accuracy(row, ready, *photographs)
+        raise WrongOutputs(fault)
+    accuracy(row, ready, photographs)
     if (row.agreement or 0) < SURE:
-        raise WrongOutputs(f"{off}; {row.agreement:.2%} of {row.images} labelled images named alike")
+        raise WrongOutputs(f"{fault}; {row.agreement:.2%} of {row.images} labelled images named alike")
 
 
 def speed(row: Result, ready: Ready, images: np.ndarray, seconds: float) -> None:
@@ -101,23 +102,6 @@ def speed(row: Result, ready: Ready, images: np.ndarray, seconds: float) -> None
     row.add_run(times, **read)
 
 
-def accuracy(row: Result, ready: Ready, images: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> None:
-    """Write top-1, top-5, and how both compare with the reference's, into its row."""
-    parts = []
-    for batch in np.split(images, range(row.batch, len(images), row.batch)):
-        ready.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
-        ready.infer()
-        parts.append(ready.output()[: len(batch)])
-    found = np.concatenate(parts)
-    ranked = np.argsort(-found, axis=1)[:, :5]
-    right, before = ranked[:, 0] == targets, expected.argmax(axis=1) == targets
-    row.images, row.agreement = len(images), float((ranked[:, 0] == expected.argmax(axis=1)).mean())
-    row.top1, row.top1_low, row.top1_high = share(right)
-    row.gained, row.gained_low, row.gained_high = difference(right, before)
-    row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
-    row.largest_logit_difference, row.largest_logit = float(np.abs(found - expected).max()), float(np.abs(expected).max())
-
-
 class Entry:
     """A contender in a comparison: its row, the file of that, and what has it ready to run."""
 
@@ -131,9 +115,9 @@ class Entry:
             self.row.batch = task.batch
         self.ready: Ready | None = None
 
-    def needs(self, rounds: int, photographs: bool) -> bool:
+    def needs(self, rounds: int, photographs: Labelled | None) -> bool:
         """Whether anything is left to be done. A pipeline's accuracy is its plan's."""
-        unknown = photographs and self.row.top1 is None and "pipeline" not in self.contender.name
+        unknown = photographs is not None and self.row.labelled != photographs.files and "pipeline" not in self.contender.name
         return len(self.row.runs) < rounds or unknown
 
     def attempt(self, limit: float, doing: Callable[..., None], *given: Any) -> None:
@@ -182,7 +166,7 @@ def compare(task: Task, contenders: Sequence[Contender], photographs: Labelled |
     entries = [Entry(task, contender, options.out) for contender in contenders]
     always = options.mark or not options.rounds
     lost = [entry for entry in entries if entry.row.problem == LOST]
-    entries = [each for each in entries if each not in lost and (always or each.needs(options.rounds, bool(photographs)))]
+    entries = [each for each in entries if each not in lost and (always or each.needs(options.rounds, photographs))]
     with ExitStack() as resources:
         for entry in entries:
             with out.status(f"{task.model}, batch {task.batch}: {entry.contender.name} {entry.contender.precision}"):
@@ -192,8 +176,8 @@ def compare(task: Task, contenders: Sequence[Contender], photographs: Labelled |
                 if entry.ready and len(entry.row.runs) == done:
                     entry.attempt(options.limit, speed, entry.row, entry.ready, images, options.seconds)
         for entry in entries:
-            if entry.ready and photographs and entry.needs(0, True):
-                entry.attempt(options.limit, accuracy, entry.row, entry.ready, *photographs)
+            if entry.ready and entry.needs(0, photographs):
+                entry.attempt(options.limit, accuracy, entry.row, entry.ready, photographs)
             if entry.ready and entry.ready.lane and options.mark:
                 entry.ready.load(images)
                 entry.ready.lane.marked(options.mark)
@@ -220,7 +204,9 @@ def parse_options() -> Namespace:
     p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
     words = "only those with one of these in name or precision; =WORD: that begin with it"
     p.add_argument("--engines", default="", metavar="WORDS", help=words)
-    p.add_argument("--seconds", type=float, default=2.0, help="of a run of a row, warm-up aside (default: %(default)s)")
+    p.add_argument(
+        "--seconds", type=float, default=2.0, help=f"of a run of a row, but at least {LEAST} batches (default: %(default)s)"
+    )
     rounds = "runs of each row, dealt in rounds; 0: load, check and find the accuracy only (default: %(default)s)"
     p.add_argument("--rounds", type=natural, default=3, metavar="N", help=rounds)
     p.add_argument("--labelled", type=Path, metavar="DIR", help="labelled images, a folder a class: accuracy as well")
@@ -241,8 +227,7 @@ def main() -> None:
     for model, batch in kinds:
         task = Task(model, options.weights, batch)
         task.export(options.calibration_images)
-        last = options.labelled and (model, batch) == kinds[-1]
-        compare(task, contenders, labelled(task, options.labelled, options.out) if last else None, options)
+        compare(task, contenders, labelled(task, options.labelled, options.out) if options.labelled else None, options)
     report(options.out)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,15 @@ from export import models
 from export.train import labelled_files, load
 from peers.task import Task
 
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Images, N×3×S×S FP32; the numbers of their classes, −1 for none of the model's; the reference's logits, N×C."""
+
+class Labelled(NamedTuple):
+    """Images, N×3×S×S FP32; the numbers of their classes, −1 for none of the model's; the reference's logits, N×C; which
+    files they are of."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    expected: np.ndarray
+    files: str
 
 
 def reference(task: Task, images: np.ndarray) -> np.ndarray:
@@ -37,18 +45,21 @@ def batch_of(task: Task, directory: Path | None, folder: Path) -> tuple[np.ndarr
 
 
 def labelled(task: Task, directory: Path, folder: Path) -> Labelled:
-    """Of a labelled folder; kept likewise."""
-    path = folder / "batches" / f"{task.tag}-labelled-{sha256(task.onnx('fp32'))[:12]}.npz"
+    """Of a labelled folder; kept likewise, until it has other files."""
+    files, labels = labelled_files(directory)
+    if not files:
+        fault = "holds no image in a folder of its class" if directory.is_dir() else "is no folder"
+        raise UsageFault(f"--labelled {directory} {fault}.")
+    facts = [(str(path.relative_to(directory)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    named = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    path = folder / "batches" / f"{task.tag}-labelled-{named}-{sha256(task.onnx('fp32'))[:12]}.npz"
     if not path.exists():
-        files, labels = labelled_files(directory)
-        if not files:
-            raise UsageFault(f"--labelled {directory} holds no image in a folder of its class.")
         images = load(files, models.MODELS[task.model])
         classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
         targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
         keep(path, images=images, targets=targets, expected=reference(task, images))
     kept = np.load(path)
-    return kept["images"], kept["targets"], kept["expected"]
+    return Labelled(kept["images"], kept["targets"], kept["expected"], named)
 
 
 def keep(path: Path, **arrays: Any) -> None:

@@ -63,6 +63,7 @@ class Result:
     largest_difference: float | None = column("off FP32", "{:.1e}", PARTS)
     top1_agreement: float | None = column("same top-1", "{:.0%}", PARTS)
     images: int | None = None  # that the accuracy is of
+    labelled: str | None = None  # which these were
     top1: float | None = column("top-1", "{:.2%}", EXACT)
     top1_low: float | None = column("95 %: from", "{:.1%}", EXACT)
     top1_high: float | None = column("to", "{:.1%}", EXACT)
@@ -196,7 +197,7 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
 
 
 def draw(model: str, rows: list[Result], folder: Path) -> str:
-    """Write MODEL.svg, for every batch size the time of a batch by itself, and in it that of one ahead; returns its name."""
+    """Write MODEL.svg, for every batch size the time of a batch one ahead and of one by itself; returns its name."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -206,22 +207,23 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
     size = (3.5 + 2.2 * len(batches), 0.25 * len(names) + 0.8)
     figure, charts = pyplot.subplots(1, len(batches), sharey=True, squeeze=False, layout="constrained", figsize=size)
     for axes, batch in zip(charts[0], batches):
-        mine = [row for row in rows if row.batch == batch]
-        places, colours = [names.index(row.name) for row in mine], [PALETTE[row.engine.split()[0].rstrip(",")] for row in mine]
-        alone = [row.median_ms or 0 for row in mine]
-        ahead = [row.ahead_ms or row.median_ms or 0 for row in mine]
-        axes.barh(places, alone, color=colours, alpha=0.35, height=0.7)
-        axes.barh(places, ahead, color=colours, height=0.7)
-        for height, *both, row in zip(places, alone, ahead, mine):
-            axes.text(max(both), height, f" {both[1]:.3g}{' (!)' * row.doubtful}", va="center", fontsize=8)
-        axes.set_xlim(0, 1.3 * max(alone + ahead))
+        for row in (each for each in rows if each.batch == batch):
+            level, how = names.index(row.name), {"color": PALETTE[row.engine.split()[0].rstrip(",")]}
+            ahead = row.ahead_ms or 0.0
+            alone = 0.0 if row.min_ms is None else row.median_ms or 0.0  # a pipeline's is the latency of several in flight
+            axes.barh(level, alone, height=0.8, alpha=0.35, **how)
+            axes.barh(level, ahead, height=0.4, **how)
+            said = f"{ahead:.3g} ({alone:.3g})" if ahead and alone else f"{ahead or alone:.3g}"
+            axes.text(max(ahead, alone), level, f" {said}{' (!)' * row.doubtful}", va="center", fontsize=8)
+        axes.set_xlim(0, 1.5 * axes.dataLim.x1)
         axes.set_title(f"batch {batch}", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.02)
         axes.tick_params(left=False)
     charts[0][0].set_yticks(range(len(names)), names)
     charts[0][0].invert_yaxis()
-    figure.suptitle(f"{model}, ms a batch; dark: with the next one always submitted, pale: by itself", fontsize=9)
+    which = ", the next one always submitted before it; pale, in (): by itself" * any(row.ahead_ms for row in rows)
+    figure.suptitle(f"{model}, ms a batch{which}", fontsize=9)
     figure.savefig(folder / f"{model}.svg", metadata={"Date": None})
     pyplot.close(figure)
     return f"{model}.svg"

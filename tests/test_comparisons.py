@@ -118,9 +118,88 @@ def test_the_tables_fit_a_narrow_terminal_and_reasons_are_whole(tmp_path, monkey
         assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("written")) <= width
         assert "…" not in text and text.count("1234.500") >= 2 and "(last)" in text and ("p90" in text) == (width > 80)
     assert "p90" in (tmp_path / "engines.md").read_text()
-    pytest.importorskip("matplotlib")
-    row.ahead_ms = 54.321
-    assert " 54.3<" in (tmp_path / rows.draw("m", [row], tmp_path)).read_text()
+
+
+def row_of(engine: str, precision: str, sha: str = "1", ahead_ms: float | None = None, **facts) -> rows.Result:
+    row = rows.Result(engine, precision, "m", "m.pt", sha, batch=4, images=9, top1=1.0, host="here", date="d", **facts)
+    row.add_run([8.0], ahead_ms=ahead_ms)
+    return row
+
+
+def test_rows_stand_in_the_contenders_order_and_accuracies_by_weights(tmp_path):
+    """Whatever their files are called: two trainings under one name are two models."""
+    (tmp_path / "rows").mkdir()
+    given = [("TensorRT", "fp16", "2"), ("trtexec", "fp16", "1"), ("PyTorch eager", "fp16", "1"), ("TensorRT", "fp32", "1")]
+    for number, words in enumerate(given):
+        (tmp_path / "rows" / f"{number}.json").write_text(json.dumps(row_of(*words).facts))
+    rows.report(tmp_path)
+    speeds, *accuracies = (tmp_path / "engines.md").read_text().split("## Accuracy of m on 9 labelled images")
+    assert re.findall(r"^\| (\w.*?) \| fp(\d\d)", speeds.split("###")[0], re.M) == [
+        ("PyTorch eager", "16"),
+        ("TensorRT", "32"),
+        ("TensorRT", "16"),
+        ("trtexec", "16"),
+    ]
+    assert len(accuracies) == 2 and {text.splitlines()[0] for text in accuracies} == {
+        f" (weights: m.pt, SHA-256 {sha}…)" for sha in "12"
+    }
+    assert row_of("TensorRT", "fp16", "m.pt").trained == "m.pt"
+
+
+def test_a_figure_s_bars_are_its_rows(tmp_path, monkeypatch):
+    """Pale and high by itself, dark and narrow one ahead, each where its name is; none by itself of a pipeline."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    pipeline = row_of("TensorRT pipeline (stage 7)", "fp16", ahead_ms=2.0)
+    pipeline.min_ms = None
+    rows.draw("m", [pipeline, row_of("TensorRT", "int8", ahead_ms=5.4321, agreement=0.1), row_of("trtexec", "fp16")], tmp_path)
+    (axes,) = figures[0].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["TensorRT int8", "TensorRT pipeline (stage 7) fp16", "trtexec fp16"] and axes.yaxis_inverted()
+    bars = [(round(bar.get_y() + bar.get_height() / 2), round(bar.get_height(), 3), bar.get_width()) for bar in axes.patches]
+    found = {(names[level], height): width for level, height, width in bars}
+    assert [found[name, 0.8] for name in names] == [8, 0, 8]
+    assert [found[name, 0.4] for name in names] == [5.4321, 2, 0]
+    assert {names[round(text.get_position()[1])]: text.get_text() for text in axes.texts} == dict(
+        zip(names, [" 5.43 (8) (!)", " 2", " 8"])
+    )
+
+
+def test_what_is_further_off_may_name_one_of_a_hundred_otherwise():
+    """And nothing that is no number is near anything, whichever slot it is in."""
+    expected = np.eye(10, dtype=np.float32)[np.arange(100) % 10]
+    ready = task.Ready.on_cpu("", lambda images: images)
+    for wrong, ends in ((1, contextlib.nullcontext()), (2, pytest.raises(WrongOutputs, match=r"98\.00% of 100 labelled"))):
+        seen = np.where(np.arange(100)[:, None] < wrong, -1, 1.5).astype(np.float32) * expected
+        photographs = inputs.Labelled(seen, expected.argmax(axis=1), expected, "")
+        with ends:
+            compare_engines.check(rows.Result("", "fp16", batch=8), ready, seen[-8:], expected[-8:], photographs)
+    slots = [argparse.Namespace(host_output=expected[:8] * factor) for factor in (1, np.nan)]
+    two = dataclasses.replace(ready, lane=argparse.Namespace(ahead=lambda _: None, slots=slots))
+    photographs = inputs.Labelled(expected, expected.argmax(axis=1), expected, "")
+    with pytest.raises(WrongOutputs, match="off by nan"):
+        compare_engines.check(rows.Result("", "fp16", batch=8), two, expected[:8], expected[:8], photographs)
+
+
+def test_another_folder_s_images_are_not_those_that_were_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "sha256", lambda _: "0")
+    monkeypatch.setattr(inputs, "load", lambda files, _: np.zeros(len(files)))
+    monkeypatch.setattr(inputs, "reference", lambda _, images: np.zeros(len(images)))
+    monkeypatch.setattr(inputs.models, "read_description", lambda _: {"labels": ["cat"]})
+    for name in ("cat/1", "dog/1", "dog/2"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / f"{name}.png").touch()
+    job = task.Task("resnet18", "random", 2)
+    three, again = (inputs.labelled(job, tmp_path / "pictures", tmp_path) for _ in range(2))
+    assert three.targets.tolist() == [0, -1, -1] and three.files == again.files
+    (tmp_path / "pictures" / "dog" / "2.png").write_text("another")
+    other = inputs.labelled(job, tmp_path / "pictures", tmp_path)
+    assert other.files != three.files and len(list((tmp_path / "batches").iterdir())) == 2
+    (tmp_path / "empty").mkdir()
+    for name, why in (("empty", "holds no image in a folder of its class"), ("none", "is no folder")):
+        with pytest.raises(UsageFault, match=f"--labelled .*{name} {why}"):
+            inputs.labelled(job, tmp_path / name, tmp_path)
 
 
 def test_intervals_are_wilson_s_and_agresti_and_min_s():
@@ -248,13 +327,23 @@ def compared(checkout, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_engines, "LEAST", 4)  # a tenth of a second is time for one
     options = argparse.Namespace(seconds=0.1, out=tmp_path, rounds=2, mark=0, calibration_images=None, limit=0)
 
-    def compare(contender, limit=0.0):
+    def compare(contender, limit=0.0, labels=(0, 1)):
         options.limit = limit
-        compare_engines.compare(job, [contender], (images, np.array([0, 1]), expected), options)
+        photographs = inputs.Labelled(images, np.array(labels), expected, str(labels))
+        compare_engines.compare(job, [contender], photographs, options)
         (row,) = (tmp_path / "rows").iterdir()
         return json.loads(row.read_text())
 
     return compare
+
+
+def test_an_accuracy_is_found_anew_for_other_images(compared):
+    """And the times are kept."""
+    contender = task.Contender("ONNX Runtime CPU", "fp32", on_onnx_runtime.on_cpu)
+    first = compared(contender)
+    other = compared(contender, labels=(-1, -1))
+    assert other["top1"] == 0 and (first["labelled"], other["labelled"]) == ("(0, 1)", "(-1, -1)")
+    assert first["runs"] == other["runs"]
 
 
 class Changed:
@@ -344,7 +433,7 @@ def on_simulator(checkout, monkeypatch):
 
 def labelled_images_decide(row, ready, images, expected, monkeypatch):
     """About what is further off than the bound; but not about a second slot that has something else."""
-    own = (images, expected.argmax(axis=1), expected)
+    own = inputs.Labelled(images, expected.argmax(axis=1), expected, "two")
     with monkeypatch.context() as patched:
         patched.setitem(compare_engines.TOLERANCE, "fp16", row.largest_difference / 2)
         with pytest.raises(WrongOutputs, match=r"largest logit$"):
@@ -352,7 +441,7 @@ def labelled_images_decide(row, ready, images, expected, monkeypatch):
         compare_engines.check(row, ready, images, expected, own)
         assert row.top1 == row.agreement == 1
         with pytest.raises(WrongOutputs, match=r"logit; 0\.00% of 2 labelled images named alike"):
-            compare_engines.check(row, ready, images, expected, (images, own[1], -expected))
+            compare_engines.check(row, ready, images, expected, own._replace(expected=-expected))
         patched.setattr(ready.lane.slots[1], "enqueue", lambda: None)
         with pytest.raises(WrongOutputs, match=r"largest logit$"):
             compare_engines.check(row, ready, images[::-1], expected[::-1], own)

@@ -88,6 +88,8 @@ def test_a_table_s_shares_are_of_all(real):
             100, abs=0.2
         )
     assert "| convolution or matrix product | 21.0 |" in text and "36 others" not in text and "39 others" in text
+    alike = "\n".join(layers.of_trace(real, 20, alike=True)).split("By layer:")[1].split("By ")[0]
+    assert "| /layer#/layer#.#/conv#/Conv + /layer#/layer#.#/Add + /layer#/layer#.#/relu_#/Relu | 5.0 |" in alike
 
 
 KERNELS = {
@@ -96,6 +98,8 @@ KERNELS = {
     "cudnn::ops::nchwToNhwcKernel": "layout or copy",
     "vectorized_elementwise_kernel: CUDAFunctor_add": "elementwise",
     "triton_poi_fused_add_relu_3": "elementwise",
+    "triton_poi_fused_convolution_mul_sigmoid_33": "elementwise",
+    "triton_tem_fused_convolution_3": "convolution or matrix product",
     "sm50_xmma_pooling_fw_4d_FP16": "pooling or reduction",
     "reduce_kernel": "pooling or reduction",
     "nvjet_hsh_64x8": "convolution or matrix product",
@@ -114,6 +118,9 @@ def test_pytorch_s_elementwise_kernels_are_told_apart():
     )
     assert layers.brief("vectorized_elementwise_kernel", full) == "vectorized_elementwise_kernel: CUDAFunctor_add"
     assert layers.brief("gemm", full) == "gemm"
+    full = "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816fprop_64x128>(T1::Params)"
+    assert layers.brief("Kernel", full) == "cutlass_tensorop_f16_s16816fprop_64x128"
+    assert layers.brief("Kernel2", "void mine::Kernel2<int>()") == "Kernel2"
 
 
 def test_trtexec_s_profile_is_a_table(tmp_path):
