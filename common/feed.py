@@ -36,7 +36,7 @@ class Feed:
         ``arrays`` gives them. ``source``: what decodes ``encoded`` images, once here and once in the run."""
         distinct = min(-(-len(images) * len(sizes) // sum(sizes)) or DISTINCT, DISTINCT)
         distinct = min(-(-distinct // len(sizes)) * len(sizes), most or sys.maxsize)  # whole turns of the sizes
-        self.batches, self.images, self._allocated, self._source = list(islice(arrays, distinct)), images, arrays, source
+        self.batches, self.images, self._arrays, self._source = list(islice(arrays, distinct)), images, arrays, source
         with contextlib.closing(self._upcoming(0)) as read:
             names = [self._fill(batch, read) for batch in shown(self.batches, "preparing batches", distinct)]
         if not any(names):
@@ -69,7 +69,7 @@ class Feed:
             return
         rows, nbytes = sum(map(len, self.batches)), sum(batch.nbytes for batch in self.batches)
         wanted = ceil(len(self.batches) * min(MEMORY / nbytes, self.left / rows))
-        batches = [*self.batches, *islice(self._allocated, max(0, wanted - len(self.batches)))]
+        batches = [*self.batches, *islice(self._arrays, max(0, wanted - len(self.batches)))]
         halves = batches[: len(batches) // 2], batches[len(batches) // 2 :]
         yield from shown(self._filled(halves), "the other images", ceil(self.left / rows * len(self.batches) / len(halves[1])))
 

@@ -118,13 +118,13 @@ def of_trace(path: Path, most: int, alike: bool = False) -> list[str]:
     return lines
 
 
-def of_profile(path: Path, most: int) -> list[str]:
+def of_profile(path: Path, most: int, alike: bool = False) -> list[str]:
     """What trtexec tells of a plan's layers, in Markdown. Raises ``UsageFault`` for what it has not written."""
     try:
         first, *layers = json.loads(path.read_text(encoding="utf-8"))
         runs = positive(str(first["count"]))
         told = ((str(each["name"]), int(float(each["timeMs"]) * 1e6 / runs)) for each in layers)  # of all runs together
-        times = grouped((name, natural(str(ns))) for name, ns in told)
+        times = grouped((re.sub(r"\d+", "#", name) if alike else name, natural(str(ns))) for name, ns in told)
         return [f"## {path.stem}: {runs} runs", "", *table(times, 1, most), ""]
     except (OSError, LookupError, TypeError, ValueError, ArgumentTypeError, OverflowError, RecursionError):
         raise UsageFault(f"{path} is not what trtexec --exportProfile writes.") from None
@@ -134,11 +134,11 @@ def main() -> None:
     p = program.parser(__doc__)
     p.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a trace, or a profile of trtexec's")
     p.add_argument("--most", type=positive, default=12, metavar="N", help="of each table's longest (default: %(default)s)")
-    p.add_argument("--alike", action="store_true", help="of a trace: one row for layers of which only numbers differ")
+    p.add_argument("--alike", action="store_true", help="one row for layers of which only numbers differ")
     options = p.parse_args()
     for path in options.files:
-        trace = path.suffix != ".json"
-        show("\n".join(of_trace(path, options.most, options.alike) if trace else of_profile(path, options.most)))
+        of = of_profile if path.suffix == ".json" else of_trace
+        show("\n".join(of(path, options.most, options.alike)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ POSTPROCESS, WINDOW = 1 << 20, 1 << 21  # rows of the host below its threads'
 
 
 def events(trace: Trace) -> dict[str, Any]:
-    """Complete events ("X") in µs from the first one, the names of their rows ("M"), and arrows ("s" to "f")."""
+    """The file's content: complete events ("X") in µs from the first one, their rows' names ("M"), and arrows ("s" to "f")."""
     with opened(trace.path) as reader:
         kernels = dict(reader.rows("CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds s ON s.id = k.shortName", "k.start, s.value"))
     rows: list[tuple[int, int, str, np.ndarray, Any, Any]] = []  # process, row, its title; intervals, names, batches

@@ -78,7 +78,7 @@ def check(row: Result, ready: Ready, images: np.ndarray, expected: np.ndarray, p
     bound, fault = TOLERANCE[arithmetic], f"off by {row.largest_difference:.2g} of the largest logit"
     if row.largest_difference <= bound:
         return
-    if photographs is None or not all(models.largest_difference(each, output) <= bound for each in others):
+    if photographs is None or not all(models.largest_difference(each, output) <= bound for each in (output, *others)):
         raise WrongOutputs(fault)
     accuracy(row, ready, photographs)
     if (row.agreement or 0) < SURE:
@@ -204,9 +204,8 @@ def parse_options() -> Namespace:
     p.add_argument("--batches", type=positives, default="1,32", metavar="A,B,…", help="default: %(default)s")
     words = "only those with one of these in name or precision; =WORD: that begin with it"
     p.add_argument("--engines", default="", metavar="WORDS", help=words)
-    p.add_argument(
-        "--seconds", type=float, default=2.0, help=f"of a run of a row, but at least {LEAST} batches (default: %(default)s)"
-    )
+    seconds = f"of a run of a row, {LEAST} to {MOST} batches; warmed up a fifth longer (default: %(default)s)"
+    p.add_argument("--seconds", type=float, default=2.0, metavar="S", help=seconds)
     rounds = "runs of each row, dealt in rounds; 0: load, check and find the accuracy only (default: %(default)s)"
     p.add_argument("--rounds", type=natural, default=3, metavar="N", help=rounds)
     p.add_argument("--labelled", type=Path, metavar="DIR", help="labelled images, a folder a class: accuracy as well")
@@ -223,11 +222,12 @@ def parse_options() -> Namespace:
 def main() -> None:
     options = parse_options()
     contenders = chosen(options.engines)
-    kinds = [(model, batch) for model in options.models for batch in options.batches if contenders]
-    for model, batch in kinds:
-        task = Task(model, options.weights, batch)
+    for model in options.models if contenders else ():
+        task = Task(model, options.weights, options.batches[0])
         task.export(options.calibration_images)
-        compare(task, contenders, labelled(task, options.labelled, options.out) if options.labelled else None, options)
+        photographs = labelled(task, options.labelled, options.out) if options.labelled else None
+        for batch in options.batches:
+            compare(replace(task, batch=batch), contenders, photographs, options)
     report(options.out)
 
 

@@ -16,7 +16,8 @@ from common.record import Record, from_json
 from peers.contenders import CONTENDERS
 
 PALETTE = {"PyTorch": "#D55E00", "Torch-TensorRT": "#CC79A7", "ONNX": "#0072B2", "TensorRT": "#009E73", "trtexec": "#999999"}
-ALL, TIMES, PARTS, EXACT = ("main", "parts", "accuracy"), ("main", "parts"), ("parts",), ("accuracy",)
+ORDER = {f"{each.name} {each.precision}": number for number, each in enumerate(CONTENDERS)}  # of the rows; others come last
+ALL, PARTS, EXACT = ("main", "parts", "accuracy"), ("parts",), ("accuracy",)
 ENOUGH = 1000  # samples that a p99 is of at least: ten lie beyond it
 AGREES = 0.9
 """Share of images on which an engine must name the reference's class; below it, its time is that of another computation."""
@@ -151,7 +152,7 @@ def report(folder: Path) -> None:
     found = [Result.read(path) for path in sorted((folder / "rows").glob("*.json"))]
     if not found:
         raise EnvironmentFault(f"{folder / 'rows'} has no engine's row.")
-    found.sort(key=lambda row: (row.model, row.batch, place(row)))
+    found.sort(key=lambda row: (row.model, row.batch, ORDER.get(row.name, len(ORDER))))
     timed = [row for row in found if row.median_ms is not None]
     lines = page(found, SPEED, WHERE)
     show("\n".join(page(found, *NARROW) if out.is_terminal and out.width < WIDE else lines))
@@ -164,12 +165,6 @@ def report(folder: Path) -> None:
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
-
-
-def place(row: Result) -> int:
-    """Of its contender among all; others come last."""
-    names = [f"{contender.name} {contender.precision}" for contender in CONTENDERS]
-    return names.index(row.name) if row.name in names else len(names)
 
 
 def by_model(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
@@ -203,17 +198,19 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
 
     matplotlib.use("Agg")
     pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
-    batches, names = sorted({row.batch for row in rows}), list(dict.fromkeys(row.name for row in sorted(rows, key=place)))
+    batches = sorted({row.batch for row in rows})
+    names = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: ORDER.get(name, len(ORDER)))
     size = (3.5 + 2.2 * len(batches), 0.25 * len(names) + 0.8)
     figure, charts = pyplot.subplots(1, len(batches), sharey=True, squeeze=False, layout="constrained", figsize=size)
     for axes, batch in zip(charts[0], batches):
         for row in (each for each in rows if each.batch == batch):
-            level, how = names.index(row.name), {"color": PALETTE[row.engine.split()[0].rstrip(",")]}
+            level, how = names.index(row.name), {"color": PALETTE[row.engine.split()[0]]}
             ahead = row.ahead_ms or 0.0
             alone = 0.0 if row.min_ms is None else row.median_ms or 0.0  # a pipeline's is the latency of several in flight
             axes.barh(level, alone, height=0.8, alpha=0.35, **how)
             axes.barh(level, ahead, height=0.4, **how)
-            said = f"{ahead:.3g} ({alone:.3g})" if ahead and alone else f"{ahead or alone:.3g}"
+            first, second = (f"{ms:.3g}" if ms < 999.5 else f"{ms:,.0f}" for ms in (ahead or alone, alone))
+            said = f"{first} ({second})" if ahead and alone else first
             axes.text(max(ahead, alone), level, f" {said}{' (!)' * row.doubtful}", va="center", fontsize=8)
         axes.set_xlim(0, 1.5 * axes.dataLim.x1)
         axes.set_title(f"batch {batch}", loc="left", fontsize=9)

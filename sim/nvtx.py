@@ -59,7 +59,9 @@ class annotate(contextlib.ContextDecorator):
         pop_range(self._domain)
 
 
-def start_range(message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None) -> Any:
+def start_range(
+    message: Any = None, color: Any = None, domain: Any = None, category: Any = None, payload: Any = None
+) -> NvtxRange:
     return _begin(START_END, message, domain, payload)
 
 

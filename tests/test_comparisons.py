@@ -152,17 +152,18 @@ def test_a_figure_s_bars_are_its_rows(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(pyplot, "close", figures.append)
     pipeline = row_of("TensorRT pipeline (stage 7)", "fp16", ahead_ms=2.0)
-    pipeline.min_ms = None
-    rows.draw("m", [pipeline, row_of("TensorRT", "int8", ahead_ms=5.4321, agreement=0.1), row_of("trtexec", "fp16")], tmp_path)
+    pipeline.min_ms, slow = None, row_of("trtexec", "fp16")
+    slow.median_ms = 1234.5
+    rows.draw("m", [pipeline, row_of("TensorRT", "int8", ahead_ms=5.4321, agreement=0.1), slow], tmp_path)
     (axes,) = figures[0].axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["TensorRT int8", "TensorRT pipeline (stage 7) fp16", "trtexec fp16"] and axes.yaxis_inverted()
     bars = [(round(bar.get_y() + bar.get_height() / 2), round(bar.get_height(), 3), bar.get_width()) for bar in axes.patches]
     found = {(names[level], height): width for level, height, width in bars}
-    assert [found[name, 0.8] for name in names] == [8, 0, 8]
+    assert [found[name, 0.8] for name in names] == [8, 0, 1234.5]
     assert [found[name, 0.4] for name in names] == [5.4321, 2, 0]
     assert {names[round(text.get_position()[1])]: text.get_text() for text in axes.texts} == dict(
-        zip(names, [" 5.43 (8) (!)", " 2", " 8"])
+        zip(names, [" 5.43 (8) (!)", " 2", " 1,234"])
     )
 
 
@@ -180,6 +181,8 @@ def test_what_is_further_off_may_name_one_of_a_hundred_otherwise():
     photographs = inputs.Labelled(expected, expected.argmax(axis=1), expected, "")
     with pytest.raises(WrongOutputs, match="off by nan"):
         compare_engines.check(rows.Result("", "fp16", batch=8), two, expected[:8], expected[:8], photographs)
+    with pytest.raises(WrongOutputs, match="off by nan"):
+        compare_engines.check(rows.Result("", "fp16", batch=8), ready, expected[:8] * np.nan, expected[:8], photographs)
 
 
 def test_another_folder_s_images_are_not_those_that_were_kept(tmp_path, monkeypatch):
@@ -382,7 +385,7 @@ def test_an_engine_that_fails_while_its_accuracy_is_found_keeps_its_times(compar
     failing = Changed(change)
     row = compared(task.Contender("ONNX Runtime CPU", "fp32", failing.prepare))
     assert row["median_ms"] > 0 and len(row["runs"]) == 2 and failing.closed
-    assert row["problem"] == "RuntimeError: out of memory" and "top1" not in row
+    assert row["problem"] == "RuntimeError: out of memory" and not {"top1", "labelled"} & row.keys()
     assert "out of memory" in capsys.readouterr().out
 
 

@@ -131,6 +131,8 @@ def test_trtexec_s_profile_is_a_table(tmp_path):
     ]
     (tmp_path / "profile.json").write_text(json.dumps(told))
     lines = layers.of_profile(tmp_path / "profile.json", 5)
+    (tmp_path / "blocks.json").write_text(json.dumps([*told[:2], {"name": "c1", "timeMs": 4.0}, {"name": "c2", "timeMs": 6.0}]))
+    assert "| c# | 2.0 | 1.0000 | 25.0% |" in layers.of_profile(tmp_path / "blocks.json", 5, alike=True)
     assert "| conv | 1.0 | 3.0000 | 75.0% |" in lines and "| f\\x1b[31m\\nc | 1.0 | 1.0000 | 25.0% |" in lines
 
 

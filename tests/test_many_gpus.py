@@ -617,7 +617,7 @@ def test_a_run_takes_from_the_named_plan_what_nobody_says(photographs, tmp_path,
 
 
 class Driver:
-    """The stage with Ray in a process of its own; ``said`` is all that it and its workers say."""
+    """The stage in a process of its own, with Ray but for ``ALONE``; ``said`` is all that it and its workers say."""
 
     def __init__(self, checkout, out: Path, photographs: Path, script: object, words: tuple[str, ...]) -> None:
         self.out, self.log, self.record = out, *(out.parent / f"{out.name}.{suffix}" for suffix in ("log", "json"))

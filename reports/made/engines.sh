@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# How h200-engines was made: three models on all engines, with their accuracy on handwritten digits. What each run was asked for
-# is in its log there, but for the three oldest: WORK began with resnet50:1, with mobilenet_v2:1, TOTAL=1440, a build had 240 s; with
-# efficientnet_v2_s:32 resnet50:128, trained before, TOTAL=1249. A run on two GPUs was at 32, 128 and 10. In the root:
+# How h200-engines was made: three models on all engines, with their accuracy on handwritten digits. What a run was asked for is
+# the first line of its log. Those that are there say less: on two GPUs, at 32, 128 and 10, EACH=0.25 TRACED=efficientnet_v2_s:10;
+# before it WORK began with resnet50:1, with mobilenet_v2:1, TOTAL=1440, a build had 240 s; with efficientnet_v2_s:32 resnet50:128,
+# trained before, TOTAL=1249. In the root:
 #   PYTHON      a Python with TensorRT (8.6.0)       TORCH  one with PyTorch, nvtx, onnx, onnxruntime, scikit-learn, matplotlib
 #   ORT_CUDA    a folder that holds onnxruntime-gpu for TORCH (default: TORCH's own is one)
 #   PYTHON_ORT  PYTHON with what onnxruntime_tensorrt.sh makes (default: no such rows). These and PYTHON may appear while this runs.
@@ -37,7 +38,7 @@ step() { # NAME SECONDS COMMAND...: once; a failed one is noted, and the next be
 
 weights() { if [ -e "$SCRATCH/done/$1-train" ]; then echo "models/$1-$DATA.pt"; else echo random; fi; }
 tag() { if [ "$(weights "$1")" = random ]; then echo "$1"; else echo "$1-$DATA"; fi; }
-first() { local words=" $WORK"; words=${words#*" $1:"}; echo "${words%%[!0-9]*}"; }  # the batch on whose rows the accuracy is found
+first() { local words=" $WORK"; words=${words#*" $1:"}; echo "${words%%[!0-9]*}"; }  # a model's first batch
 ort() { [ -z "${ORT_CUDA:-}" ] || [ -d "$ORT_CUDA/onnxruntime" ]; }  # whether it is there yet
 plan() { echo "plans/$(tag "$1")-$2-b$3.plan"; }
 
@@ -130,6 +131,7 @@ trace() { # MODEL BATCH: ten batches of each under Nsight Systems
   local folder=$SCRATCH/traces name who python
   mkdir -p "$folder" "$RESULTS/traces"
   for name in tensorrt_fp16 tensorrt_int8 compiled_fp16 eager_fp16; do
+    [[ $name != tensorrt_* || -e $(plan "$1" "${name#*_}" "$2").json ]] || continue  # it would be built under the profiler
     python=$TORCH
     case $name in
       eager_fp16) who="=PyTorch eager fp16" ;;
@@ -139,10 +141,10 @@ trace() { # MODEL BATCH: ten batches of each under Nsight Systems
     mkdir -p "$folder/$name-rows"; ln -sfn "$(realpath "$SCRATCH/rows-$1/batches")" "$folder/$name-rows/batches"
     step "trace-$name" 90 nsys profile -t cuda,nvtx --cuda-graph-trace=node -s none -f true -o "$folder/$name" "$python" -m scripts.compare_engines \
       --model "$1" --weights "$(weights "$1")" --batches "$2" --rounds 0 --mark 10 --engines "$who" --out "$folder/$name-rows"
-    step "export-$name" 60 nsys export --type sqlite -f true -o "$folder/$name.sqlite" "$folder/$name.nsys-rep"
-    gzip -c "$folder/$name.sqlite" > "$RESULTS/traces/$name.sqlite.gz"
+    step "export-$name" 60 nsys export --type sqlite -f true -o "$folder/$name.sqlite" "$folder/$name.nsys-rep" &&
+      gzip -c "$folder/$name.sqlite" > "$RESULTS/traces/$name.sqlite.gz"
   done
-  step traces-layers 30 "$TORCH" -m scripts.layers "$folder"/*.sqlite && cp "$RESULTS/logs/traces-layers.txt" "$RESULTS/traces/layers.md"
+  step traces-layers 30 "$TORCH" -m scripts.layers --alike "$folder"/*.sqlite && cp "$RESULTS/logs/traces-layers.txt" "$RESULTS/traces/layers.md"
   step traces-compare 60 "$TORCH" -m scripts.compare "$folder" --figures
   cp "$folder"/*.{svg,md,json,csv,html} "$RESULTS/traces/" 2> /dev/null
 }
@@ -181,7 +183,7 @@ worker() { # GPU CORES MODEL...
 }
 
 [ "$DATA" = random ] && PICTURES=models/digits || PICTURES=models/$DATA
-say "$(nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader 2>&1 | tr '\n' ';') $(nproc) cores; GPUs $GPUS, cores ${CPUS:-any}; work $WORK; $TOTAL s"
+say "$(nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader 2>&1 | tr '\n' ';') $(nproc) cores; GPUs $GPUS, cores ${CPUS:-any}; work $WORK; $ROUNDS runs of $EACH s; $DATA; traced $TRACED; $TOTAL s"
 nvidia-smi topo -m > "$RESULTS/logs/topology.txt" 2>&1
 step pictures 120 "$TORCH" -c "from pathlib import Path; from export.train import write_folders; p = Path('$PICTURES'); write_folders(p.name, p)"
 read -ra gpus <<< "$GPUS"; read -ra cores <<< "$CPUS"; mapfile -t models < <(printf '%s\n' $WORK | cut -d: -f1 | awk '!seen[$0]++')
