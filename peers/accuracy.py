@@ -6,10 +6,6 @@ from math import sqrt
 
 import numpy as np
 
-from peers.inputs import Labelled
-from peers.rows import Result
-from peers.task import Ready
-
 Z = 1.959964  # of the normal distribution: 95 % lie within
 
 
@@ -32,19 +28,17 @@ def difference(right: np.ndarray, reference: np.ndarray) -> tuple[float, float, 
     return (better - worse) / count, low - Z * spread, low + Z * spread
 
 
-def accuracy(row: Result, ready: Ready, photographs: Labelled) -> None:
-    """Write top-1, top-5, and how both compare with the reference's, into its row."""
-    (images, targets, expected, files), parts = photographs, []
-    for batch in np.split(images, range(row.batch, len(images), row.batch)):
-        ready.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
-        ready.infer()
-        parts.append(ready.output()[: len(batch)])
-    found = np.concatenate(parts)
+def figures(found: np.ndarray, targets: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Top-1, top-5, and how both compare with the reference's, by the names that a row has for them; of ``found`` and
+    ``expected`` logits (N×C each) and the numbers of the right classes (N)."""
     ranked = np.argsort(-found, axis=1)[:, :5]
     right, before = ranked[:, 0] == targets, expected.argmax(axis=1) == targets
-    row.images, row.agreement = len(images), float((ranked[:, 0] == expected.argmax(axis=1)).mean())
-    row.top1, row.top1_low, row.top1_high = share(right)
-    row.gained, row.gained_low, row.gained_high = difference(right, before)
-    row.top5 = float((ranked == targets[:, None]).any(axis=1).mean())
-    row.largest_logit_difference, row.largest_logit = float(np.abs(found - expected).max()), float(np.abs(expected).max())
-    row.labelled = files  # last: an engine that fails above is asked again
+    return {
+        "images": len(targets),
+        "agreement": float((ranked[:, 0] == expected.argmax(axis=1)).mean()),
+        **dict(zip(("top1", "top1_low", "top1_high"), share(right))),
+        **dict(zip(("gained", "gained_low", "gained_high"), difference(right, before))),
+        "top5": float((ranked == targets[:, None]).any(axis=1).mean()),
+        "largest_logit_difference": float(np.abs(found - expected).max()),
+        "largest_logit": float(np.abs(expected).max()),
+    }

@@ -36,7 +36,7 @@ from common.host import processor
 from common.options import natural, positives
 from common.plans import ROOT
 from export import models
-from peers.accuracy import accuracy
+from peers.accuracy import figures
 from peers.contenders import CONTENDERS
 from peers.inputs import Labelled, batch_of, labelled
 from peers.rows import WARNING, Result, report
@@ -102,6 +102,16 @@ def speed(row: Result, ready: Ready, images: np.ndarray, seconds: float) -> None
     row.add_run(times, **read)
 
 
+def accuracy(row: Result, ready: Ready, photographs: Labelled) -> None:
+    """Write how often the engine names the right class, and the reference's, into its row."""
+    (images, targets, expected, key), parts = photographs, []
+    for batch in np.split(images, range(row.batch, len(images), row.batch)):
+        ready.load(np.resize(batch, (row.batch, *batch.shape[1:])))  # the last one is filled up with its own images
+        ready.infer()
+        parts.append(ready.output()[: len(batch)])
+    vars(row).update(figures(np.concatenate(parts), targets, expected), labelled=key)
+
+
 class Entry:
     """A contender in a comparison: its row, the file of that, and what has it ready to run."""
 
@@ -117,7 +127,7 @@ class Entry:
 
     def needs(self, rounds: int, photographs: Labelled | None) -> bool:
         """Whether anything is left to be done. A pipeline's accuracy is its plan's."""
-        unknown = photographs is not None and self.row.labelled != photographs.files and "pipeline" not in self.contender.name
+        unknown = photographs is not None and self.row.labelled != photographs.key and "pipeline" not in self.contender.name
         return len(self.row.runs) < rounds or unknown
 
     def attempt(self, limit: float, doing: Callable[..., None], *given: Any) -> None:
@@ -136,7 +146,7 @@ class Entry:
             faulthandler.cancel_dump_traceback_later()
             write_json(self.path, self.row.facts, indent=None)
 
-    def prepare(self, resources: ExitStack, *given: Any) -> None:
+    def prepare(self, resources: ExitStack, images: np.ndarray, expected: np.ndarray, photographs: Labelled | None) -> None:
         self.row.host, self.row.date, self.row.problem = processor(), datetime.date.today().isoformat(), None
         started = time.perf_counter()
         with ExitStack() as own:
@@ -144,7 +154,7 @@ class Entry:
             row = self.row
             row.version, row.device, row.build_s, row.command = ready.version, ready.device, ready.build_s, ready.command
             row.driver = versions()["driver"] if ready.lane else None
-            check(row, ready, *given)
+            check(row, ready, images, expected, photographs)
             row.prepare_s, row.memory_mb = time.perf_counter() - started, ready.memory_mb()
             self.ready = ready
             resources.push(own.pop_all())

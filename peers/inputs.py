@@ -17,13 +17,13 @@ from peers.task import Task
 
 
 class Labelled(NamedTuple):
-    """Images, N×3×S×S FP32; the numbers of their classes, −1 for none of the model's; the reference's logits, N×C; which
-    files they are of."""
+    """Images, N×3×S×S FP32; the numbers of their classes, −1 for none of the model's; the reference's logits, N×C; and of
+    which files they are."""
 
     images: np.ndarray
     targets: np.ndarray
     expected: np.ndarray
-    files: str
+    key: str
 
 
 def reference(task: Task, images: np.ndarray) -> np.ndarray:

@@ -87,7 +87,9 @@ class Result:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value not in (None, "", [])}
+        return {
+            name: value for name, value in vars(self).items() if value not in (None, "", []) and value == value
+        }  # NaN is not
 
     def add_run(self, times_ms: list[float], **read: float | None) -> None:
         """One more run: its latencies, and what else was read in it, under the names of this class's fields."""
@@ -161,22 +163,19 @@ def report(folder: Path) -> None:
     write_text(folder / "engines.md", "\n".join(lines))
     written = ["engines.json, .md"]
     try:
-        written += [draw(model, mine, folder) for (model, _), mine in by_model(timed).items()]
+        for (model, weights), mine in grouped(((row.model, row.weights_name), row) for row in timed).items():
+            stem = Path(weights).stem
+            written.append(draw(stem if stem.startswith(model) else f"{model}-{stem}", mine, folder))
     except ImportError:
         out.print("no pictures: matplotlib is not installed (pip install matplotlib)", style="yellow", markup=False)
     out.print(f"written: {folder}/{', '.join(written)}", markup=False)
-
-
-def by_model(found: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """By model and weights."""
-    return grouped(((row.model, row.weights_name), row) for row in found)
 
 
 def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Column]) -> list[str]:
     """The tables with these columns, in Markdown."""
     rows, exact = [row for row in found if row.median_ms is not None], [row for row in found if row.top1 is not None]
     lines = [conditions(rows), ""]
-    for (model, weights), mine in by_model(rows).items():
+    for (model, weights), mine in grouped(((row.model, row.weights_name), row) for row in rows).items():
         cells = [row.shown for row in mine]
         lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, speed, words=2), ""]
         lines += [f"{DOUBT}\n"] * any(row.doubtful for row in mine)
@@ -191,13 +190,13 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
     return lines
 
 
-def draw(model: str, rows: list[Result], folder: Path) -> str:
-    """Write MODEL.svg, for every batch size the time of a batch one ahead and of one by itself; returns its name."""
+def draw(name: str, rows: list[Result], folder: Path) -> str:
+    """Write NAME.svg, for every batch size the time of a batch one ahead and of one by itself; returns its name."""
     import matplotlib
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
-    pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none"})
+    pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none", "axes.ymargin": 0.02})
     batches = sorted({row.batch for row in rows})
     names = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: ORDER.get(name, len(ORDER)))
     size = (3.5 + 2.2 * len(batches), 0.25 * len(names) + 0.8)
@@ -215,15 +214,14 @@ def draw(model: str, rows: list[Result], folder: Path) -> str:
         axes.set_xlim(0, 1.5 * axes.dataLim.x1)
         axes.set_title(f"batch {batch}", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(y=0.02)
         axes.tick_params(left=False)
     charts[0][0].set_yticks(range(len(names)), names)
     charts[0][0].invert_yaxis()
     which = ", the next one always submitted before it; pale, in (): by itself" * any(row.ahead_ms for row in rows)
-    figure.suptitle(f"{model}, ms a batch{which}", fontsize=9)
-    figure.savefig(folder / f"{model}.svg", metadata={"Date": None})
+    figure.suptitle(f"{name}, ms a batch{which}", fontsize=9)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     pyplot.close(figure)
-    return f"{model}.svg"
+    return f"{name}.svg"
 
 
 def not_run(rows: Sequence[Result]) -> list[str]:
