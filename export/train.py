@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, repeat
+from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import Progress
 
 from common.console import err
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, UsageFault, reason
 from common.files import atomic_path
 from common.images import converted
 from common.photographs import load_pixels
@@ -80,9 +80,16 @@ def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def load(files: list[Path], size: int) -> np.ndarray:
-    """The images as the stages read them, N×3×size×size FP32."""
+    """The images as the stages read them, N×3×size×size FP32. Raises ``UsageFault`` for one that is none."""
+
+    def pixels(path: Path) -> np.ndarray:
+        try:
+            return load_pixels(path, size, size)
+        except Exception as error:  # of whatever decodes it
+            raise UsageFault(f"{path}: {reason(error)}") from None
+
     with ThreadPoolExecutor() as pool:
-        return converted(np.stack([*pool.map(load_pixels, files, repeat(size), repeat(size))]), np.float32)
+        return converted(np.stack([*pool.map(pixels, files)]), np.float32)
 
 
 def drawn(shuffle: np.random.Generator, count: int, steps: int) -> Iterator[np.ndarray]:

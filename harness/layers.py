@@ -25,7 +25,7 @@ from common.console import printable, show
 from common.errors import UsageFault
 from common.files import grid, grouped
 from common.options import natural, positive
-from common.trace import PUSH_POP, Trace, numbers, opened, read
+from common.trace import PUSH_POP, Trace, TraceError, numbers, opened, read
 from harness.analysis import analyse
 
 KINDS = {
@@ -104,6 +104,8 @@ def of_trace(path: Path, most: int, alike: bool = False) -> list[str]:
     """What a trace tells, in Markdown; ``alike``: layers of which only numbers differ together. Raises ``TraceError``."""
     trace = read(path)
     found, batches, told = kernels(path, trace), len(trace.measured), analyse(trace)
+    if not found:
+        raise TraceError(f"{path}: no kernel of it can be told to be of a measured batch.")
     kernels_ms = f"{len(found) / batches:.0f} kernels, which take {told.compute_ms:.3f} ms"
     gaps_ms = f"{told.launch_gaps_ms:.3f} ms of gaps between them; {told.launches} launches."
     whole = f"{told.per_batch_ms:.3f} ms a batch over {batches} batches, traced: {kernels_ms}, and {gaps_ms}"

@@ -120,9 +120,11 @@ class Entry:
         self.task, self.contender = task, contender
         self.path = folder / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
         self.row = Result.read(self.path)
-        if self.row.weights_sha256 != task.weights_sha256:
-            self.row = Result(contender.name, contender.precision, task.model, Path(task.weights).name, task.weights_sha256)
-            self.row.batch = task.batch
+        new = Result(
+            contender.name, contender.precision, task.model, Path(task.weights).name, task.weights_sha256, batch=task.batch
+        )
+        if (self.row.name, self.row.batch, self.row.weights_sha256) != (new.name, new.batch, new.weights_sha256):
+            self.row = new
         self.ready: Ready | None = None
 
     def needs(self, rounds: int, photographs: Labelled | None) -> bool:
@@ -232,13 +234,15 @@ def parse_options() -> Namespace:
 def main() -> None:
     options = parse_options()
     contenders = chosen(options.engines)
-    for model in options.models if contenders else ():
-        task = Task(model, options.weights, options.batches[0])
-        task.export(options.calibration_images)
-        photographs = labelled(task, options.labelled, options.out) if options.labelled else None
-        for batch in options.batches:
-            compare(replace(task, batch=batch), contenders, photographs, options)
-    report(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with program.alone(options.out):
+        for model in options.models if contenders else ():
+            task = Task(model, options.weights, options.batches[0])
+            task.export(options.calibration_images)
+            photographs = labelled(task, options.labelled, options.out) if options.labelled else None
+            for batch in options.batches:
+                compare(replace(task, batch=batch), contenders, photographs, options)
+        report(options.out)
 
 
 if __name__ == "__main__":

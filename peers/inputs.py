@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -34,34 +37,39 @@ def reference(task: Task, images: np.ndarray) -> np.ndarray:
 
 def batch_of(task: Task, directory: Path | None, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The images of the speed test and their reference, kept in ``folder`` for Pythons that can make neither."""
-    path = folder / "batches" / f"{task.tag}-{task.batch}-{sha256(task.onnx('fp32'))[:12]}.npz"
-    if not path.exists():
+
+    def make() -> np.ndarray:
         images = Images(directory, task.input_shape[1:], models.SEED, limit=task.batch, option="--calibration-images")
         pixels = np.empty((task.batch, *images.shape), np.float32)
         images.fill(pixels)
-        keep(path, images=pixels, expected=reference(task, pixels))
-    kept = np.load(path)
-    return kept["images"], kept["expected"]
+        return pixels
+
+    return kept(folder, task, str(task.batch), make)
 
 
 def labelled(task: Task, directory: Path, folder: Path) -> Labelled:
-    """Of a labelled folder; kept likewise, until it has other files."""
+    """Of a labelled folder; kept likewise, for these files and classes."""
     files, labels = labelled_files(directory)
     if not files:
         fault = "holds no image in a folder of its class" if directory.is_dir() else "is no folder"
         raise UsageFault(f"--labelled {directory} {fault}.")
-    facts = [(str(path.relative_to(directory)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    named = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-    path = folder / "batches" / f"{task.tag}-labelled-{named}-{sha256(task.onnx('fp32'))[:12]}.npz"
-    if not path.exists():
-        images = load(files, models.MODELS[task.model])
-        classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
-        targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
-        keep(path, images=images, targets=targets, expected=reference(task, images))
-    kept = np.load(path)
-    return Labelled(kept["images"], kept["targets"], kept["expected"], named)
+    classes = models.read_description(task.onnx("fp32")).get("labels") or sorted(set(labels))
+    targets = np.array([classes.index(label) if label in classes else -1 for label in labels])
+    if targets.max() < 0:
+        raise UsageFault(f"--labelled {directory}: no folder is named as a class of the model: {', '.join(classes[:5])}, …")
+    key = hashlib.sha256(repr([*map(sha256, files), *targets.tolist()]).encode()).hexdigest()[:12]
+    images, expected = kept(folder, task, f"labelled-{key}", lambda: load(files, models.MODELS[task.model]))
+    return Labelled(images, targets, expected, key)
 
 
-def keep(path: Path, **arrays: Any) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+def kept(folder: Path, task: Task, name: str, make: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and their reference from a file; made and kept there where it has none that can be read."""
+    path = folder / "batches" / f"{task.tag}-{name}-{sha256(task.onnx('fp32'))[:12]}.npz"
+    with suppress(OSError, EOFError, ValueError, BadZipFile):
+        images, expected = np.load(path).values()
+        return images, expected
+    images = make()
+    expected = reference(task, images)
+    with atomic_path(path) as temporary, temporary.open("wb") as opened:
+        np.savez(opened, images, expected)
+    return images, expected

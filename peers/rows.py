@@ -11,11 +11,11 @@ import numpy as np
 
 from common.console import out, show
 from common.errors import EnvironmentFault
-from common.files import Column, column, columns, grid, grouped, read_json, write_json, write_text
+from common.files import Column, atomic_path, column, columns, grid, grouped, read_json, write_json, write_text
 from common.record import Record, from_json
 from peers.contenders import CONTENDERS
 
-PALETTE = {"PyTorch": "#D55E00", "Torch-TensorRT": "#CC79A7", "ONNX": "#0072B2", "TensorRT": "#009E73", "trtexec": "#999999"}
+PALETTE = {"PyTorch": "#D55E00", "Torch-TensorRT": "#CC79A7", "ONNX": "#0072B2", "TensorRT": "#009E73"}
 ORDER = {f"{each.name} {each.precision}": number for number, each in enumerate(CONTENDERS)}  # of the rows; others come last
 ALL, PARTS, EXACT = ("main", "parts", "accuracy"), ("parts",), ("accuracy",)
 ENOUGH = 1000  # samples that a p99 is of at least: ten lie beyond it
@@ -180,7 +180,9 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
         lines += [f"## {model} (weights: {weights}), ms a batch", "", *grid(cells, speed, words=2), ""]
         lines += [f"{DOUBT}\n"] * any(row.doubtful for row in mine)
         lines += [f"### {model}: where a batch's time goes, ms", "", *grid(cells, where, words=2), ""]
-    for (model, weights), mine in grouped(((row.model, row.trained), row) for row in exact).items():
+    for (model, weights, *_), mine in grouped(
+        ((row.model, row.trained, row.labelled, row.images), row) for row in exact
+    ).items():
         accuracy = grid([row.shown for row in mine], ACCURACY, words=2)
         lines += [f"## Accuracy of {model} on {mine[0].images} labelled images (weights: {weights})", "", *accuracy, ""]
     if commands := [f"- {row.model} {row.precision}: `{row.command}`" for row in rows if row.command]:
@@ -196,14 +198,15 @@ def draw(name: str, rows: list[Result], folder: Path) -> str:
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
-    pyplot.rcParams.update({"svg.hashsalt": "ladder", "font.size": 9, "svg.fonttype": "none", "axes.ymargin": 0.02})
+    pyplot.rcParams.update({"svg.hashsalt": "ladder", "svg.fonttype": "none", "text.parse_math": False})
+    pyplot.rcParams.update({"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 9, "axes.ymargin": 0.02})
     batches = sorted({row.batch for row in rows})
     names = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: ORDER.get(name, len(ORDER)))
     size = (3.5 + 2.2 * len(batches), 0.25 * len(names) + 0.8)
     figure, charts = pyplot.subplots(1, len(batches), sharey=True, squeeze=False, layout="constrained", figsize=size)
     for axes, batch in zip(charts[0], batches):
         for row in (each for each in rows if each.batch == batch):
-            level, how = names.index(row.name), {"color": PALETTE[row.engine.split()[0]]}
+            level, how = names.index(row.name), {"color": PALETTE.get(row.engine.split()[0], "#999999")}
             ahead = row.ahead_ms or 0.0
             alone = 0.0 if row.min_ms is None else row.median_ms or 0.0  # a pipeline's is the latency of several in flight
             axes.barh(level, alone, height=0.8, alpha=0.35, **how)
@@ -212,14 +215,15 @@ def draw(name: str, rows: list[Result], folder: Path) -> str:
             said = f"{first} ({second})" if ahead and alone else first
             axes.text(max(ahead, alone), level, f" {said}{' (!)' * row.doubtful}", va="center", fontsize=8)
         axes.set_xlim(0, 1.5 * axes.dataLim.x1)
-        axes.set_title(f"batch {batch}", loc="left", fontsize=9)
+        axes.set_title(f"batch {batch}", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(left=False)
     charts[0][0].set_yticks(range(len(names)), names)
     charts[0][0].invert_yaxis()
     which = ", the next one always submitted before it; pale, in (): by itself" * any(row.ahead_ms for row in rows)
-    figure.suptitle(f"{name}, ms a batch{which}", fontsize=9)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.suptitle(f"{name}, ms a batch{which}")
+    with atomic_path(folder / f"{name}.svg") as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return f"{name}.svg"
 

@@ -186,7 +186,7 @@ def test_what_is_further_off_may_name_one_of_a_hundred_otherwise():
 
 
 def test_another_folder_s_images_are_not_those_that_were_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "sha256", lambda _: "0")
+    monkeypatch.setattr(inputs, "sha256", lambda path: path.read_text() if path.suffix == ".png" else "0")
     monkeypatch.setattr(inputs, "load", lambda files, _: np.zeros(len(files)))
     monkeypatch.setattr(inputs, "reference", lambda _, images: np.zeros(len(images)))
     monkeypatch.setattr(inputs.models, "read_description", lambda _: {"labels": ["cat"]})
@@ -199,9 +199,19 @@ def test_another_folder_s_images_are_not_those_that_were_kept(tmp_path, monkeypa
     (tmp_path / "pictures" / "dog" / "2.png").write_text("another")
     other = inputs.labelled(job, tmp_path / "pictures", tmp_path)
     assert other.key != three.key and len(list((tmp_path / "batches").iterdir())) == 2
+    for path in (tmp_path / "batches").iterdir():
+        path.write_bytes(path.read_bytes()[:99])
+    assert inputs.labelled(job, tmp_path / "pictures", tmp_path).expected.tolist() == [0, 0, 0]
     (tmp_path / "empty").mkdir()
-    for name, why in (("empty", "holds no image in a folder of its class"), ("none", "is no folder")):
-        with pytest.raises(UsageFault, match=f"--labelled .*{name} {why}"):
+    (tmp_path / "dogs" / "dog").mkdir(parents=True)
+    (tmp_path / "dogs" / "dog" / "1.png").touch()
+    faults = {
+        "empty": "holds no image in a folder of its class",
+        "none": "is no folder",
+        "dogs": "no folder is named as a class",
+    }
+    for name, why in faults.items():
+        with pytest.raises(UsageFault, match=f"--labelled .*{name}:? {why}"):
             inputs.labelled(job, tmp_path / name, tmp_path)
 
 
