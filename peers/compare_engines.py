@@ -120,9 +120,8 @@ class Entry:
         self.task, self.contender = task, contender
         self.path = folder / "rows" / f"{re.sub('[^A-Za-z0-9]+', '-', words)}.json"
         self.row = Result.read(self.path)
-        new = Result(
-            contender.name, contender.precision, task.model, Path(task.weights).name, task.weights_sha256, batch=task.batch
-        )
+        new = Result(contender.name, contender.precision, task.model, Path(task.weights).name, task.weights_sha256)
+        new.batch = task.batch
         if (self.row.name, self.row.batch, self.row.weights_sha256) != (new.name, new.batch, new.weights_sha256):
             self.row = new
         self.ready: Ready | None = None
