@@ -144,7 +144,7 @@ trace() { # MODEL BATCH: ten batches of each under Nsight Systems
     step "export-$name" 60 nsys export --type sqlite -f true -o "$folder/$name.sqlite" "$folder/$name.nsys-rep" &&
       gzip -c "$folder/$name.sqlite" > "$RESULTS/traces/$name.sqlite.gz"
   done
-  step traces-layers 30 "$TORCH" -m scripts.layers --alike "$folder"/*.sqlite && cp "$RESULTS/logs/traces-layers.txt" "$RESULTS/traces/layers.md"
+  step traces-layers 30 "$TORCH" -m scripts.layers --alike --most 16 "$folder"/*.sqlite && cp "$RESULTS/logs/traces-layers.txt" "$RESULTS/traces/layers.md"
   step traces-compare 60 "$TORCH" -m scripts.compare "$folder" --figures
   cp "$folder"/*.{svg,md,json,csv,html} "$RESULTS/traces/" 2> /dev/null
 }
