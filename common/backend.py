@@ -69,10 +69,8 @@ class Backend:
 
     def stands_in(self, precision: str) -> list[str]:
         """What a modelled time in ``precision`` does not know (simulated backend)."""
-        if self.simulator is None or precision != "int8":
-            return []
-        rates = self.simulator.device.arithmetic_rates
-        if rates["int8"] != rates["fp16"]:
+        rates = self.simulator and self.simulator.device.arithmetic_rates
+        if not rates or precision != "int8" or rates["int8"] != rates["fp16"]:
             return []
         return [f"{self.device} has no rate for INT8, and is charged FP16's: what INT8 gains in compute is not to be seen here"]
 

@@ -91,7 +91,6 @@ class Source:
 
 def told(left_to_pillow: dict[str, str], names: Sequence[str]) -> list[str]:
     """What a result says of those of its images that its decoder did not take. (A decoder may have met others: it is ahead.)"""
-    left = [f"{name} ({left_to_pillow[name]})" for name in names if name in left_to_pillow]
-    if not left:
+    if not (left := [f"{name} ({left_to_pillow[name]})" for name in names if name in left_to_pillow]):
         return []
     return [f"{len(left)} of {len(names)} images were decoded by Pillow: {', '.join(left[:3])}{', …' * (len(left) > 3)}"]

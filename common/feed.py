@@ -84,8 +84,7 @@ class Feed:
             try:
                 ahead = reader.submit(fill_all, halves[0])
                 for turn in count(1):
-                    ready = ahead.result()
-                    if not ready:
+                    if not (ready := ahead.result()):
                         return
                     ahead = reader.submit(fill_all, halves[turn % 2])
                     yield ready

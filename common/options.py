@@ -109,8 +109,7 @@ def profile(text: str) -> tuple[int, int, int]:
 
 
 def natural(text: str, least: int = 0) -> int:
-    value = int(text)
-    if value < least:
+    if (value := int(text)) < least:
         raise argparse.ArgumentTypeError(f"{text} is less than {least}")
     return value
 

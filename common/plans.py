@@ -151,8 +151,7 @@ def build(shown: Path, options: list[str], why: str) -> None:
         needed = f"where TensorRT is: python {' '.join([*command, COMPATIBLE])}"
         raise EnvironmentFault(f"{why}, and the {here.kind.called} builds none. Build it {needed}")
     err.print(f"{why}; building it: python {' '.join(command)}", markup=False)
-    code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
-    if code != 0:
+    if code := subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode:
         by_hand = f" Build it: python {' '.join(command)} --calibration-images DIR" if "--int8" in options else ""
         raise EnvironmentFault(f"the build ended with exit code {code}; see above.{by_hand}")
 
@@ -186,8 +185,7 @@ def check_memory(engine: Engine, batch: int) -> None:
     """Find out before the batches are prepared that not even one of them, run serially, fits on the GPU."""
     free, _ = cudart.cudaMemGetInfo()
     charged = backend.current().charged(batch)
-    needed = engine.context_memory + sum(engine.nbytes(charged))
-    if needed > free:
+    if (needed := engine.context_memory + sum(engine.nbytes(charged))) > free:
         what = f"the activations of a batch of {max(high for *_, high in engine.profiles)} and one batch's buffers"
         short = f"needs {needed / 1e9:.1f} GB on the GPU for {what}, and {free / 1e9:.1f} GB are free"
         raise EnvironmentFault(f"{engine.plan} {short}. Build a smaller one: {beside(engine, batch)}")

@@ -70,8 +70,7 @@ class Reader:
         distinct = list(dict.fromkeys(paths))
         try:
             self._asked.send(list(map(os.fsencode, distinct)))
-            sizes = self._asked.recv()
-            if isinstance(sizes, str):
+            if isinstance(sizes := self._asked.recv(), str):
                 raise OSError(sizes)
             memory = recv_handle(self._asked)
             try:

@@ -31,7 +31,7 @@ ROW = re.compile(rf"(.*{re.escape(PARQUET)})?#(\d+)", re.DOTALL | re.IGNORECASE)
 """The name of a picture in a file of Parquet, or in ``root`` itself."""
 
 
-def stored(path: str, system: Any) -> bytes:
+def stored(system: Any, path: str) -> bytes:
     """A file of one of Arrow's file systems: a bucket's, for one."""
     with system.open_input_stream(path) as file:
         return file.read()
@@ -99,14 +99,12 @@ class Pictures:
 
     def sources(self, names: Sequence[str]) -> Iterator[Callable[[], bytes]]:
         """What reads each of ``names``. Rows of Parquet are read here; they follow one another."""
-        system, _ = self._place
+        of_file = partial(stored, self._place[0]) if self._place[0] else read
         for table, group in groupby(names, lambda name: (row := ROW.fullmatch(name)) and (row[1] or "")):
             if table is not None:
                 yield from self._contents(table, [int(name.rpartition("#")[2]) for name in group])
-            elif system:
-                yield from (partial(stored, self._path(name), system) for name in group)
             else:
-                yield from (partial(read, self._path(name)) for name in group)
+                yield from (partial(of_file, self._path(name)) for name in group)
 
     def _contents(self, name: str, rows: list[int]) -> Iterator[Callable[[], bytes]]:
         with self._table(name) as table:
@@ -179,10 +177,8 @@ def shards(pictures: Pictures, out: Path, size: int, suffix: str, facts: dict[st
         raise UsageFault(f"{out} has the predictions of another run ({what}): name another folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / WORK, work)
-    found = []
-    for first in range(0, len(names), size):
-        part = names[first : first + size]
-        found.append(Shard(first, part, str(out / f"{first:09d}-{first + len(part) - 1:09d}{suffix}")))
+    parts = ((first, names[first : first + size]) for first in range(0, len(names), size))
+    found = [Shard(first, own, str(out / f"{first:09d}-{first + len(own) - 1:09d}{suffix}")) for first, own in parts]
     return found, [shard for shard in found if not Path(shard.path).exists()]
 
 

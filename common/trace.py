@@ -89,11 +89,8 @@ class Trace:
 
     def calls_of(self, operations: Operations) -> np.ndarray:
         """The index in ``calls`` of the call that submitted each operation; -1 where the trace has none."""
-        if not len(self.calls.correlations):
-            return np.full(len(operations), -1)
         found = np.searchsorted(self.calls.correlations, operations.correlations)
-        found = np.minimum(found, len(self.calls.correlations) - 1)
-        return np.where(self.calls.correlations[found] == operations.correlations, found, -1)
+        return np.where(np.isin(operations.correlations, self.calls.correlations), found, -1)
 
     def ranges_of(self, calls: np.ndarray) -> np.ndarray:
         """The number of the `infer` range that each call, by its index, was made in; -1 for a call outside them."""
@@ -180,7 +177,7 @@ class Reader:
         return Operations(intervals(rows), numbers(rows, 2), numbers(rows, 3))
 
     def calls(self) -> Calls:
-        named = "CUPTI_ACTIVITY_KIND_RUNTIME r JOIN StringIds s ON s.id = r.nameId ORDER BY r.correlationId"
+        named = "CUPTI_ACTIVITY_KIND_RUNTIME r JOIN StringIds s ON s.id = r.nameId ORDER BY COALESCE(r.correlationId, 0)"
         rows = self.rows(named, "r.start, r.end, r.correlationId, r.globalTid, s.value")
         return Calls(numbers(rows, 2), intervals(rows), np.array([str(row[4]) for row in rows], object), numbers(rows, 3))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from common import backend
 from common.buffers import DeviceBuffer, copy_to_device, copy_to_host, pageable
 from common.console import err
-from common.engine import Context, Engine
+from common.engine import Engine
 from common.errors import EnvironmentFault, WrongOutputs
 from common.images import planes, write
 from common.plans import default_plan
@@ -42,17 +43,14 @@ def run_serially(engine: Engine, batches: Iterable[np.ndarray]) -> list[np.ndarr
     """Outputs of each batch: copied in, run, copied out, one batch after the other on the default stream."""
     batches, outputs = list(batches), []
     largest = max(len(batch) for batch in batches)
-    contexts: dict[int | None, Context] = {}
-    nbytes = engine.nbytes(largest)
+    nbytes, context_of = engine.nbytes(largest), cache(engine.create_context)
     with DeviceBuffer(nbytes[0]) as device_input, DeviceBuffer(nbytes[1]) as device_output:
         for batch in batches:
-            profile = engine.profile_for(len(batch))
-            if profile not in contexts:
-                contexts[profile] = engine.create_context(profile)
-            contexts[profile].set_input_shape(batch.shape)
-            contexts[profile].bind(device_input, device_output)
+            context = context_of(engine.profile_for(len(batch)))
+            context.set_input_shape(batch.shape)
+            context.bind(device_input, device_output)
             copy_to_device(device_input, batch)
-            contexts[profile].execute_async_v3(None)
+            context.execute_async_v3(None)
             outputs.append(pageable(engine.output_shape(len(batch)), engine.output_type(len(batch))))
             copy_to_host(outputs[-1], device_output)
     return outputs

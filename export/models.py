@@ -20,6 +20,7 @@ from common.console import err
 from common.errors import EnvironmentFault, reason
 from common.files import atomic_path, read_json, sha256, write_json
 from common.plans import sidecar
+from common.record import fits
 from common.tensors import End, check_ends
 
 MODELS = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "efficientnet_v2_s": 384}
@@ -134,8 +135,7 @@ def largest_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
 def check_near(path: Path, outputs: np.ndarray, right: np.ndarray, most: float, of: str, more: str = "") -> None:
     """Say how far the outputs of a file are from what is right; one that is off by ``most`` or more is removed, and raises
     ``EnvironmentFault``."""
-    difference = largest_difference(outputs, right)
-    if not difference < most:
+    if not (difference := largest_difference(outputs, right)) < most:
         path.unlink()
         raise EnvironmentFault(f"{path.name} is wrong: it differs from {of} by {difference:.2g} of the largest output.")
     err.print(f"{path}: within {difference:.1e} of {of} (share of the largest output){more}", markup=False)
@@ -149,6 +149,5 @@ def write_description(path: Path, **facts: Any) -> None:
 def read_description(path: Path) -> dict[str, Any]:
     """What ``write_description`` wrote for this very file, or ``{}`` (a file of the user's own, or an edited one)."""
     facts = read_json(sidecar(path))
-    labels = facts.get("labels", [])
-    named = isinstance(labels, list) and all(isinstance(each, str) for each in labels)
+    named = fits("list[str]", facts.get("labels", []))
     return facts if named and path.exists() and facts.get("sha256") == sha256(path) else {}

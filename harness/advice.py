@@ -29,8 +29,7 @@ def remedy(stage: Row, rows: list[Row]) -> str:
 def named(stage: Row, rows: list[Row], known: Iterable[str | None]) -> str | None:
     """Which of the runs that are ``known``, as prediction.json calls them, the remedy names first: in the stage's precision,
     unless it names INT8."""
-    found = FIRST.search(proposal(stage, rows))
-    if not found:
+    if not (found := FIRST.search(proposal(stage, rows))):
         return None
     wanted, int8 = f"{found[1]}_" if found[1] else stage.stage, not found[1] or stage.precision == "int8"
     return next((each for each in known if each and each.startswith(wanted) and each.endswith(" int8") == int8), None)
@@ -144,8 +143,7 @@ def less(before: float, after: float) -> str:
 
 def advice(rows: list[Row]) -> str:
     """The line that ends the table: the fastest stage, and what stands in its way."""
-    right = [row for row in steps(rows) if not row.faulty]
-    if not right:
+    if not (right := [row for row in steps(rows) if not row.faulty]):
         return f"No stage counts: {FAULT}."
     best = max(right, key=lambda row: row.speedup_vs_baseline)
     faster = f", {best.speedup_vs_baseline:.1f} times the first stage"

@@ -165,8 +165,7 @@ def row(record: Record, analysis: Analysis | None) -> Row:
         found.repeats_ms, found.fastest_ms, found.slowest_ms = times, min(times), max(times)
         found.lower_quartile_ms, found.upper_quartile_ms = np.percentile(times, [25, 75]).tolist()
     found.latency_p99_ms = (record.latency_ms or {}).get("p99")
-    told = [each for each in record.windows if each.energy_j and each.images_per_s and each.window_ms]
-    if told:
+    if told := [each for each in record.windows if each.energy_j and each.images_per_s and each.window_ms]:
         images = sum(each.images_per_s * each.window_ms / 1e3 for each in told)
         found.energy_j_per_1000 = sum(each.energy_j for each in told) / images * 1e3
     found.capped_mhz = capped_mhz(record)

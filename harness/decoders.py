@@ -76,8 +76,7 @@ def make_files(folder: Path, count: int, make: Callable[[int], bytes]) -> Path:
     pool = ThreadPoolExecutor()
     try:
         made = pool.map(lambda path: write_bytes(path, make(int(path.stem))), paths)
-        for _ in shown(made, f"making {folder.name}", len(paths)):
-            pass
+        list(shown(made, f"making {folder.name}", len(paths)))
     finally:
         pool.shutdown(cancel_futures=True)
     return folder

@@ -42,8 +42,7 @@ class Finding:
     mend: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        start = f"{'✗' if self.fault else '·'} {self.part:<{INDENT - 2}}{self.found}"
-        text = f"{start}: {self.fault}" if self.fault else start
+        text = f"{'✗' if self.fault else '·'} {self.part:<{INDENT - 2}}{self.found}" + f": {self.fault}" * bool(self.fault)
         return textwrap.fill(text, WIDTH, subsequent_indent=" " * INDENT, break_on_hyphens=False)
 
 
@@ -122,8 +121,7 @@ def library(here: Machine, which: Library) -> Finding:
     """One TensorRT. Where none of them runs on this GPU, the first of the table has the fault."""
     name, package = which.called, which.package.partition("-cu")[0]
     built = {each: int(found[1]) for each in here.packages if (found := re.match(rf"{package}-cu(\d+)", each))}
-    newer = [each for each, made_for in built.items() if (made_for,) > here.driver_cuda[:1] > ()]
-    if newer:
+    if newer := [each for each, made_for in built.items() if (made_for,) > here.driver_cuda[:1] > ()]:
         mend = (f"pip uninstall -y {' '.join(newer)}", *tensorrt(here))
         return Finding(name, newer[0], TOO_OLD.format(dotted(here.driver_cuda)), mend)
     if why := here.broken.get(name):

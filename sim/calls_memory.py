@@ -139,8 +139,7 @@ class MemoryCalls(Calls):
     def _copy_later(self, target: Span | None, source: Span | None, kind: cudaMemcpyKind, stream: Stream) -> None:
         if target is None or source is None:
             return
-        operation = self._copy(target, source, kind, stream)
-        if operation is None:
+        if (operation := self._copy(target, source, kind, stream)) is None:
             return
         if target.kind == "pageable" or "device" not in (target.kind, source.kind):
             self.gpu.wait([operation])

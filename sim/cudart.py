@@ -53,7 +53,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., tuple]:
             sim.ignored(thread)
             start = thread.now
             sim.trace.correlation += 1
-            correlation, cost = sim.trace.correlation, sim.device.call_cost(name)
+            correlation, cost = sim.trace.correlation, sim.device.calls.get(name, sim.device.call)
             sim.interpret(thread, min(cost, sim.device.call))
             thread.now += max(0, cost - sim.device.call)  # inside the driver, which runs without the interpreter lock
             sim.calls += 1

@@ -40,9 +40,6 @@ class Device:
     postprocess_per_image: int
     decode_rates: dict[str, float]  # JPEG files per ns, by decoder
 
-    def call_cost(self, name: str) -> int:
-        return self.calls.get(name, self.call)
-
 
 parse_toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads
 FOLDER = resources.files("sim").joinpath("devices")

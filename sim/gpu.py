@@ -154,8 +154,7 @@ class Gpu:
             self._owed -= charge
             duration += round(charge)
         start, end = self.units[unit].reserve(ready, duration, share)
-        other = {"compute": "h2d", "h2d": "compute"}.get(unit)
-        if other is not None:
+        if other := {"compute": "h2d", "h2d": "compute"}.get(unit):
             self._owed += self.device.copy_slows_compute * self.units[other].busy_between(start, end)
         return start, end
 

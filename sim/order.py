@@ -43,8 +43,4 @@ def _join(one: Order, other: Order) -> Order:
     few, many = sorted((one, other), key=len)
     if few is many or all(many.get(line, 0) >= number for line, number in few.items()):
         return many
-    merged = dict(many)
-    for line, number in few.items():
-        if merged.get(line, 0) < number:
-            merged[line] = number
-    return merged
+    return {**many, **{line: number for line, number in few.items() if many.get(line, 0) < number}}

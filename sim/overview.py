@@ -23,8 +23,7 @@ def lines(sim: Simulator) -> list[str]:
 
 def timeline(sim: Simulator) -> list[str]:
     """The units of the GPU from the first operation to the last: how busy each is, and in each part of the time."""
-    operations = sim.trace.operations
-    if not operations:
+    if not (operations := sim.trace.operations):
         return []
     begin, end = min(start for start, *_ in operations), max(end for _, end, *_ in operations)
     found, shares, length = [], {}, max(end - begin, 1)

@@ -74,8 +74,7 @@ def main() -> None:
     p.add_argument("reports", type=Path, nargs="+", metavar="DIR")
     options = p.parse_args()
     for folder in options.reports:
-        records = Record.read_all(folder)
-        if not records:
+        if not (records := Record.read_all(folder)):
             raise EnvironmentFault(f"{folder} holds no stage's record.")
         if any(each.backend == "simulated" for each in records):
             raise UsageFault(f"{folder} is modelled itself; a prediction is held against what was measured, as in reports/.")

@@ -114,8 +114,7 @@ class Races:
         for memory, start, stop in ranges:
             memory.read |= not write
             memory.filled = site if what == TO_DEVICE and write else memory.filled
-            earlier = memory.note(start, stop, access, line.order)
-            if earlier is not None:
+            if (earlier := memory.note(start, stop, access, line.order)) is not None:
                 key = (earlier.site, earlier.what, site, what)
                 if key not in self._found:
                     self._found[key] = Race(self._name_of(memory.address) or memory.name, earlier, access)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from sim.device import Device
@@ -56,18 +58,14 @@ class Trace:
 
     def database(self, device: Device, facts: dict[str, Any]) -> sqlite3.Connection:
         """The trace as an SQLite database in memory. ``facts`` say what was modelled; they go into META_DATA_CAPTURE."""
-        strings: dict[str, int] = {}
-
-        def string(value: str) -> int:
-            return strings.setdefault(value, len(strings) + 1)
-
+        strings: dict[str, int] = defaultdict(count(1).__next__)  # numbered as they come
         rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SCHEMA}
         for start, end, name, thread, correlation, error in self.calls:
-            rows["CUPTI_ACTIVITY_KIND_RUNTIME"].append((start, end, 0, PID + thread, correlation, string(name), error))
+            rows["CUPTI_ACTIVITY_KIND_RUNTIME"].append((start, end, 0, PID + thread, correlation, strings[name], error))
         for start, end, unit, name, stream, correlation, nbytes in self.operations:
             where = (start, end, 0, 1, stream, correlation, PID)
             if unit == "compute" and name not in COPY_KIND:
-                rows["CUPTI_ACTIVITY_KIND_KERNEL"].append((*where, string(name), string(name)))
+                rows["CUPTI_ACTIVITY_KIND_KERNEL"].append((*where, strings[name], strings[name]))
             else:
                 rows["CUPTI_ACTIVITY_KIND_MEMCPY"].append((*where, nbytes, COPY_KIND[name]))
         for start, end, kind, stream, event in self.waits:
@@ -77,7 +75,7 @@ class Trace:
             rows["NVTX_EVENTS"].append((0, None, DOMAIN_CREATE, None, name, PID, None, None, number, None))
         for item in self.ranges:
             threads = (PID + item.thread, PID + item.end_thread)
-            text = (string(item.text), domains[item.domain], item.payload)
+            text = (strings[item.text], domains[item.domain], item.payload)
             rows["NVTX_EVENTS"].append((item.start, item.end, item.kind, None, None, *threads, *text))
         rows["TARGET_INFO_GPU"].append((0, device.name, device.memory_bytes, device.multiprocessors, *device.capability))
         rows["META_DATA_CAPTURE"] += [(name, str(value)) for name, value in facts.items()]

@@ -159,7 +159,7 @@ def test_what_is_charged_scales_with_the_charged_batch():
         device, pinned = cudart.cudaMalloc(1 << 20)[1], cudart.cudaMallocHost(1 << 20)[1]
         before = sim.clock.thread().now
         cudart.cudaMemcpy(device, pinned, 1 << 20, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
-        times.append(sim.clock.thread().now - before - sim.device.copy_latency - sim.device.call_cost("cudaMemcpy"))
+        times.append(sim.clock.thread().now - before - sim.device.copy_latency - sim.device.calls["cudaMemcpy"])
     assert times[1] == pytest.approx(16 * times[0], rel=1e-4)
 
 
