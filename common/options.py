@@ -119,7 +119,10 @@ def positive(text: str) -> int:
 
 
 def positives(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
+    try:
+        return [positive(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,8") from None
 
 
 @dataclass(frozen=True)

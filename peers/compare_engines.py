@@ -226,6 +226,8 @@ def parse_options() -> Namespace:
     p.add_argument("--limit", type=natural, default=0, metavar="S", help="end if an engine takes longer; again: without it")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "engines", metavar="DIR", help="default: out/engines")
     options = p.parse_args()
+    if not 0 <= options.seconds <= 3600:  # nor NaN
+        p.error(f"--seconds {options.seconds}: from 0 to 3600")
     options.models = options.models or ["resnet18"]
     return options
 

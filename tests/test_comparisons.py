@@ -255,6 +255,14 @@ def test_words_choose_contenders():
         compare_engines.chosen("runtime,eagr")
 
 
+@pytest.mark.parametrize(("words", "said"), [("--seconds nan", "from 0 to 3600"), ("--batches a", "'a' is no list of numbers")])
+def test_options_that_make_no_sense_are_said(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", ["compare_engines", *words.split()])
+    with pytest.raises(SystemExit, match="2"):
+        compare_engines.parse_options()
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("limit", ["-1", "nan", "inf", "0.5"])
 def test_a_limit_is_of_whole_seconds(monkeypatch, limit):
     """Else the timer refuses it, when the row has already said that its engine ended the process."""
