@@ -123,11 +123,12 @@ class Flow(Session):
             try:
                 answer = answers.get(timeout=PATIENCE_S)
             except Empty:
-                if time.monotonic() - self._finished_s >= PATIENCE_S:
-                    if ended:
-                        raise Ended(f"nothing has come out of the pipeline for {2 * PATIENCE_S:.0f} s") from None
-                    self.close()  # lets those go that wait for pictures, so that what has failed is heard
-                    ended = True
+                if time.monotonic() - self._finished_s < PATIENCE_S:
+                    continue
+                if ended:
+                    raise Ended(f"nothing has come out of the pipeline for {2 * PATIENCE_S:.0f} s") from None
+                self.close()  # lets those go that wait for pictures, so that what has failed is heard
+                ended = True
                 continue
             if isinstance(answer, BaseException):
                 raise answer

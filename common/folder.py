@@ -21,14 +21,16 @@ LOOKED_AT = 256
 
 
 class Once(Session):
-    """A run of ``count`` batches that come once each: those of ``names``, and then those that are ``coming``, whose names are
+    """A run of ``count`` batches that come once each: those of ``names``, and then those that are ``upcoming``, whose names are
     made while others are decoded. Files that nobody can decode have no row in its names and outputs."""
 
-    def __init__(self, measured: Session, count: int, names: list[list[str]], coming: Iterator[list[str]], feed: Feed) -> None:
+    def __init__(
+        self, measured: Session, count: int, names: list[list[str]], upcoming: Iterator[list[str]], feed: Feed
+    ) -> None:
         batches = [measured.batches[0]] * count  # only their shape is asked for
         super().__init__(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
         self.names: list[list[str]] = names
-        self._coming, self._feed, self._unreadable = coming, feed, dict[str, str]()
+        self._upcoming, self._feed, self._unreadable = upcoming, feed, dict[str, str]()
         self.decoder.load.unreadable = self._unreadable
 
     @property
@@ -37,7 +39,7 @@ class Once(Session):
 
     def read_files(self, index: int) -> Future[Files]:
         if index == len(self.names):
-            self.names.append(next(self._coming))
+            self.names.append(next(self._upcoming))
         return super().read_files(index)
 
     def postprocess(self, index: int, host_output: np.ndarray) -> None:

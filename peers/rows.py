@@ -87,9 +87,8 @@ class Result:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(self).items() if value not in (None, "", []) and value == value
-        }  # NaN is not
+        """What is there. NaN, which equals nothing, is no JSON."""
+        return {name: value for name, value in vars(self).items() if value not in (None, "", []) and value == value}
 
     def add_run(self, times_ms: list[float], **read: float | None) -> None:
         """One more run: its latencies, and what else was read in it, under the names of this class's fields."""

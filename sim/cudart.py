@@ -16,6 +16,11 @@ from sim.calls import StreamCalls
 from sim.calls_graphs import GraphCalls
 from sim.calls_memory import MemoryCalls
 from sim.enums import FLAGS, HANDLES, CudaFailure, cudaError_t
+from sim.enums import cudaDeviceAttr as cudaDeviceAttr
+from sim.enums import cudaMemcpyKind as cudaMemcpyKind
+from sim.enums import cudaMemoryType as cudaMemoryType
+from sim.enums import cudaStreamCaptureMode as cudaStreamCaptureMode
+from sim.enums import cudaStreamCaptureStatus as cudaStreamCaptureStatus
 from sim.names import lack
 from sim.simulator import simulator
 from sim.sites import site
@@ -81,7 +86,7 @@ UNCALLABLE = """
     cudaCtxResetPersistingL2Cache cudaDeviceReset cudaDeviceSetLimit cudaFuncGetAttributes cudaGraphDebugDotPrint
     cudaMallocManaged cudaMemPrefetchAsync cudaMemcpyPeerAsync cudaStreamAddCallback cudaStreamGetCaptureInfo
 """  # there, as a script may ask (an H200's answers in tests/fuzz), but not to be called
-globals().update(FLAGS | HANDLES | {name: kind for name, kind in vars(enums).items() if name.startswith("cuda")})
+globals().update(FLAGS | HANDLES)
 __getattr__ = partial(lack, what="simulated CUDA runtime")
 globals().update({name: partial(lack, name) for name in UNCALLABLE.split()})
 globals().update({name: _function(getattr(Calls, name)) for name in dir(Calls) if name.startswith("cuda")})
