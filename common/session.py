@@ -32,6 +32,7 @@ from common.errors import UsageFault, WrongOutputs
 from common.feed import Feed
 from common.files import check_writable
 from common.host import processor
+from common.layers import precision_of
 from common.parts import Allocate, parts_ms
 from common.pictures import Images
 from common.plans import ROOT, check_memory, check_sizes, default_plan, sidecar
@@ -166,7 +167,7 @@ def load(chosen: Namespace, sizes: list[int]) -> Engine:
     engine = Engine(plan, chosen.trust_plan)
     if chosen.precision and (chosen.plan or chosen.precision != "fp32"):  # the ladder's FP32 plan is as its file says
         engine.require_precision(chosen.precision)
-    chosen.precision = chosen.precision or next((name for name, _ in engine.precisions().most_common(1)), "unknown precision")
+    chosen.precision = chosen.precision or precision_of(engine.precisions()) or "unknown precision"
     answers.check_asked(engine, chosen)
     check_sizes(engine, sizes)
     check_memory(engine, max(sizes))

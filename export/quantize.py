@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ keeps all that was seen."""
 QUANTIZED = ["Conv", "Gemm"]
 """Operators that work in INT8. Their inputs are quantized and not their outputs: Q/DQ between a convolution and the addition
 or activation after it would keep TensorRT from making one kernel of them."""
+RELUS = ("Relu", "Clip")
 WRONG = 0.5
 """Share of the largest logit from which on the outputs are no rounding of the right ones."""
 CHUNK = 8  # images whose activations are in memory at a time
@@ -71,15 +73,37 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
 
 def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
     """What a calibration depends on: the model, the images and the method."""
-    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED}".encode())
+    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED} but those left".encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 
-def shortcuts(graph: Any) -> list[str]:
-    """The second input of each residual addition of which no input is quantized as a convolution's: TensorRT puts such an
-    addition into the convolution that makes the first input, if the second one comes in INT8."""
-    operators = [node for node in graph.node if node.op_type in QUANTIZED]
+def left(graph: Any) -> set[str]:
+    """Names of the convolutions that stay as they are: those of squeeze-and-excitation, which see one value a channel, and
+    depthwise ones with no other convolution beside them, ReLUs skipped. INT8 makes them slower: TensorRT 8.6 computes such a
+    depthwise one in floating point all the same, and turns its INT8 weights back for every batch."""
+    shapes = {each.name: each.dims for each in graph.initializer}
+    follows, leads, pooled, names = set[str](), set[str](), set[str](), set[str]()
+    for node in graph.node:
+        if node.op_type == "Conv" or (node.op_type in RELUS and node.input[0] in follows):
+            follows.update(node.output)
+        values = {name for name in node.input if name and name not in shapes}
+        if node.op_type == "GlobalAveragePool" or (values and values <= pooled):
+            pooled.update(node.output)
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or (node.op_type in RELUS and node.output[0] in leads):
+            leads.add(node.input[0])
+    for node in graph.node:
+        if node.op_type == "Conv":
+            depthwise = shapes.get(node.input[1], [0, 0])[1] == 1
+            alone = node.input[0] not in follows and node.output[0] not in leads
+            names |= {node.name} if node.input[0] in pooled or (depthwise and alone) else set()
+    return names
+
+
+def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
+    """The second input of each residual addition of which no input is quantized as that of one of ``operators``: TensorRT puts
+    such an addition into the convolution that makes the first input, if the second one comes in INT8."""
     written, read = {name for node in operators for name in node.output}, {node.input[0] for node in operators}
     additions = [node.input for node in graph.node if node.op_type == "Add"]
     return [second for first, second in additions if {first, second} <= written - read]
@@ -90,6 +114,10 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -
     packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
     quantization, qdq = (needs(package, "quantization") for package in packages)
     model, int8 = load(source), quantization.QuantType.QInt8
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"node {number}"
+    leave = left(model.graph)
+    operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
         augmented, options = str(Path(folder) / "augmented.onnx"), {"symmetric": True}
@@ -100,11 +128,11 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -
             calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter([{name: chunk}]), None)))
         ranges = calibrator.compute_data()
     how = {"per_channel": True, "reduce_range": False, "weight_qType": int8, "activation_qType": int8}
-    which = {"nodes_to_quantize": [], "nodes_to_exclude": [], "op_types_to_quantize": QUANTIZED}
+    which = {"nodes_to_quantize": [], "nodes_to_exclude": list(leave), "op_types_to_quantize": QUANTIZED}
     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
     extra = {**symmetric, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": QUANTIZED}
     quantizer = qdq.QDQQuantizer(model, tensors_range=ranges, extra_options=extra, **how, **which)
-    for shortcut in shortcuts(model.graph):
+    for shortcut in shortcuts(operators, model.graph):
         quantizer.quantize_activation_tensor(shortcut)
     quantizer.quantize_model()
     start_at_input(quantizer.model.model.graph)

@@ -68,6 +68,60 @@ def test_what_is_quantized_and_how(quantized):
             assert not weights[node.input[2]].any(), "symmetric"
 
 
+@pytest.mark.parametrize(
+    ("activation", "left"), [("Relu", {"fc1", "fc2"}), ("Clip", {"fc1", "fc2"}), ("Sigmoid", {"depthwise", "fc1", "fc2"})]
+)
+def test_convolutions_that_int8_makes_slower_are_left(activation, left):
+    """A block of EfficientNet: expanded, depthwise, scaled by what is squeezed and excited, projected. With ReLUs the depthwise
+    one has a convolution on a side."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper
+
+    sizes = {"expand": (8, 4), "depthwise": (8, 1), "fc1": (2, 8), "fc2": (8, 2), "project": (4, 8)}
+    weights = [helper.make_tensor(f"{name} w", 1, [*size, 1, 1], [0.0] * (size[0] * size[1])) for name, size in sizes.items()]
+
+    def convolution(name: str, read: str) -> onnx.NodeProto:
+        return helper.make_node("Conv", [read, f"{name} w"], [f"{name} made"], name, group=8 if name == "depthwise" else 1)
+
+    nodes = [
+        *(convolution("expand", "x"), helper.make_node(activation, ["expand made"], ["a"])),
+        *(convolution("depthwise", "a"), helper.make_node(activation, ["depthwise made"], ["b"])),
+        *(helper.make_node("GlobalAveragePool", ["b"], ["pooled"]), convolution("fc1", "pooled")),
+        *(
+            helper.make_node("Relu", ["fc1 made"], ["c"]),
+            convolution("fc2", "c"),
+            helper.make_node("Sigmoid", ["fc2 made"], ["d"]),
+        ),
+        *(helper.make_node("Mul", ["b", "d"], ["scaled"]), convolution("project", "scaled")),
+    ]
+    graph = helper.make_graph(nodes, "block", [], [], weights)
+    assert quantize.left(graph) == left
+
+
+def test_what_is_left_has_no_pairs(photographs, tmp_path):
+    """Nodes need no names for it."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(1)
+    sizes = [(8, 3, 3, 3), (8, 1, 3, 3), (4, 8, 1, 1)]
+    weights = [numpy_helper.from_array(rng.normal(0, 0.3, size).astype(np.float32), f"w{i}") for i, size in enumerate(sizes)]
+    nodes = [
+        *(helper.make_node("Conv", ["images", "w0"], ["a"]), helper.make_node("Sigmoid", ["a"], ["b"])),
+        *(helper.make_node("Conv", ["b", "w1"], ["c"], group=8), helper.make_node("Sigmoid", ["c"], ["d"])),
+        *(helper.make_node("Conv", ["d", "w2"], ["e"]), helper.make_node("GlobalAveragePool", ["e"], ["f"])),
+        helper.make_node("Flatten", ["f"], ["logits"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, 1, ["n", *size]) for name, size in (("images", (3, 32, 32)), ("logits", (4,)))]
+    graph = helper.make_graph(nodes, "made", ends[:1], ends[1:], weights)
+    source = tmp_path / "made-fp32.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(source))
+    made = onnx.load(str(quantize.calibrated(source, photographs, 2, "minmax", 1))).graph
+    by = {output: node.op_type for node in made.node for output in node.output}
+    read = [[by.get(name) for name in node.input[:2]] for node in made.node if node.op_type == "Conv"]
+    assert read == [["DequantizeLinear"] * 2, ["Sigmoid", None], ["DequantizeLinear"] * 2]
+
+
 def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
     images = Images(photographs, (3, 224, 224), 1)
     pixels = np.empty((len(images), 3, 224, 224), np.float32)
