@@ -33,7 +33,7 @@ KINDS = {
     "pooling or reduction": r"pool|reduc|mean|softmax",
     "convolution or matrix product": r"^(?!triton_(poi|red|per)).*(conv|gemm|fprop|cutlass|nvjet|wgrad|dgrad|scudnn|gemv|mma_)",
     "layout or copy": r"nchw|nhwc|transpose|permut|copy|_mov|cast|convert|reformat|memset",
-    "elementwise": r"elementwise|pointwise|relu|add|mul|sigmoid|clamp|generated|triton|silu|bias",
+    "elementwise": r"elementwise|pointwise|relu|add|mul|sigmoid|clamp|generated|triton|silu|bias|op_generic_tensor",
 }
 """What a kernel does: the first kind of which its name has a word. A convolution's tells its layout too, pooling's as well; one
 that Triton made of several operators is named after them all, and after a convolution whose result it only goes on with."""
