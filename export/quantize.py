@@ -78,27 +78,22 @@ def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
     return digest.hexdigest()
 
 
-def left(graph: Any) -> set[str]:
+def left(model: Any) -> set[str]:
     """Names of the convolutions that stay as they are: those of squeeze-and-excitation, which see one value a channel, and
     depthwise ones with no other convolution beside them, ReLUs skipped. INT8 makes them slower: TensorRT 8.6 computes such a
     depthwise one in floating point all the same, and turns its INT8 weights back for every batch."""
-    shapes = {each.name: each.dims for each in graph.initializer}
-    follows, leads, pooled, names = set[str](), set[str](), set[str](), set[str]()
-    for node in graph.node:
-        if node.op_type == "Conv" or (node.op_type in RELUS and node.input[0] in follows):
-            follows.update(node.output)
-        values = {name for name in node.input if name and name not in shapes}
-        if node.op_type == "GlobalAveragePool" or (values and values <= pooled):
-            pooled.update(node.output)
-    for node in reversed(graph.node):
-        if node.op_type == "Conv" or (node.op_type in RELUS and node.output[0] in leads):
-            leads.add(node.input[0])
-    for node in graph.node:
-        if node.op_type == "Conv":
-            depthwise = shapes.get(node.input[1], [0, 0])[1] == 1
-            alone = node.input[0] not in follows and node.output[0] not in leads
-            names |= {node.name} if node.input[0] in pooled or (depthwise and alone) else set()
-    return names
+    tensors = needs("onnx.shape_inference", "quantization").infer_shapes(model).graph.value_info
+    pooled = {each.name for each in tensors if [size.dim_value for size in each.type.tensor_type.shape.dim[2:]] == [1, 1]}
+    channels = {each.name: each.dims[1] for each in model.graph.initializer if len(each.dims) == 4}  # of one filter
+    before = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in RELUS}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    made, read = {node.output[0] for node in convolutions}, {before.get(node.input[0], node.input[0]) for node in convolutions}
+
+    def gains(node: Any) -> bool:
+        beside = before.get(node.input[0], node.input[0]) in made or node.output[0] in read
+        return node.input[0] not in pooled and (channels.get(node.input[1]) != 1 or beside)
+
+    return {node.name for node in convolutions if not gains(node)}
 
 
 def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
@@ -116,7 +111,7 @@ def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -
     model, int8 = load(source), quantization.QuantType.QInt8
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node {number}"
-    leave = left(model.graph)
+    leave = left(model)
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks

@@ -94,8 +94,9 @@ def test_convolutions_that_int8_makes_slower_are_left(activation, left):
         ),
         *(helper.make_node("Mul", ["b", "d"], ["scaled"]), convolution("project", "scaled")),
     ]
-    graph = helper.make_graph(nodes, "block", [], [], weights)
-    assert quantize.left(graph) == left
+    ends = [helper.make_tensor_value_info(name, 1, ["n", 4, 8, 8]) for name in ("x", "project made")]
+    model = helper.make_model(helper.make_graph(nodes, "block", ends[:1], ends[1:], weights))
+    assert quantize.left(model) == left
 
 
 def test_what_is_left_has_no_pairs(photographs, tmp_path):
