@@ -69,26 +69,23 @@ def tensors(text: str) -> list[dict[str, Any]]:
     return [{"Dimensions": [int(size) for size in sizes.split(",") if size], "Datatype": kind} for sizes, kind in found]
 
 
-def works_in(found: Mapping[str, int], precision: str) -> bool:
-    """Whether a plan with so many layers in each precision is one in ``precision``: most are. A third is enough for INT8: the
-    file says which, and of some networks' convolutions half gain nothing by it."""
-    return found.get(precision, 0) >= (sum(found.values()) / 3 if precision == "int8" else max(found.values()))
-
-
 def precision_of(found: Mapping[str, int]) -> str | None:
-    names = ["int8", *(name for name, _ in Counter(found).most_common())]
-    return next((name for name in names if name in found and works_in(found, name)), None)
+    """What a plan is called that has so many layers in each precision: after most of them; INT8 where a third are, for the file
+    says which, and of some networks' convolutions half gain nothing by it."""
+    if found and found.get("int8", 0) * 3 >= sum(found.values()):
+        return "int8"
+    return max(found, key=lambda name: found[name], default=None)
 
 
 def require_precision(found: Mapping[str, int], precision: str, plan: Path) -> None:
-    """Raise where fewer layers work in ``precision`` than should: a build may have quietly chosen another.
+    """Raise where a plan is not in ``precision``: a build may have quietly chosen another.
 
     An inspector that does not tell (a plan built without detailed profiling verbosity, or a TensorRT whose words this does
     not know) proves nothing either way, and that is said.
     """
     if not found:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
-    elif not works_in(found, precision):
+    elif precision != precision_of(found):
         counts = ", ".join(f"{count} {name}" for name, count in Counter(found).most_common())
         mend = f"Build one: python 0_build.py{f' --{precision}' * (precision != 'fp32')}"
         raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

@@ -73,15 +73,15 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
 
 def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
     """What a calibration depends on: the model, the images and the method."""
-    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED} but those left".encode())
+    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED} but {sorted(left(load(source)))}".encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 
 def left(model: Any) -> set[str]:
-    """Names of the convolutions that stay as they are: those of squeeze-and-excitation, which see one value a channel, and
-    depthwise ones with no other convolution beside them, ReLUs skipped. INT8 makes them slower: TensorRT 8.6 computes such a
-    depthwise one in floating point all the same, and turns its INT8 weights back for every batch."""
+    """Names of the convolutions that stay as they are: those that see one value a channel, as squeeze-and-excitation's, and
+    depthwise ones with no convolution beside them, ReLUs skipped. Quantized they made EfficientNetV2-S slower: TensorRT 8.6
+    computed such a depthwise one in floating point all the same, and turned its INT8 weights back for every batch."""
     tensors = needs("onnx.shape_inference", "quantization").infer_shapes(model).graph.value_info
     pooled = {each.name for each in tensors if [size.dim_value for size in each.type.tensor_type.shape.dim[2:]] == [1, 1]}
     channels = {each.name: each.dims[1] for each in model.graph.initializer if len(each.dims) == 4}  # of one filter
@@ -90,8 +90,9 @@ def left(model: Any) -> set[str]:
     made, read = {node.output[0] for node in convolutions}, {before.get(node.input[0], node.input[0]) for node in convolutions}
 
     def gains(node: Any) -> bool:
+        grouped = any(each.name == "group" and each.i > 1 for each in node.attribute)
         beside = before.get(node.input[0], node.input[0]) in made or node.output[0] in read
-        return node.input[0] not in pooled and (channels.get(node.input[1]) != 1 or beside)
+        return node.input[0] not in pooled and (not grouped or channels.get(node.input[1]) != 1 or beside)
 
     return {node.name for node in convolutions if not gains(node)}
 

@@ -103,6 +103,7 @@ KERNELS = {
     "sm50_xmma_pooling_fw_4d_FP16": "pooling or reduction",
     "reduce_kernel": "pooling or reduction",
     "nvjet_hsh_64x8": "convolution or matrix product",
+    "op_generic_tensor_kernel": "elementwise",
     "some_kernel": layers.OTHER,
 }
 

@@ -69,34 +69,49 @@ def test_what_is_quantized_and_how(quantized):
 
 
 @pytest.mark.parametrize(
-    ("activation", "left"), [("Relu", {"fc1", "fc2"}), ("Clip", {"fc1", "fc2"}), ("Sigmoid", {"depthwise", "fc1", "fc2"})]
+    ("before", "after", "excited", "left"),
+    [
+        ("Relu", "Relu", True, {"fc1", "fc2"}),
+        ("Clip", "Clip", True, {"fc1", "fc2"}),
+        ("Sigmoid", "Sigmoid", True, {"depthwise", "fc1", "fc2"}),
+        ("Sigmoid", "Relu", True, {"depthwise", "fc1", "fc2"}),
+        ("Sigmoid", "Relu", False, set()),
+        ("Relu", "Sigmoid", False, set()),
+        ("Sigmoid", "Sigmoid", False, {"depthwise"}),
+    ],
 )
-def test_convolutions_that_int8_makes_slower_are_left(activation, left):
-    """A block of EfficientNet: expanded, depthwise, scaled by what is squeezed and excited, projected. With ReLUs the depthwise
-    one has a convolution on a side."""
+def test_convolutions_that_int8_makes_slower_are_left(before, after, excited, left):
+    """A block of EfficientNet: expanded, depthwise, scaled by what is squeezed and excited, projected. A depthwise one that a
+    ReLU joins to a convolution is not left, nor is one that reads pictures of one channel."""
     onnx = pytest.importorskip("onnx")
     from onnx import helper
 
-    sizes = {"expand": (8, 4), "depthwise": (8, 1), "fc1": (2, 8), "fc2": (8, 2), "project": (4, 8)}
+    sizes = {"expand": (8, 1), "depthwise": (8, 1), "fc1": (2, 8), "fc2": (8, 2), "project": (4, 8)}
     weights = [helper.make_tensor(f"{name} w", 1, [*size, 1, 1], [0.0] * (size[0] * size[1])) for name, size in sizes.items()]
 
     def convolution(name: str, read: str) -> onnx.NodeProto:
         return helper.make_node("Conv", [read, f"{name} w"], [f"{name} made"], name, group=8 if name == "depthwise" else 1)
 
     nodes = [
-        *(convolution("expand", "x"), helper.make_node(activation, ["expand made"], ["a"])),
-        *(convolution("depthwise", "a"), helper.make_node(activation, ["depthwise made"], ["b"])),
+        *(convolution("expand", "x"), helper.make_node(before, ["expand made"], ["a"])),
+        *(convolution("depthwise", "a"), helper.make_node(after, ["depthwise made"], ["b"])),
         *(helper.make_node("GlobalAveragePool", ["b"], ["pooled"]), convolution("fc1", "pooled")),
-        *(
-            helper.make_node("Relu", ["fc1 made"], ["c"]),
-            convolution("fc2", "c"),
-            helper.make_node("Sigmoid", ["fc2 made"], ["d"]),
-        ),
-        *(helper.make_node("Mul", ["b", "d"], ["scaled"]), convolution("project", "scaled")),
+        *(helper.make_node("Relu", ["fc1 made"], ["c"]), convolution("fc2", "c")),
+        *(helper.make_node("Sigmoid", ["fc2 made"], ["d"]), helper.make_node("Mul", ["b", "d"], ["scaled"])),
+        convolution("project", "scaled"),
     ]
-    ends = [helper.make_tensor_value_info(name, 1, ["n", 4, 8, 8]) for name in ("x", "project made")]
+    if not excited:
+        nodes[4:] = [convolution("project", "b")]
+    ends = [helper.make_tensor_value_info(name, 1, ["n", size, 8, 8]) for name, size in (("x", 1), ("project made", 4))]
     model = helper.make_model(helper.make_graph(nodes, "block", ends[:1], ends[1:], weights))
     assert quantize.left(model) == left
+
+
+def test_an_addend_is_quantized_where_both_are_made_by_quantized_convolutions():
+    helper = pytest.importorskip("onnx").helper
+    made = [helper.make_node("Conv", ["x", f"{name} w"], [name], name) for name in "ab"]
+    graph = helper.make_graph([*made, helper.make_node("Add", ["a", "b"], ["y"])], "residual", [], [])
+    assert quantize.shortcuts(made, graph) == ["b"] and quantize.shortcuts(made[:1], graph) == []
 
 
 def test_what_is_left_has_no_pairs(photographs, tmp_path):
