@@ -70,11 +70,9 @@ def tensors(text: str) -> list[dict[str, Any]]:
 
 
 def precision_of(found: Mapping[str, int]) -> str | None:
-    """What a plan is called that has so many layers in each precision: after most of them; INT8 where a third are, for the file
-    says which, and of some networks' convolutions half gain nothing by it."""
-    if found and found.get("int8", 0) * 3 >= sum(found.values()):
-        return "int8"
-    return max(found, key=lambda name: found[name], default=None)
+    """What a plan with so many layers in each precision is called: INT8 where any works in it, for the file says which; else
+    after most of them."""
+    return "int8" if found.get("int8") else max(found, key=lambda name: found[name], default=None)
 
 
 def require_precision(found: Mapping[str, int], precision: str, plan: Path) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,6 @@ keeps all that was seen."""
 QUANTIZED = ["Conv", "Gemm"]
 """Operators that work in INT8. Their inputs are quantized and not their outputs: Q/DQ between a convolution and the addition
 or activation after it would keep TensorRT from making one kernel of them."""
-RELUS = ("Relu", "Clip")
 WRONG = 0.5
 """Share of the largest logit from which on the outputs are no rounding of the right ones."""
 CHUNK = 8  # images whose activations are in memory at a time
@@ -58,11 +57,16 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     images = Images(directory, tuple(shape), seed, limit=count, option="--calibration-images")
     pixels = np.empty((len(images), *shape), given.type)
     pixels = pixels[: len(images.fill(pixels))]
-    made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}
+    model = load(source)
+    for node in model.graph.node:
+        node.name = node.name or f"makes {node.output[0]}"
+    leave = left(model)
+    made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method, leave)}
     if made_of.items() <= known.items():
         return path
-    err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method})", markup=False)
-    quantize(source, path, pixels, method)
+    but = f"; {len(leave)} convolutions gain nothing and are left" if leave else ""
+    err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method}){but}", markup=False)
+    quantize(source, model, leave, path, pixels, method)
     reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
     same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
@@ -71,30 +75,31 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     return path
 
 
-def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
-    """What a calibration depends on: the model, the images and the method."""
-    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED} but {sorted(left(load(source)))}".encode())
+def fingerprint(source: Path, images: np.ndarray, method: str, leave: Collection[str]) -> str:
+    """What a calibration depends on: the model, the images, the method, and what it leaves."""
+    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED} but {sorted(leave)}".encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 
 def left(model: Any) -> set[str]:
     """Names of the convolutions that stay as they are: those that see one value a channel, as squeeze-and-excitation's, and
-    depthwise ones with no convolution beside them, ReLUs skipped. Quantized they made EfficientNetV2-S slower: TensorRT 8.6
-    computed such a depthwise one in floating point all the same, and turned its INT8 weights back for every batch."""
+    depthwise ones between two SiLUs. Quantized they made EfficientNetV2-S slower: TensorRT 8.6 computed these depthwise ones in
+    floating point all the same, and turned their INT8 weights back for every batch. (Behind a ReLU it works in INT8, and gives
+    wrong answers without: docs/engines.md.)"""
     tensors = needs("onnx.shape_inference", "quantization").infer_shapes(model).graph.value_info
     pooled = {each.name for each in tensors if [size.dim_value for size in each.type.tensor_type.shape.dim[2:]] == [1, 1]}
-    channels = {each.name: each.dims[1] for each in model.graph.initializer if len(each.dims) == 4}  # of one filter
-    before = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in RELUS}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    made, read = {node.output[0] for node in convolutions}, {before.get(node.input[0], node.input[0]) for node in convolutions}
+    filters = {each.name: each.dims for each in model.graph.initializer}
+    sigmoids = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Sigmoid"}
+    products = [node for node in model.graph.node if node.op_type == "Mul"]
+    silus = {node.output[0]: one for node in products for one in node.input if one in map(sigmoids.get, node.input)}
 
     def gains(node: Any) -> bool:
         grouped = any(each.name == "group" and each.i > 1 for each in node.attribute)
-        beside = before.get(node.input[0], node.input[0]) in made or node.output[0] in read
-        return node.input[0] not in pooled and (not grouped or channels.get(node.input[1]) != 1 or beside)
+        depthwise = grouped and list(filters.get(node.input[1], []))[1:2] == [1]
+        return node.input[0] not in pooled and not (depthwise and node.input[0] in silus and node.output[0] in silus.values())
 
-    return {node.name for node in convolutions if not gains(node)}
+    return {node.name for node in model.graph.node if node.op_type == "Conv" and not gains(node)}
 
 
 def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
@@ -105,15 +110,15 @@ def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
     return [second for first, second in additions if {first, second} <= written - read]
 
 
-def quantize(source: Path, destination: Path, images: np.ndarray, method: str) -> None:
-    """Write ``source`` (FP32) with Q/DQ nodes; ``images``, as it takes them, give the ranges of its activations."""
+def quantize(source: Path, model: Any, leave: Collection[str], destination: Path, images: np.ndarray, method: str) -> None:
+    """Write ``model``, that of ``source`` (FP32), with Q/DQ nodes but around what it is to ``leave``; ``images``, as it takes
+    them, give the ranges of its activations."""
     packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
     quantization, qdq = (needs(package, "quantization") for package in packages)
-    model, int8 = load(source), quantization.QuantType.QInt8
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"node {number}"
-    leave = left(model)
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
+    if not operators:
+        raise UsageFault(f"--int8: {source.name} has no {' or '.join(QUANTIZED)} that gains anything by it.")
+    int8 = quantization.QuantType.QInt8
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
         augmented, options = str(Path(folder) / "augmented.onnx"), {"symmetric": True}

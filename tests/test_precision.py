@@ -71,18 +71,17 @@ def test_what_is_quantized_and_how(quantized):
 @pytest.mark.parametrize(
     ("before", "after", "excited", "left"),
     [
-        ("Relu", "Relu", True, {"fc1", "fc2"}),
-        ("Clip", "Clip", True, {"fc1", "fc2"}),
-        ("Sigmoid", "Sigmoid", True, {"depthwise", "fc1", "fc2"}),
-        ("Sigmoid", "Relu", True, {"depthwise", "fc1", "fc2"}),
-        ("Sigmoid", "Relu", False, set()),
-        ("Relu", "Sigmoid", False, set()),
-        ("Sigmoid", "Sigmoid", False, {"depthwise"}),
+        ("SiLU", "SiLU", True, {"depthwise", "fc1", "fc2"}),
+        ("SiLU", "SiLU", False, {"depthwise"}),
+        ("SiLU", "Relu", True, {"fc1", "fc2"}),
+        ("Clip", "SiLU", True, {"fc1", "fc2"}),
+        ("SiLU", "HardSwish", False, set()),
+        ("Sigmoid", "Sigmoid", False, set()),
     ],
 )
 def test_convolutions_that_int8_makes_slower_are_left(before, after, excited, left):
-    """A block of EfficientNet: expanded, depthwise, scaled by what is squeezed and excited, projected. A depthwise one that a
-    ReLU joins to a convolution is not left, nor is one that reads pictures of one channel."""
+    """A block of EfficientNet: expanded, depthwise, scaled by what is squeezed and excited, projected. One of pictures of one
+    channel is not depthwise."""
     onnx = pytest.importorskip("onnx")
     from onnx import helper
 
@@ -92,16 +91,21 @@ def test_convolutions_that_int8_makes_slower_are_left(before, after, excited, le
     def convolution(name: str, read: str) -> onnx.NodeProto:
         return helper.make_node("Conv", [read, f"{name} w"], [f"{name} made"], name, group=8 if name == "depthwise" else 1)
 
-    nodes = [
-        *(convolution("expand", "x"), helper.make_node(before, ["expand made"], ["a"])),
-        *(convolution("depthwise", "a"), helper.make_node(after, ["depthwise made"], ["b"])),
+    def activation(kind: str, read: str, made: str) -> list[onnx.NodeProto]:
+        silu = [helper.make_node("Sigmoid", [read], [f"{made} gate"]), helper.make_node("Mul", [read, f"{made} gate"], [made])]
+        return silu if kind == "SiLU" else [helper.make_node(kind, [read], [made])]
+
+    scaled = [
         *(helper.make_node("GlobalAveragePool", ["b"], ["pooled"]), convolution("fc1", "pooled")),
         *(helper.make_node("Relu", ["fc1 made"], ["c"]), convolution("fc2", "c")),
         *(helper.make_node("Sigmoid", ["fc2 made"], ["d"]), helper.make_node("Mul", ["b", "d"], ["scaled"])),
-        convolution("project", "scaled"),
     ]
-    if not excited:
-        nodes[4:] = [convolution("project", "b")]
+    nodes = [
+        *(convolution("expand", "x"), *activation(before, "expand made", "a")),
+        *(convolution("depthwise", "a"), *activation(after, "depthwise made", "b")),
+        *(scaled if excited else []),
+        convolution("project", "scaled" if excited else "b"),
+    ]
     ends = [helper.make_tensor_value_info(name, 1, ["n", size, 8, 8]) for name, size in (("x", 1), ("project made", 4))]
     model = helper.make_model(helper.make_graph(nodes, "block", ends[:1], ends[1:], weights))
     assert quantize.left(model) == left
@@ -123,8 +127,9 @@ def test_what_is_left_has_no_pairs(photographs, tmp_path):
     sizes = [(8, 3, 3, 3), (8, 1, 3, 3), (4, 8, 1, 1)]
     weights = [numpy_helper.from_array(rng.normal(0, 0.3, size).astype(np.float32), f"w{i}") for i, size in enumerate(sizes)]
     nodes = [
-        *(helper.make_node("Conv", ["images", "w0"], ["a"]), helper.make_node("Sigmoid", ["a"], ["b"])),
-        *(helper.make_node("Conv", ["b", "w1"], ["c"], group=8), helper.make_node("Sigmoid", ["c"], ["d"])),
+        *(helper.make_node("Conv", ["images", "w0"], ["a"]), helper.make_node("Sigmoid", ["a"], ["a gate"])),
+        *(helper.make_node("Mul", ["a", "a gate"], ["b"]), helper.make_node("Conv", ["b", "w1"], ["c"], group=8)),
+        *(helper.make_node("Sigmoid", ["c"], ["c gate"]), helper.make_node("Mul", ["c gate", "c"], ["d"])),
         *(helper.make_node("Conv", ["d", "w2"], ["e"]), helper.make_node("GlobalAveragePool", ["e"], ["f"])),
         helper.make_node("Flatten", ["f"], ["logits"]),
     ]
@@ -135,7 +140,7 @@ def test_what_is_left_has_no_pairs(photographs, tmp_path):
     made = onnx.load(str(quantize.calibrated(source, photographs, 2, "minmax", 1))).graph
     by = {output: node.op_type for node in made.node for output in node.output}
     read = [[by.get(name) for name in node.input[:2]] for node in made.node if node.op_type == "Conv"]
-    assert read == [["DequantizeLinear"] * 2, ["Sigmoid", None], ["DequantizeLinear"] * 2]
+    assert read == [["DequantizeLinear"] * 2, ["Mul", None], ["DequantizeLinear"] * 2]
 
 
 def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
@@ -154,12 +159,13 @@ def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, ph
         assert quantized.stat().st_mtime_ns == before
     pixels = np.zeros((1, 3, 8, 8), np.float32)
     prints = {
-        quantize.fingerprint(source, pixels, "entropy"),
-        quantize.fingerprint(source, pixels, "minmax"),
-        quantize.fingerprint(source, pixels + 1, "entropy"),
-        quantize.fingerprint(quantized, pixels, "entropy"),
+        quantize.fingerprint(source, pixels, "entropy", []),
+        quantize.fingerprint(source, pixels, "minmax", []),
+        quantize.fingerprint(source, pixels + 1, "entropy", []),
+        quantize.fingerprint(quantized, pixels, "entropy", []),
+        quantize.fingerprint(source, pixels, "entropy", ["a convolution"]),
     }
-    assert len(prints) == 4
+    assert len(prints) == 5
     assert quantize.calibrated(source, photographs, 1, "minmax", 1).stat().st_mtime_ns > before
 
 
