@@ -2,7 +2,6 @@
 
     python -m scripts.decoders                                 all decoders that are there, synthetic files of two sizes
     python -m scripts.decoders --images photos/                your files
-    python -m scripts.decoders --photographs photos/           files of two sizes, cut out of your photographs
     python -m scripts.decoders --backend simulated --files 64  what is modelled
 
 Runs stage 11 once for each folder and decoder; more options are the stage's. `alone` is the decoder's rate with nothing else
@@ -14,12 +13,10 @@ decoder has the device file's rate, that of files of 500×375, whatever their si
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 from common import jpeg, program
@@ -27,7 +24,7 @@ from common import options as stage_options
 from common.backend import NAMES
 from common.children import record_of
 from common.console import err, printable
-from common.errors import EnvironmentFault, UsageFault
+from common.errors import EnvironmentFault
 from common.feed import shown
 from common.files import grid, publish, write_bytes
 from common.options import positive
@@ -50,23 +47,6 @@ COLUMNS = [
     ("of the slowest", "share", "{:.0%}"),
     ("kernels at work", "busy", "{:.0%}"),
 ]
-
-
-def cut_out(photographs: list[Path], index: int, seed: int, width: int, height: int) -> bytes:
-    """A JPEG file of a part of one of the photographs, of the quality of ``synthetic_jpeg``."""
-    from PIL import Image
-
-    draw, path, file = random.Random(f"{seed} {index}"), photographs[index % len(photographs)], BytesIO()
-    try:
-        with Image.open(path) as picture:
-            scale = draw.uniform(0.5, 1) * min(picture.width / width, picture.height / height)
-            left, top = draw.uniform(0, picture.width - scale * width), draw.uniform(0, picture.height - scale * height)
-            box = (left, top, left + scale * width, top + scale * height)
-            part = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box)
-    except Exception as error:  # Pillow raises as many types as there are ways to break a file
-        raise UsageFault(f"--photographs {path}: it cannot be read ({error}).") from error
-    part.save(file, "JPEG", quality=90)
-    return file.getvalue()
 
 
 def make_files(folder: Path, count: int, make: Callable[[int], bytes]) -> Path:
@@ -102,7 +82,6 @@ def row(folder: Path, decoder: str, read: float, record: Record) -> dict[str, ob
 def main() -> None:
     p = program.parser(__doc__, prog="python -m scripts.decoders")
     p.add_argument("--images", type=Path, action="append", metavar="DIR", help="a folder of files as they are; repeatable")
-    p.add_argument("--photographs", type=Path, metavar="DIR", help="make the files from these instead of synthetic pictures")
     p.add_argument("--files", type=positive, default=5120, metavar="N", help="to make, of each size (default: %(default)s)")
     p.add_argument("--decoders", nargs="+", choices=tuple(jpeg.MODULES), metavar="NAME", help="default: all that are there")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "decoders", metavar="DIR", help="default: out/decoders/")
@@ -110,17 +89,10 @@ def main() -> None:
     options, arguments = p.parse_known_args()
     stage_options.parser(None).parse_args(arguments)  # a wrong one is said before the files are made
     options.out.mkdir(parents=True, exist_ok=True)
-    folders = options.images
-    if not folders:
-        photographs = sorted(path for path in (options.photographs or Path()).glob("*") if path.suffix.lower() in SUFFIXES)
-        if options.photographs and not photographs:
-            raise UsageFault(f"--photographs {options.photographs}: it holds none.")
-        make = partial(cut_out, photographs) if options.photographs else synthetic_jpeg
-        kind = f"cut-{options.photographs.resolve().name}" if options.photographs else "synthetic"
-        folders = []
-        for width, height in SIZES:
-            of_size = partial(make, seed=10088, width=width, height=height)
-            folders.append(make_files(options.out / f"{kind}-{width}x{height}", options.files, of_size))
+    folders = options.images or []
+    for width, height in () if folders else SIZES:
+        make = partial(synthetic_jpeg, seed=10088, width=width, height=height)
+        folders.append(make_files(options.out / f"synthetic-{width}x{height}", options.files, make))
     rows, record = [], None
     for folder in folders:
         read = read_rate(folder)

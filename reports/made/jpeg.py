@@ -22,7 +22,8 @@ from PIL import Image
 from common.errors import Fault
 from common.files import write_bytes
 from common.jpeg import oddity
-from harness.decoders import COLUMNS, SIZES, cut_out
+from harness.decoders import COLUMNS, SIZES
+from reports.made.photographs import cut_out
 
 SCRATCH, RESULTS = Path(os.environ["SCRATCH"]), Path(os.environ["RESULTS"])
 COUNT, SEED = int(os.environ["FILES"]), 10088
