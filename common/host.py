@@ -7,7 +7,7 @@ import importlib
 import os
 import platform
 import re
-import time
+import timeit
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -32,13 +32,7 @@ def core_us() -> float:
     A core is often one of two hardware threads of a physical one, and on a rented machine the other may be somebody else's.
     The time of work that never changes is all that shows it.
     """
-    times = []
-    for _ in range(5):
-        started, total = time.perf_counter_ns(), 0
-        for number in range(20_000):
-            total += number
-        times.append((time.perf_counter_ns() - started) / 1e3)
-    return median(times)
+    return 1e6 * median(timeit.repeat("for number in range(20_000): total += number", "total = 0", number=1, repeat=5))
 
 
 THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
