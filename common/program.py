@@ -64,11 +64,8 @@ class Interruption:
     def __init__(self) -> None:
         self.since: float | None = None  # when it was heard first
         sys.unraisablehook = self.swallowed
-        self.listen(self)
-
-    def listen(self, handler: Any) -> None:
         for name in {"SIGINT", "SIGTERM", "SIGALRM"} & set(dir(signal)):
-            signal.signal(getattr(signal, name), handler)
+            signal.signal(getattr(signal, name), self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.since is None:

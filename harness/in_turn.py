@@ -53,25 +53,19 @@ class InTurn:
             self._process = None
 
 
-def run(arguments: list[str]) -> None:
-    """Run a script with its arguments in this process. Raises what ends a script that fails."""
-    sys.argv = arguments
-    try:
-        runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as done:
-        if done.code:
-            raise
-    gc.collect()  # what the stage held of the GPU and of page-locked memory, and only a cycle of references still does
-
-
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
-        log, *arguments = json.loads(line)
+        log, *sys.argv = json.loads(line)
         with open(log, "ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        run(arguments)
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as done:
+            if done.code:
+                raise
+        gc.collect()  # what the stage held of the GPU and of page-locked memory, and only a cycle of references still does
         sys.stdout.flush()
         print(0, file=answers)
 

@@ -186,7 +186,9 @@ def page(found: Sequence[Result], speed: Sequence[Column], where: Sequence[Colum
         lines += [f"## Accuracy of {model} on {mine[0].images} labelled images (weights: {weights})", "", *accuracy, ""]
     if commands := [f"- {row.model} {row.precision}: `{row.command}`" for row in rows if row.command]:
         lines += ["## The same by trtexec", "", *dict.fromkeys(commands), ""]
-    if problems := not_run(found):
+    if whose := grouped((row.problem, (row.name, f"{row.model} {row.batch}")) for row in found if row.problem):
+        listed = {problem: [", ".join(dict.fromkeys(names)) for names in zip(*own)] for problem, own in whose.items()}
+        problems = (f"- {engines} ({tasks}): {problem}" for problem, (engines, tasks) in listed.items())
         lines += ["## Not run", "", *problems, ""]
     return lines
 
@@ -225,13 +227,6 @@ def draw(name: str, rows: list[Result], folder: Path) -> str:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return f"{name}.svg"
-
-
-def not_run(rows: Sequence[Result]) -> list[str]:
-    """A line for each problem, with the contenders that had it, and the models and batches with which they had it."""
-    whose = grouped((row.problem, (row.name, f"{row.model} {row.batch}")) for row in rows if row.problem)
-    listed = {problem: [", ".join(dict.fromkeys(names)) for names in zip(*own)] for problem, own in whose.items()}
-    return [f"- {engines} ({tasks}): {problem}" for problem, (engines, tasks) in listed.items()]
 
 
 def conditions(rows: list[Result]) -> str:
