@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import tempfile
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -34,6 +35,7 @@ QUANTIZED = ["Conv", "Gemm"]
 or activation after it would keep TensorRT from making one kernel of them."""
 WRONG = 0.5
 """Share of the largest logit from which on the outputs are no rounding of the right ones."""
+PER_CHANNEL = 13  # the opset whose QuantizeLinear has an axis
 CHUNK = 8  # images whose activations are in memory at a time
 
 
@@ -57,22 +59,30 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     images = Images(directory, tuple(shape), seed, limit=count, option="--calibration-images")
     pixels = np.empty((len(images), *shape), given.type)
     pixels = pixels[: len(images.fill(pixels))]
-    model = load(source)
-    for node in model.graph.node:
-        node.name = node.name or f"makes {node.output[0]}"
+    model = prepared(source)
     leave = left(model)
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method, leave)}
     if made_of.items() <= known.items():
         return path
     but = f"; {len(leave)} convolutions gain nothing and are left" if leave else ""
     err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method}){but}", markup=False)
-    quantize(source, model, leave, path, pixels, method)
+    quantize(model, leave, path, pixels, method)
     reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
     same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
     facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images"}
     write_description(path, **facts)
     return path
+
+
+def prepared(source: Path) -> Any:
+    """Its model as onnxruntime's quantizer wants it: with names for all nodes, and operators that know a scale a channel."""
+    model = load(source)
+    if next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) < PER_CHANNEL:
+        model = needs("onnx.version_converter", "quantization").convert_version(model, PER_CHANNEL)
+    for node in model.graph.node:
+        node.name = node.name or f"makes {node.output[0]}"
+    return model
 
 
 def fingerprint(source: Path, images: np.ndarray, method: str, leave: Collection[str]) -> str:
@@ -85,8 +95,8 @@ def fingerprint(source: Path, images: np.ndarray, method: str, leave: Collection
 def left(model: Any) -> set[str]:
     """Names of the convolutions that stay as they are: those that see one value a channel, as squeeze-and-excitation's, and
     depthwise ones between two SiLUs. Quantized they made EfficientNetV2-S slower: TensorRT 8.6 computed these depthwise ones in
-    floating point all the same, and turned their INT8 weights back for every batch. (Behind a ReLU it works in INT8, and gives
-    wrong answers without: docs/engines.md.)"""
+    floating point all the same, and turned their INT8 weights back for every batch. (Between ReLUs it works in INT8, and its
+    answers are wrong without: docs/engines.md.)"""
     tensors = needs("onnx.shape_inference", "quantization").infer_shapes(model).graph.value_info
     pooled = {each.name for each in tensors if [size.dim_value for size in each.type.tensor_type.shape.dim[2:]] == [1, 1]}
     filters = {each.name: each.dims for each in model.graph.initializer}
@@ -110,19 +120,21 @@ def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
     return [second for first, second in additions if {first, second} <= written - read]
 
 
-def quantize(source: Path, model: Any, leave: Collection[str], destination: Path, images: np.ndarray, method: str) -> None:
-    """Write ``model``, that of ``source`` (FP32), with Q/DQ nodes but around what it is to ``leave``; ``images``, as it takes
-    them, give the ranges of its activations."""
+def quantize(model: Any, leave: Collection[str], destination: Path, images: np.ndarray, method: str) -> None:
+    """Write ``model`` (FP32) with Q/DQ nodes but around what it is to ``leave``; ``images``, as it takes them, give the ranges
+    of its activations."""
     packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
     quantization, qdq = (needs(package, "quantization") for package in packages)
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
     if not operators:
-        raise UsageFault(f"--int8: {source.name} has no {' or '.join(QUANTIZED)} that gains anything by it.")
+        raise UsageFault(f"--int8: the model has no {' or '.join(QUANTIZED)} that gains anything by it.")
+    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Expected bias"))  # biases stay as they are
     int8 = quantization.QuantType.QInt8
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
-        augmented, options = str(Path(folder) / "augmented.onnx"), {"symmetric": True}
-        calibrator = quantization.create_calibrator(source, QUANTIZED, augmented, calibration, extra_options=options)
+        plain, augmented, options = Path(folder) / "plain.onnx", str(Path(folder) / "augmented.onnx"), {"symmetric": True}
+        save(model, plain)
+        calibrator = quantization.create_calibrator(plain, QUANTIZED, augmented, calibration, extra_options=options)
         chunks = np.split(images, range(CHUNK, len(images), CHUNK))
         for chunk in shown(chunks, "calibrating", len(chunks)):
             # A data reader's ``get_next`` is None at the end; histograms grow from one reader to the next.

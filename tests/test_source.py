@@ -167,7 +167,7 @@ def test_the_house_stays_small():
         assert lines(path) <= LONG.get(path.name, 250), path
 
 
-SIM, ALL = 4556, 15904
+SIM, ALL = 4556, 15913
 LONG = {"calibrate.py": 371}
 
 # -- tools
