@@ -76,7 +76,7 @@ def precision_of(found: Mapping[str, int]) -> str | None:
 
 
 def require_precision(found: Mapping[str, int], precision: str, plan: Path) -> None:
-    """Raise where a plan is not in ``precision``: a build may have quietly chosen another. An inspector that does not tell (a
+    """Raise where a plan is called by another precision: a build may have quietly chosen it. An inspector that does not tell (a
     plan built without detailed profiling verbosity, or words that this does not know) proves nothing, and that is said."""
     if not found:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")

@@ -31,8 +31,8 @@ METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
 """What ``--calibration`` calls onnxruntime's methods: ``entropy`` clips each range to lose the least information, ``minmax``
 keeps all that was seen."""
 QUANTIZED = ["Conv", "Gemm"]
-"""Operators that work in INT8. Their inputs are quantized and not their outputs: Q/DQ between a convolution and the addition
-or activation after it would keep TensorRT from making one kernel of them."""
+"""Operators that work in INT8, but for what is ``left``. Their inputs are quantized and not their outputs: Q/DQ between a
+convolution and the addition or activation after it would keep TensorRT from making one kernel of them."""
 WRONG = 0.5
 """Share of the largest logit from which on the outputs are no rounding of the right ones."""
 PER_CHANNEL = 13  # the opset whose QuantizeLinear has an axis
@@ -41,7 +41,7 @@ CHUNK = 8  # images whose activations are in memory at a time
 
 def calibrated(source: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
     """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
-    the images or the method have changed. Without a directory it must have been made before."""
+    the images, the method or what is left have changed. Without a directory it must have been made before, of this model."""
     path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
     known, source_hash = read_description(path), sha256(source)
     if directory is None:
@@ -64,7 +64,7 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method, leave)}
     if made_of.items() <= known.items():
         return path
-    but = f"; {len(leave)} convolutions gain nothing and are left" if leave else ""
+    but = f"; {len(leave)} convolutions stay as they are (docs/int8.md)" if leave else ""
     err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method}){but}", markup=False)
     quantize(model, leave, path, pixels, method)
     reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
@@ -95,8 +95,8 @@ def fingerprint(source: Path, images: np.ndarray, method: str, leave: Collection
 def left(model: Any) -> set[str]:
     """Names of the convolutions that stay as they are: those that see one value a channel, as squeeze-and-excitation's, and
     depthwise ones between two SiLUs. Quantized they made EfficientNetV2-S slower: TensorRT 8.6 computed these depthwise ones in
-    floating point all the same, and turned their INT8 weights back for every batch. (Between ReLUs it works in INT8, and its
-    answers are wrong without: docs/engines.md.)"""
+    floating point all the same, and turned their INT8 weights back for every batch. (Those of MobileNetV2, between ReLU6s, it
+    computed in INT8, and with them left its plan was wrong: docs/engines.md.)"""
     tensors = needs("onnx.shape_inference", "quantization").infer_shapes(model).graph.value_info
     pooled = {each.name for each in tensors if [size.dim_value for size in each.type.tensor_type.shape.dim[2:]] == [1, 1]}
     filters = {each.name: each.dims for each in model.graph.initializer}
@@ -113,8 +113,8 @@ def left(model: Any) -> set[str]:
 
 
 def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
-    """The second input of each residual addition of which no input is quantized as that of one of ``operators``: TensorRT puts
-    such an addition into the convolution that makes the first input, if the second one comes in INT8."""
+    """The second input of each addition whose inputs ``operators`` make, both, and none of them reads: TensorRT puts such an
+    addition into the convolution that makes the first one, if the second one comes in INT8."""
     written, read = {name for node in operators for name in node.output}, {node.input[0] for node in operators}
     additions = [node.input for node in graph.node if node.op_type == "Add"]
     return [second for first, second in additions if {first, second} <= written - read]
@@ -127,7 +127,7 @@ def quantize(model: Any, leave: Collection[str], destination: Path, images: np.n
     quantization, qdq = (needs(package, "quantization") for package in packages)
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
     if not operators:
-        raise UsageFault(f"--int8: the model has no {' or '.join(QUANTIZED)} that gains anything by it.")
+        raise UsageFault("--int8: the model has nothing to quantize: no Conv or Gemm but what stays as it is (docs/int8.md).")
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Expected bias"))  # biases stay as they are
     int8 = quantization.QuantType.QInt8
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])

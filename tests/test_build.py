@@ -214,7 +214,7 @@ def test_a_layer_works_in_the_precision_of_its_weights(layer, precision):
     assert layers.layer_precision(layer) == precision
 
 
-def test_an_engine_is_of_the_precision_of_most_layers():
+def test_an_engine_without_int8_is_of_the_precision_of_most_layers():
     layers.require_precision(Counter(fp16=21, fp32=2), "fp16", Path("x.plan"))
     with pytest.raises(EnvironmentFault, match="its layers work in 21 fp32, 2 fp16"):
         layers.require_precision(Counter(fp16=2, fp32=21), "fp16", Path("x.plan"))

@@ -153,7 +153,7 @@ def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quanti
     assert difference < 0.1
 
 
-def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, photographs):
+def test_a_calibration_is_kept_until_what_it_depends_on_changes(quantized, photographs):
     source, before = quantized.with_name("resnet18-fp32.onnx"), quantized.stat().st_mtime_ns
     for directory in (photographs, None):
         assert quantize.calibrated(source, directory, 128, "entropy", 1) == quantized
