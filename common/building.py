@@ -103,14 +103,15 @@ def prove(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, de
         if not options.version_compatible:  # which is for another TensorRT to load
             raise
         err.print(f"not loaded here, so the builder's log tells the layers: {fault}", style="yellow", markup=False)
+    told = layers.precisions(found)
     if options.onnx_file is None or options.precision != "fp32":
-        layers.require_precision(layers.precisions(found), options.precision, output)
+        layers.require_precision(told, options.precision, output, described.get("quantized", sum(told.values())))
     asked = "as in the ONNX file" if options.precision == "fp32" else options.precision
     usual: dict[str, Any] = {"precision": asked, "model": onnx.stem, "weights": None, "labels": []}
     return {
         **plans.this_machine(),
         **{name: described.get(name, value) for name, value in usual.items()},
-        "precisions": dict(layers.precisions(found).most_common()),
+        "precisions": dict(told.most_common()),
         "layers": layers.names(found),
         "version_compatible": options.version_compatible,
         "onnx": onnx.name,

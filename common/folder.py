@@ -21,16 +21,14 @@ LOOKED_AT = 256
 
 
 class Once(Session):
-    """A run of ``count`` batches that come once each: those of ``names``, and then those that are ``upcoming``, whose names are
-    made while others are decoded. Files that nobody can decode have no row in its names and outputs."""
+    """A run of ``count`` batches that come once each: those of ``names``, and then the ``others``, whose names are made while
+    batches before them are decoded. Files that nobody can decode have no row in its names and outputs."""
 
-    def __init__(
-        self, measured: Session, count: int, names: list[list[str]], upcoming: Iterator[list[str]], feed: Feed
-    ) -> None:
+    def __init__(self, measured: Session, count: int, names: list[list[str]], others: Iterator[list[str]], feed: Feed) -> None:
         batches = [measured.batches[0]] * count  # only their shape is asked for
         super().__init__(measured.engine, batches, names, measured.options, measured=0, source=measured.source)
         self.names: list[list[str]] = names
-        self._upcoming, self._feed, self._unreadable = upcoming, feed, dict[str, str]()
+        self._others, self._feed, self._unreadable = others, feed, dict[str, str]()
         self.decoder.load.unreadable = self._unreadable
 
     @property
@@ -39,7 +37,7 @@ class Once(Session):
 
     def read_files(self, index: int) -> Future[Files]:
         if index == len(self.names):
-            self.names.append(next(self._upcoming))
+            self.names.append(next(self._others))
         return super().read_files(index)
 
     def postprocess(self, index: int, host_output: np.ndarray) -> None:
@@ -59,20 +57,20 @@ def runs(measured: Session, feed: Feed, infer: Infer) -> Iterator[Once]:
     """Runs of the images that are left: one, or several where there are so many that their outputs would fill ``MEMORY``."""
     names, size = feed.images.names(len(feed.images) - feed.left), len(measured.batches[0])
     most, left = max(len(feed.batches), MEMORY // measured.outputs[0].nbytes), -(-feed.left // size)
-    upcoming = iter(shown(iter(lambda: list(islice(names, size)), []), "the other images", left))
+    others = iter(shown(iter(lambda: list(islice(names, size)), []), "the other images", left))
     while left:
         count, known, work = min(left, most), -1, list[list[str]]()
         left -= count
         while known != (known := len(measured.decoder.apart)):
             work = [names for names in work if names]
-            run = Once(measured, len(work) or count, work, upcoming, feed)
+            run = Once(measured, len(work) or count, work, others, feed)
             infer(run)
             for race in races(backend.current()):
                 raise race
             if not measured.options.no_verify:
                 held(run, feed.batches)
         yield run
-    next(upcoming, None)  # there is none: the progress ends
+    next(others, None)  # there is none: the progress ends
 
 
 def held(run: Once, batches: Sequence[np.ndarray]) -> None:

@@ -75,12 +75,12 @@ def precision_of(found: Mapping[str, int]) -> str | None:
     return "int8" if found.get("int8") else max(found, key=lambda name: found[name], default=None)
 
 
-def require_precision(found: Mapping[str, int], precision: str, plan: Path) -> None:
-    """Raise where a plan is called by another precision: a build may have quietly chosen it. An inspector that does not tell (a
-    plan built without detailed profiling verbosity, or words that this does not know) proves nothing, and that is said."""
+def require_precision(found: Mapping[str, int], precision: str, plan: Path, quantized: int = 0) -> None:
+    """Raise where a plan is called by another precision, or has fewer than half as many layers in INT8 as its file has
+    ``quantized``: a build may have quietly chosen so. An inspector that does not tell proves nothing, and that is said."""
     if not found:
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
-    elif precision != precision_of(found):
+    elif precision != precision_of(found) or (precision == "int8" and 2 * found["int8"] < quantized):
         counts = ", ".join(f"{count} {name}" for name, count in Counter(found).most_common())
         mend = f"Build one: python 0_build.py{f' --{precision}' * (precision != 'fp32')}"
         raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")

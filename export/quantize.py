@@ -52,26 +52,26 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
             "speed test shows; so there is no default."
         )
-    given = end(load(source).graph.input[0])
+    model = prepared(source)
+    given = end(model.graph.input[0])
     fixed, *shape = given.shape
     if fixed > 0:
         raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
     images = Images(directory, tuple(shape), seed, limit=count, option="--calibration-images")
     pixels = np.empty((len(images), *shape), given.type)
     pixels = pixels[: len(images.fill(pixels))]
-    model = prepared(source)
     leave = left(model)
     made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method, leave)}
     if made_of.items() <= known.items():
         return path
     but = f"; {len(leave)} convolutions stay as they are (docs/int8.md)" if leave else ""
     err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method}){but}", markup=False)
-    quantize(model, leave, path, pixels, method)
+    quantized = quantize(model, leave, path, pixels, method)
     reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
     same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
     facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images"}
-    write_description(path, **facts)
+    write_description(path, **facts, quantized=quantized)
     return path
 
 
@@ -120,9 +120,9 @@ def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
     return [second for first, second in additions if {first, second} <= written - read]
 
 
-def quantize(model: Any, leave: Collection[str], destination: Path, images: np.ndarray, method: str) -> None:
+def quantize(model: Any, leave: Collection[str], destination: Path, images: np.ndarray, method: str) -> int:
     """Write ``model`` (FP32) with Q/DQ nodes but around what it is to ``leave``; ``images``, as it takes them, give the ranges
-    of its activations."""
+    of its activations. Returns how many operators are quantized."""
     packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
     quantization, qdq = (needs(package, "quantization") for package in packages)
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
@@ -152,3 +152,4 @@ def quantize(model: Any, leave: Collection[str], destination: Path, images: np.n
     quantizer.model.clean_initializers()
     quantizer.model.topological_sort()
     save(quantizer.model.model, destination)
+    return len(operators)

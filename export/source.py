@@ -17,7 +17,7 @@ from export import bytes_in, models, quantize, random_weights, train
 from export.networks import create_model, logits
 
 FOLDER = ROOT / "models"
-TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}  # FP16's rounding adds up: a trained EfficientNetV2-S was off by 2.9 %
 """Share of the largest logit by which an exported file may be off PyTorch's outputs (random weights: the FP32 file's)."""
 
 

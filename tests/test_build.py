@@ -222,7 +222,10 @@ def test_an_engine_without_int8_is_of_the_precision_of_most_layers():
 
 
 def test_an_engine_with_layers_in_int8_is_an_int8_engine():
-    """EfficientNetV2-S's: 30 depthwise ones and 60 of squeeze-and-excitation stay in FP16."""
+    """EfficientNetV2-S's: 30 depthwise ones and 60 of squeeze-and-excitation stay in FP16. Most of the quantized must be."""
+    layers.require_precision(Counter(fp16=90, int8=81), "int8", Path("x.plan"), quantized=81)
+    with pytest.raises(EnvironmentFault, match="is not a int8 engine: its layers work in 131 fp16, 40 int8"):
+        layers.require_precision(Counter(fp16=131, int8=40), "int8", Path("x.plan"), quantized=81)
     for found, of, other in ((Counter(fp16=90, int8=81), "int8", "fp16"), (Counter(fp16=90, fp32=81), "fp16", "int8")):
         layers.require_precision(found, of, Path("x.plan"))
         assert layers.precision_of(found) == of

@@ -49,18 +49,8 @@ def engines(checkout, tmp_path_factory):
     for path in [path for digit in "01" for path in sorted((folder / "digits" / "test" / digit).iterdir())[:2]]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         path.rename(few / path.parent.name / path.name)
-    what = ("--model", "mobilenet_v2", "--batches", "1,2", "--seconds", "0.1", "--rounds", "2")
-    command = (
-        "-m",
-        "scripts.compare_engines",
-        *what,
-        "--engines",
-        "eager,runtime,tensorrt",
-        "--labelled",
-        few,
-        "--out",
-        folder / "out",
-    )
+    what = ("--model", "mobilenet_v2", "--batches", "1,2", "--engines", "eager,runtime,tensorrt", "--labelled", few)
+    command = ("-m", "scripts.compare_engines", *what, "--seconds", "0.1", "--rounds", "2", "--out", folder / "out")
     first = checkout.run(*command)
     assert first.returncode == 0, first.stdout + first.stderr
     times = {path: path.stat().st_mtime_ns for path in (folder / "out" / "rows").iterdir() if "needs" not in path.read_text()}

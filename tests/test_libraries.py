@@ -299,20 +299,17 @@ def rtx_build(checkout, plan: Path, *options: object) -> dict:
     return facts
 
 
-PRECISIONS = ("fp32", "fp16", "int8")
-OTHERS = [("mobilenet_v2", each) for each in PRECISIONS]
-OTHERS += [(name, each) for name in ("resnet50", "efficientnet_v2_s") for each in ("fp16", "int8")]  # FP32's take a minute
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "mobilenet_v2", "efficientnet_v2_s")]
 
 
-@pytest.mark.parametrize(
-    ("model", "precision"),
-    [*(("resnet18", each) for each in PRECISIONS), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
-)
-def test_rtx_builds_every_model_without_a_gpu(checkout, photographs, tmp_path, model, precision):
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("model", ["resnet18", *OTHERS])
+def test_rtx_builds_every_model_in_every_precision_without_a_gpu(checkout, photographs, tmp_path, model, precision):
     options = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8", "--calibration-images", photographs)}[precision]
     facts = rtx_build(checkout, tmp_path / "x.plan", "--model", model, *options)
     found = facts["precisions"]
-    assert precision_of(found) == precision and sum(found.values()) > 20
+    most = "fp32" if (model, precision) == ("efficientnet_v2_s", "int8") else precision  # 90 of its convolutions are left
+    assert max(found, key=found.get) == most and precision_of(found) == precision and sum(found.values()) > 20
     convolutions = [name for name in facts["layers"] if "Conv" in name]
     assert len(convolutions) >= 20 and facts["profiles"] == [[1, 128, 256]]
     assert not (tmp_path / "timing.rtx.cache").exists() and not list(checkout.plans.glob("timing.rtx*"))
