@@ -105,7 +105,7 @@ def prove(output: Path, plan: bytes, onnx: Path, options: argparse.Namespace, de
         err.print(f"not loaded here, so the builder's log tells the layers: {fault}", style="yellow", markup=False)
     told = layers.precisions(found)
     if options.onnx_file is None or options.precision != "fp32":
-        layers.require_precision(told, options.precision, output, described.get("quantized", sum(told.values())))
+        layers.require_precision(told, options.precision, output, described.get("quantized", 0))
     asked = "as in the ONNX file" if options.precision == "fp32" else options.precision
     usual: dict[str, Any] = {"precision": asked, "model": onnx.stem, "weights": None, "labels": []}
     return {

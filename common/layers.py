@@ -82,5 +82,6 @@ def require_precision(found: Mapping[str, int], precision: str, plan: Path, quan
         err.print(f"{plan}: the engine inspector does not tell its layers' precision: {precision} is not confirmed")
     elif precision != precision_of(found) or (precision == "int8" and 2 * found["int8"] < quantized):
         counts = ", ".join(f"{count} {name}" for name, count in Counter(found).most_common())
+        counts += f" ({quantized} are quantized in its file)" * (precision == "int8" and quantized > 0)
         mend = f"Build one: python 0_build.py{f' --{precision}' * (precision != 'fp32')}"
-        raise EnvironmentFault(f"{plan} is not a {precision} engine: its layers work in {counts}. {mend}")
+        raise EnvironmentFault(f"{plan} is no {precision} engine: its layers work in {counts}. {mend}")

@@ -11,13 +11,14 @@ import contextlib
 import importlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.console import err
-from common.errors import EnvironmentFault, reason
+from common.errors import EnvironmentFault, Fault, reason
 from common.files import atomic_path, read_json, sha256, write_json
 from common.plans import sidecar
 from common.record import fits
@@ -71,6 +72,7 @@ def load(path: Path) -> Any:
     graph, constants = model.graph, {weight.name for weight in model.graph.initializer}
     for value in [value for value in graph.input if value.name in constants]:
         graph.input.remove(value)  # it only has a default there
+    model.ir_version = max(model.ir_version, 4)  # the first in which an initializer need not be an input
     check_ends(path, list(map(end, graph.input)), list(map(end, graph.output)))
     return model
 
@@ -96,16 +98,23 @@ def convert_to_fp16(source: Path, destination: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one warning for each weight below FP16's smallest normal number
         model = load(source)
-        try:
+        with understood(source, "convert to FP16"):
             # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
             converted = onnx_model.OnnxModel(float16.convert_float_to_float16(model, keep_io_types=True))
             converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
             converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
             save(converted.model, destination)
-        except EnvironmentFault:
-            raise
-        except Exception as error:  # what the converter makes of graphs with branches, say, is no model
-            raise EnvironmentFault(f"onnxruntime cannot convert {source} to FP16: {reason(error)}") from None
+
+
+@contextlib.contextmanager
+def understood(source: Path, what: str) -> Iterator[None]:
+    """Say what could not be done with which file where onnx and onnxruntime raise: their errors have no common base."""
+    try:
+        yield
+    except (Fault, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise EnvironmentFault(f"onnxruntime cannot {what}: {source}: {reason(error)}") from None
 
 
 def in_fp16(source: Path, folder: Path) -> Path:
@@ -141,7 +150,7 @@ def check_near(path: Path, outputs: np.ndarray, right: np.ndarray, most: float, 
     err.print(f"{path}: within {difference:.1e} of {of} (share of the largest output){more}", markup=False)
 
 
-def write_description(path: Path, **facts: Any) -> None:
+def write_description(path: Path, /, **facts: Any) -> None:
     """``MODEL.onnx.json`` beside the file: what it was exported from, its class names and its hash."""
     write_json(sidecar(path), {**facts, "sha256": sha256(path)})
 
@@ -149,5 +158,5 @@ def write_description(path: Path, **facts: Any) -> None:
 def read_description(path: Path) -> dict[str, Any]:
     """What ``write_description`` wrote for this very file, or ``{}`` (a file of the user's own, or an edited one)."""
     facts = read_json(sidecar(path))
-    named = fits("list[str]", facts.get("labels", []))
-    return facts if named and path.exists() and facts.get("sha256") == sha256(path) else {}
+    fit = fits("list[str]", facts.get("labels", [])) and fits("int", facts.get("quantized", 0))
+    return facts if fit and path.exists() and facts.get("sha256") == sha256(path) else {}

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,14 +25,14 @@ from common.feed import shown
 from common.files import sha256
 from common.pictures import Images
 from export.bytes_in import start_at_input
-from export.models import check_near, end, load, needs, read_description, run_onnx, save, write_description
+from export.models import check_near, end, load, needs, read_description, run_onnx, save, understood, write_description
 
 METHODS = {"entropy": "Entropy", "minmax": "MinMax"}
 """What ``--calibration`` calls onnxruntime's methods: ``entropy`` clips each range to lose the least information, ``minmax``
 keeps all that was seen."""
 QUANTIZED = ["Conv", "Gemm"]
-"""Operators that work in INT8, but for what is ``left``. Their inputs are quantized and not their outputs: Q/DQ between a
-convolution and the addition or activation after it would keep TensorRT from making one kernel of them."""
+"""Operators that work in INT8. Their inputs are quantized and not their outputs: Q/DQ between a convolution and the addition
+or activation after it would keep TensorRT from making one kernel of them."""
 WRONG = 0.5
 """Share of the largest logit from which on the outputs are no rounding of the right ones."""
 PER_CHANNEL = 13  # the opset whose QuantizeLinear has an axis
@@ -41,7 +41,12 @@ CHUNK = 8  # images whose activations are in memory at a time
 
 def calibrated(source: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
     """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
-    the images, the method or what is left have changed. Without a directory it must have been made before, of this model."""
+    the images or the method have changed. Without a directory it must have been made before, of this model. A model that is
+    quantized already stays as it is."""
+    with understood(source, "quantize"):
+        model = prepared(source)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return source
     path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
     known, source_hash = read_description(path), sha256(source)
     if directory is None:
@@ -52,7 +57,6 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
             "speed test shows; so there is no default."
         )
-    model = prepared(source)
     given = end(model.graph.input[0])
     fixed, *shape = given.shape
     if fixed > 0:
@@ -60,56 +64,38 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     images = Images(directory, tuple(shape), seed, limit=count, option="--calibration-images")
     pixels = np.empty((len(images), *shape), given.type)
     pixels = pixels[: len(images.fill(pixels))]
-    leave = left(model)
-    made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method, leave)}
+    made_of = {"source_sha256": source_hash, "calibration_sha256": fingerprint(source, pixels, method)}
     if made_of.items() <= known.items():
         return path
-    but = f"; {len(leave)} convolutions stay as they are (docs/int8.md)" if leave else ""
-    err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method}){but}", markup=False)
-    quantized = quantize(model, leave, path, pixels, method)
-    reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
+    err.print(f"quantizing {source.name} with {len(pixels)} images of {directory} ({method})", markup=False)
+    with understood(source, "quantize"):
+        quantized = quantize(model, path, pixels, method)
+        with err.status(f"holding {path.name} to FP32"):
+            reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
     same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
-    facts = {**read_description(source), "precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images"}
-    write_description(path, **facts, quantized=quantized)
+    facts = {"precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images", "quantized": quantized}
+    write_description(path, **{**read_description(source), **facts})
     return path
 
 
 def prepared(source: Path) -> Any:
-    """Its model as onnxruntime's quantizer wants it: with names for all nodes, and operators that know a scale a channel."""
+    """Its model as onnxruntime's quantizer wants it: of operators that know a scale a channel, and with initializers only."""
     model = load(source)
-    if next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) < PER_CHANNEL:
+    if min(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) < PER_CHANNEL:
         model = needs("onnx.version_converter", "quantization").convert_version(model, PER_CHANNEL)
-    for node in model.graph.node:
-        node.name = node.name or f"makes {node.output[0]}"
+    for node in [node for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        node.attribute[0].t.name = node.output[0]
+        model.graph.initializer.append(node.attribute[0].t)
+        model.graph.node.remove(node)
     return model
 
 
-def fingerprint(source: Path, images: np.ndarray, method: str, leave: Collection[str]) -> str:
-    """What a calibration depends on: the model, the images, the method, and what it leaves."""
-    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED} but {sorted(leave)}".encode())
+def fingerprint(source: Path, images: np.ndarray, method: str) -> str:
+    """What a calibration depends on: the model, the images and the method."""
+    digest = hashlib.sha256(f"{sha256(source)} {method} inputs of {QUANTIZED}".encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
-
-
-def left(model: Any) -> set[str]:
-    """Names of the convolutions that stay as they are: those that see one value a channel, as squeeze-and-excitation's, and
-    depthwise ones between two SiLUs. Quantized they made EfficientNetV2-S slower: TensorRT 8.6 computed these depthwise ones in
-    floating point all the same, and turned their INT8 weights back for every batch. (Those of MobileNetV2, between ReLU6s, it
-    computed in INT8, and with them left its plan was wrong: docs/engines.md.)"""
-    tensors = needs("onnx.shape_inference", "quantization").infer_shapes(model).graph.value_info
-    pooled = {each.name for each in tensors if [size.dim_value for size in each.type.tensor_type.shape.dim[2:]] == [1, 1]}
-    filters = {each.name: each.dims for each in model.graph.initializer}
-    sigmoids = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Sigmoid"}
-    products = [node for node in model.graph.node if node.op_type == "Mul"]
-    silus = {node.output[0]: one for node in products for one in node.input if one in map(sigmoids.get, node.input)}
-
-    def gains(node: Any) -> bool:
-        grouped = any(each.name == "group" and each.i > 1 for each in node.attribute)
-        depthwise = grouped and list(filters.get(node.input[1], []))[1:2] == [1]
-        return node.input[0] not in pooled and not (depthwise and node.input[0] in silus and node.output[0] in silus.values())
-
-    return {node.name for node in model.graph.node if node.op_type == "Conv" and not gains(node)}
 
 
 def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
@@ -120,34 +106,37 @@ def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
     return [second for first, second in additions if {first, second} <= written - read]
 
 
-def quantize(model: Any, leave: Collection[str], destination: Path, images: np.ndarray, method: str) -> int:
-    """Write ``model`` (FP32) with Q/DQ nodes but around what it is to ``leave``; ``images``, as it takes them, give the ranges
-    of its activations. Returns how many operators are quantized."""
+def quantize(model: Any, destination: Path, images: np.ndarray, method: str) -> int:
+    """Write ``model`` (FP32) with Q/DQ nodes; ``images``, as it takes them, give the ranges of its activations. Returns how
+    many operators are quantized."""
     packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
     quantization, qdq = (needs(package, "quantization") for package in packages)
-    operators = [node for node in model.graph.node if node.op_type in QUANTIZED and node.name not in leave]
+    operators = [node for node in model.graph.node if node.op_type in QUANTIZED]
     if not operators:
-        raise UsageFault("--int8: the model has nothing to quantize: no Conv or Gemm but what stays as it is (docs/int8.md).")
-    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Expected bias"))  # biases stay as they are
+        raise UsageFault(f"--int8: the model has nothing to quantize: none of {QUANTIZED}")
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime warns of every bias that stays as it is
     int8 = quantization.QuantType.QInt8
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
+    with tempfile.TemporaryDirectory() as folder:
         plain, augmented, options = Path(folder) / "plain.onnx", str(Path(folder) / "augmented.onnx"), {"symmetric": True}
         save(model, plain)
         calibrator = quantization.create_calibrator(plain, QUANTIZED, augmented, calibration, extra_options=options)
         chunks = np.split(images, range(CHUNK, len(images), CHUNK))
         for chunk in shown(chunks, "calibrating", len(chunks)):
-            # A data reader's ``get_next`` is None at the end; histograms grow from one reader to the next.
-            calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter([{name: chunk}]), None)))
-        ranges = calibrator.compute_data()
+            with contextlib.redirect_stdout(io.StringIO()):  # the calibrator talks
+                # A data reader's ``get_next`` is None at the end; histograms grow from one reader to the next.
+                calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter([{name: chunk}]), None)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            ranges = calibrator.compute_data()
     how = {"per_channel": True, "reduce_range": False, "weight_qType": int8, "activation_qType": int8}
-    which = {"nodes_to_quantize": [], "nodes_to_exclude": list(leave), "op_types_to_quantize": QUANTIZED}
+    which = {"nodes_to_quantize": [], "nodes_to_exclude": [], "op_types_to_quantize": QUANTIZED}
     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
     extra = {**symmetric, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": QUANTIZED}
     quantizer = qdq.QDQQuantizer(model, tensors_range=ranges, extra_options=extra, **how, **which)
     for shortcut in shortcuts(operators, model.graph):
         quantizer.quantize_activation_tensor(shortcut)
-    quantizer.quantize_model()
+    with err.status(f"writing {destination.name}"):
+        quantizer.quantize_model()
     start_at_input(quantizer.model.model.graph)
     quantizer.model.clean_initializers()
     quantizer.model.topological_sort()

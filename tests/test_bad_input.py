@@ -73,7 +73,7 @@ def test_a_foreign_file(checkout, tmp_path):
 @pytest.mark.parametrize("plan, meant, mend", [("fp32", "fp16", "0_build.py --fp16"), ("fp16", "fp32", "0_build.py")])
 def test_a_plan_of_another_precision_than_is_meant(checkout, plan, meant, mend):
     done = checkout.run(*STAGE, "--plan", checkout.plans / f"resnet18-{plan}.simulated.plan", "--precision", meant)
-    fails(done, 3, f"is not a {meant} engine", f"python {mend}")
+    fails(done, 3, f"is no {meant} engine", f"python {mend}")
     assert "--fp32" not in done.stderr
 
 

@@ -308,8 +308,7 @@ def test_rtx_builds_every_model_in_every_precision_without_a_gpu(checkout, photo
     options = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8", "--calibration-images", photographs)}[precision]
     facts = rtx_build(checkout, tmp_path / "x.plan", "--model", model, *options)
     found = facts["precisions"]
-    most = "fp32" if (model, precision) == ("efficientnet_v2_s", "int8") else precision  # 90 of its convolutions are left
-    assert max(found, key=found.get) == most and precision_of(found) == precision and sum(found.values()) > 20
+    assert max(found, key=found.get) == precision_of(found) == precision and sum(found.values()) > 20
     convolutions = [name for name in facts["layers"] if "Conv" in name]
     assert len(convolutions) >= 20 and facts["profiles"] == [[1, 128, 256]]
     assert not (tmp_path / "timing.rtx.cache").exists() and not list(checkout.plans.glob("timing.rtx*"))

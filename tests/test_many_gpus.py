@@ -585,7 +585,7 @@ def test_a_plan_of_another_precision_is_said_before_a_worker_is_started(checkout
     """Each of four would die of it with a traceback, and Ray say as much in 800 lines."""
     plan = checkout.plans / "resnet18-fp16.simulated.plan"
     words = ("--images", photographs, "--predictions", tmp_path / "out", "--plan", plan, "--precision", "int8")
-    with pytest.raises(EnvironmentFault, match="is not a int8 engine: its layers work in 21 fp16"):
+    with pytest.raises(EnvironmentFault, match="is no int8 engine: its layers work in 21 fp16"):
         many.run(options.many("").parse_args(list(map(str, words))), lambda *_: pytest.fail("a worker is started"))
     assert not (tmp_path / "out").exists()
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import postprocess
-from common.errors import UsageFault
+from common.errors import EnvironmentFault, UsageFault
 from common.pictures import Images
 from export import models, quantize, train
 from export.networks import create_model
@@ -68,80 +68,75 @@ def test_what_is_quantized_and_how(quantized):
             assert not weights[node.input[2]].any(), "symmetric"
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "excited", "left"),
-    [
-        ("SiLU", "SiLU", True, {"depthwise", "fc1", "fc2"}),
-        ("SiLU", "SiLU", False, {"depthwise"}),
-        ("SiLU", "Relu", True, {"fc1", "fc2"}),
-        ("Clip", "SiLU", True, {"fc1", "fc2"}),
-        ("SiLU", "HardSwish", False, set()),
-        ("Sigmoid", "Sigmoid", False, set()),
-    ],
-)
-def test_convolutions_that_int8_makes_slower_are_left(before, after, excited, left):
-    """A block of EfficientNet: expanded, depthwise, scaled by what is squeezed and excited, projected. One of pictures of one
-    channel is not depthwise."""
-    onnx = pytest.importorskip("onnx")
-    from onnx import helper
-
-    sizes = {"expand": (8, 1), "depthwise": (8, 1), "fc1": (2, 8), "fc2": (8, 2), "project": (4, 8)}
-    weights = [helper.make_tensor(f"{name} w", 1, [*size, 1, 1], [0.0] * (size[0] * size[1])) for name, size in sizes.items()]
-
-    def convolution(name: str, read: str) -> onnx.NodeProto:
-        return helper.make_node("Conv", [read, f"{name} w"], [f"{name} made"], name, group=8 if name == "depthwise" else 1)
-
-    def activation(kind: str, read: str, made: str) -> list[onnx.NodeProto]:
-        silu = [helper.make_node("Sigmoid", [read], [f"{made} gate"]), helper.make_node("Mul", [read, f"{made} gate"], [made])]
-        return silu if kind == "SiLU" else [helper.make_node(kind, [read], [made])]
-
-    scaled = [
-        *(helper.make_node("GlobalAveragePool", ["b"], ["pooled"]), convolution("fc1", "pooled")),
-        *(helper.make_node("Relu", ["fc1 made"], ["c"]), convolution("fc2", "c")),
-        *(helper.make_node("Sigmoid", ["fc2 made"], ["d"]), helper.make_node("Mul", ["b", "d"], ["scaled"])),
-    ]
-    nodes = [
-        *(convolution("expand", "x"), *activation(before, "expand made", "a")),
-        *(convolution("depthwise", "a"), *activation(after, "depthwise made", "b")),
-        *(scaled if excited else []),
-        convolution("project", "scaled" if excited else "b"),
-    ]
-    ends = [helper.make_tensor_value_info(name, 1, ["n", size, 8, 8]) for name, size in (("x", 1), ("project made", 4))]
-    model = helper.make_model(helper.make_graph(nodes, "block", ends[:1], ends[1:], weights))
-    assert quantize.left(model) == left
-
-
-def test_an_addend_is_quantized_where_both_are_made_by_quantized_convolutions():
+@pytest.mark.parametrize(("reads", "made", "addends"), [("xx", "ab", ["b"]), ("x", "a", []), ("xb", "ba", [])])
+def test_an_addend_is_quantized_where_operators_make_both_and_read_none(reads, made, addends):
     helper = pytest.importorskip("onnx").helper
-    made = [helper.make_node("Conv", ["x", f"{name} w"], [name], name) for name in "ab"]
-    graph = helper.make_graph([*made, helper.make_node("Add", ["a", "b"], ["y"])], "residual", [], [])
-    assert quantize.shortcuts(made, graph) == ["b"] and quantize.shortcuts(made[:1], graph) == []
+    operators = [helper.make_node("Conv", [read, "w"], [name]) for read, name in zip(reads, made)]
+    graph = helper.make_graph([*operators, helper.make_node("Add", ["a", "b"], ["y"])], "residual", [], [])
+    assert quantize.shortcuts(operators, graph) == addends
 
 
-@pytest.mark.parametrize("opset", [11, 17])
-def test_what_is_left_has_no_pairs(photographs, tmp_path, opset):
-    """Nodes need no names for it, and operators may be older than a scale for each channel."""
+SIZES = [(8, 3, 3, 3), (4, 8, 1, 1)]
+
+
+def write_model(path: Path, opset: int = 17, constant: bool = False, scale: float = 0.3) -> None:
+    """Two convolutions, as exporters write them: without names, weights as nodes of their own or, in IR 3, as inputs."""
     onnx = pytest.importorskip("onnx")
     from onnx import helper, numpy_helper
 
     rng = np.random.default_rng(1)
-    sizes = [(8, 3, 3, 3), (8, 1, 3, 3), (4, 8, 1, 1)]
-    weights = [numpy_helper.from_array(rng.normal(0, 0.3, size).astype(np.float32), f"w{i}") for i, size in enumerate(sizes)]
+    weights = [numpy_helper.from_array(rng.normal(0, scale, size).astype(np.float32), f"w{i}") for i, size in enumerate(SIZES)]
     nodes = [
-        *(helper.make_node("Conv", ["images", "w0"], ["a"]), helper.make_node("Sigmoid", ["a"], ["a gate"])),
-        *(helper.make_node("Mul", ["a", "a gate"], ["b"]), helper.make_node("Conv", ["b", "w1"], ["c"], group=8)),
-        *(helper.make_node("Sigmoid", ["c"], ["c gate"]), helper.make_node("Mul", ["c gate", "c"], ["d"])),
-        *(helper.make_node("Conv", ["d", "w2"], ["e"]), helper.make_node("GlobalAveragePool", ["e"], ["f"])),
-        helper.make_node("Flatten", ["f"], ["logits"]),
+        *(helper.make_node("Constant", [], [weight.name], value=weight) for weight in weights if constant),
+        *(helper.make_node("Conv", ["images", "w0"], ["a"]), helper.make_node("Relu", ["a"], ["b"])),
+        *(helper.make_node("Conv", ["b", "w1"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["d"])),
+        helper.make_node("Flatten", ["d"], ["logits"]),
     ]
     ends = [helper.make_tensor_value_info(name, 1, ["n", *size]) for name, size in (("images", (3, 32, 32)), ("logits", (4,)))]
-    graph = helper.make_graph(nodes, "made", ends[:1], ends[1:], weights)
+    inputs = [helper.make_tensor_value_info(weight.name, 1, weight.dims) for weight in weights if opset == 8]
+    graph = helper.make_graph(nodes, "made", [ends[0], *inputs], ends[1:], [] if constant else weights)
+    version = {"opset_imports": [helper.make_opsetid("", opset)], "ir_version": 3 if opset == 8 else 8}
+    onnx.save(helper.make_model(graph, **version), str(path))
+
+
+@pytest.mark.parametrize(("opset", "constant"), [(8, False), (11, False), (17, False), (17, True)])
+def test_any_exporters_file_is_quantized_once(photographs, tmp_path, opset, constant):
+    onnx = pytest.importorskip("onnx")
     source = tmp_path / "made-fp32.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), str(source))
-    made = onnx.load(str(quantize.calibrated(source, photographs, 2, "minmax", 1))).graph
-    by = {output: node.op_type for node in made.node for output in node.output}
-    read = [[by.get(name) for name in node.input[:2]] for node in made.node if node.op_type == "Conv"]
-    assert read == [["DequantizeLinear"] * 2, ["Mul", None], ["DequantizeLinear"] * 2]
+    write_model(source, opset, constant)
+    path = quantize.calibrated(source, photographs, 2, "minmax", 1)
+    model = onnx.load(str(path))
+    assert model.opset_import[0].version == max(opset, 13)
+    by = {output: node for node in model.graph.node for output in node.output}
+    sources = [by[name] for node in model.graph.node if node.op_type == "Conv" for name in node.input[:2]]
+    assert [node.op_type for node in sources] == ["DequantizeLinear"] * 4
+    held = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+    assert [held[node.input[0]] for node in sources[1::2]] == SIZES
+    assert [held[node.input[1]] for node in sources] == [(), (8,), (), (4,)]
+    for directory in (photographs, None):  # what has its pairs keeps them
+        assert quantize.calibrated(path, directory, 2, "minmax", 1) == path
+    write_model(source, 16)
+    with pytest.raises(UsageFault, match="--int8 needs"):  # the INT8 file is another's now
+        quantize.calibrated(source, None, 2, "minmax", 1)
+
+
+def test_what_cannot_be_quantized_is_named(photographs, tmp_path):
+    write_model(tmp_path / "nan-fp32.onnx", scale=np.nan)
+    with pytest.raises(EnvironmentFault, match=r"onnxruntime cannot quantize: .*nan-fp32\.onnx: "):
+        quantize.calibrated(tmp_path / "nan-fp32.onnx", photographs, 2, "minmax", 1)
+
+
+def test_a_build_is_held_to_what_its_file_has_quantized(checkout, photographs, tmp_path):
+    """A file that has its pairs is built without pictures; a description of no right type is none."""
+    write_model(tmp_path / "own-fp32.onnx")
+    path = quantize.calibrated(tmp_path / "own-fp32.onnx", photographs, 2, "minmax", 1)
+    facts = models.read_description(path)
+    assert facts["quantized"] == 2
+    for quantized, right in ((5, False), (4, True), ("5", True)):
+        models.write_description(path, **{**facts, "quantized": quantized})
+        done = checkout.run("0_build.py", *SIMULATED, "--int8", "--onnx-file", path, "--output", tmp_path / "x.plan")
+        assert done.returncode == (0 if right else 3), done.stderr
+        assert right or "work in 2 int8" in " ".join(done.stderr.split())
 
 
 def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
@@ -153,20 +148,19 @@ def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quanti
     assert difference < 0.1
 
 
-def test_a_calibration_is_kept_until_what_it_depends_on_changes(quantized, photographs):
+def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, photographs):
     source, before = quantized.with_name("resnet18-fp32.onnx"), quantized.stat().st_mtime_ns
     for directory in (photographs, None):
         assert quantize.calibrated(source, directory, 128, "entropy", 1) == quantized
         assert quantized.stat().st_mtime_ns == before
     pixels = np.zeros((1, 3, 8, 8), np.float32)
     prints = {
-        quantize.fingerprint(source, pixels, "entropy", []),
-        quantize.fingerprint(source, pixels, "minmax", []),
-        quantize.fingerprint(source, pixels + 1, "entropy", []),
-        quantize.fingerprint(quantized, pixels, "entropy", []),
-        quantize.fingerprint(source, pixels, "entropy", ["a convolution"]),
+        quantize.fingerprint(source, pixels, "entropy"),
+        quantize.fingerprint(source, pixels, "minmax"),
+        quantize.fingerprint(source, pixels + 1, "entropy"),
+        quantize.fingerprint(quantized, pixels, "entropy"),
     }
-    assert len(prints) == 5
+    assert len(prints) == 4
     assert quantize.calibrated(source, photographs, 1, "minmax", 1).stat().st_mtime_ns > before
 
 
@@ -196,7 +190,7 @@ def test_the_int8_plan_runs_in_the_ladder(checkout, int8_plan, tmp_path, script)
 
 def test_another_precision_than_asked_for_is_refused(checkout, int8_plan):
     done = checkout.run("5_multi_streams.py", *SIMULATED, *CHEAP, "--plan", int8_plan, "--precision", "fp16")
-    assert done.returncode == 3 and "is not a fp16 engine" in done.stderr
+    assert done.returncode == 3 and "is no fp16 engine" in done.stderr
     done = checkout.run("5_multi_streams.py", *SIMULATED, *CHEAP, "--precision", "fp32", "--no-verify")
     assert done.returncode == 0, "stage 5 with the FP32 plan: the control row of what streams alone bring"
 
