@@ -43,15 +43,15 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
     """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
     the images or the method have changed. Without a directory it must have been made before, of this model. A model that is
     quantized already stays as it is."""
+    path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
+    known, source_hash = read_description(path), sha256(source)
+    if directory is None and known.get("source_sha256") == source_hash:
+        return path
     with understood(source, "quantize"):
         model = prepared(source)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return source
-    path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
-    known, source_hash = read_description(path), sha256(source)
     if directory is None:
-        if known.get("source_sha256") == source_hash:
-            return path
         raise UsageFault(
             "--int8 needs --calibration-images DIR, images like those that the model will see: the ranges of its activations "
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "

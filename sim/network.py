@@ -49,9 +49,9 @@ def layers(model: Any) -> list[Layer]:
     from onnx import numpy_helper, shape_inference
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    constants = {weight.name for weight in model.graph.initializer}
-    for value in [value for value in model.graph.input if value.name in constants]:
+    for value in [value for value in model.graph.input if value.name in {each.name for each in model.graph.initializer}]:
         model.graph.input.remove(value)  # it only has a default there
+    model.ir_version = max(model.ir_version, 4)  # the first in which an initializer need not be an input
     for value in model.graph.input:  # per image: infer all shapes with a batch of one
         value.type.tensor_type.shape.dim[0].dim_value = 1
     for value in (*model.graph.output, *model.graph.value_info):

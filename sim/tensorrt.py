@@ -103,8 +103,7 @@ class IBuilderConfig(Ours):
     def __init__(self) -> None:
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.progress_monitor: IProgressMonitor | None = None
-        self.max_aux_streams = -1
-        self.builder_optimization_level = 3
+        self.max_aux_streams, self.builder_optimization_level = -1, 3
         self._profiles: list[IOptimizationProfile] = []
         flags = {BuilderFlag.TF32}
         self.set_flag, self.clear_flag, self.get_flag = flags.add, flags.discard, flags.__contains__
@@ -157,14 +156,14 @@ class ParserError(Ours, str):
 class OnnxParser(Ours):
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
         self._network = network
-        self._errors: list[ParserError] = []
+        self._errors: list[str] = []
 
     @property
     def num_errors(self) -> int:
         return len(self._errors)
 
     def get_error(self, index: int) -> ParserError:
-        return self._errors[index]
+        return ParserError(self._errors[index])
 
     def parse_from_file(self, model: str) -> bool:
         return self.parse(Path(model).read_bytes(), model)
@@ -179,26 +178,27 @@ class OnnxParser(Ours):
                 onnx.load_external_data_for_model(proto, str(Path(path).parent))
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:  # protobuf and the checker have no common base
-            self._errors.append(ParserError(f"{type(error).__name__}: {reason(error)}"))
+            self._errors.append(f"{type(error).__name__}: {reason(error)}")
             return False
-        types = {np.dtype(each.meaning): each.name for each in DataType}
+        nodes, types = proto.graph.node, {np.dtype(each.meaning): each.name for each in DataType}
         constants = {weight.name for weight in proto.graph.initializer}
+        self._errors += [f"{node.op_type}: no operator of ONNX's" for node in nodes if node.domain not in ("", "ai.onnx")]
         for mode, values in (("INPUT", proto.graph.input), ("OUTPUT", proto.graph.output)):
             for value in (value for value in values if value.name not in constants):
                 tensor = value.type.tensor_type
                 shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
                 if -1 in shape[1:]:
-                    self._errors.append(ParserError(f"{value.name}: only the first dimension may be dynamic, not {shape}"))
+                    self._errors.append(f"{value.name}: only the first dimension may be dynamic, not {shape}")
                 dtype = types.get(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-                readers = {node.op_type for node in proto.graph.node if value.name in node.input}
+                readers = {node.op_type for node in nodes if value.name in node.input}
                 if (mode, dtype) == ("INPUT", "UINT8") and not readers <= {"Cast", "Identity"}:
-                    self._errors.append(ParserError(f"{value.name}: a uint8 input may only be cast, not read by {readers}"))
+                    self._errors.append(f"{value.name}: a uint8 input may only be cast, not read by {readers}")
                 if dtype is None:
-                    self._errors.append(ParserError(f"{value.name}: a type that this does not know"))
+                    self._errors.append(f"{value.name}: a type that this does not know")
                 self._network._tensors.append({"name": value.name, "mode": mode, "shape": shape, "dtype": dtype})
         self._network._model, self._network.name = proto.SerializeToString(), proto.graph.name
-        self._network.num_inputs = sum(tensor["mode"] == "INPUT" for tensor in self._network._tensors)
-        self._network.num_outputs = len(self._network._tensors) - self._network.num_inputs
+        self._network.num_outputs = len(proto.graph.output)
+        self._network.num_inputs = len(self._network._tensors) - self._network.num_outputs
         return not self._errors
 
 

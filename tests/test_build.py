@@ -24,6 +24,7 @@ from onnx import helper
 from common import layers
 from common.building import Building, take_timings
 from common.errors import EnvironmentFault
+from sim import network
 from sim import tensorrt as trt
 from tests.conftest import SIMULATED, onnx_model
 
@@ -231,6 +232,25 @@ def test_an_engine_with_layers_in_int8_is_an_int8_engine():
         assert layers.precision_of(found) == of
         with pytest.raises(EnvironmentFault, match=f"is no {other} engine: its layers work in 90 fp16, "):
             layers.require_precision(found, other, Path("x.plan"))
+
+
+def test_a_simulated_parser_takes_operators_of_onnx_only():
+    """As TensorRT's; and weights that are inputs as well, which they were in old files."""
+    images, weight, logits = (
+        helper.make_tensor_value_info(*each) for each in (("x", 1, ["n", 4]), ("w", 1, [4, 4]), ("y", 1, ["n", 4]))
+    )
+    for node, said in (
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), ""),
+        (helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), "Gelu: no operator of ONNX's"),
+    ):
+        model = onnx_model([node], [images, weight], [logits], {"w": np.eye(4, dtype=np.float32)})
+        model.ir_version = 3
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        made = trt.Builder(trt.Logger()).create_network()
+        parser = trt.OnnxParser(made, trt.Logger())
+        assert parser.parse(model.SerializeToString()) is (not said)
+        assert said == (parser.get_error(0).desc() if parser.num_errors else "") and made.num_inputs == 1
+        assert said or len(network.layers(onnx.load_from_string(made._model))) == 3
 
 
 NEW_LOG = """Layers:
