@@ -22,7 +22,7 @@ import numpy as np
 from common.errors import UsageFault
 from common.files import sha256
 from common.images import DEVIATION, MEAN, channels_first, converted, noise_images, write
-from export.models import check_near, end, load, needs, read_description, run_onnx, save, write_description
+from export.models import check_near, end, load, needs, read_description, run_onnx, save, understood, write_description
 
 LAYOUTS = ("nchw", "nhwc")
 """How a batch's bytes lie: a plane a colour, as convolutions are written down; or the colours of a pixel side by side, as
@@ -40,14 +40,15 @@ def bytes_in(source: Path, folder: Path, kind: str, layout: str) -> Path:
         return path
     model = load(source)
     _, (batch, *shape), _ = end(model.graph.input[0])
-    fold(model, source, kind, layout)
-    save(model, path)
-    pixels = converted(noise_images(range(batch if batch > 0 else 2), tuple(shape), 0), np.uint8)  # type: ignore[arg-type]
-    taken = end(model.graph.input[0])
-    sent = np.empty((len(pixels), *taken.shape[1:]), taken.type)
-    write(pixels, sent)
-    right = run_onnx(source, converted(pixels, np.float32))
-    check_near(path, run_onnx(path, sent), right, TOLERANCE[kind], f"{source.name} on the same pictures")
+    with understood(source, "fold the normalisation of"):
+        fold(model, source, kind, layout)
+        save(model, path)
+        pixels = converted(noise_images(range(batch if batch > 0 else 2), tuple(shape), 0), np.uint8)  # type: ignore[arg-type]
+        taken = end(model.graph.input[0])
+        sent = np.empty((len(pixels), *taken.shape[1:]), taken.type)
+        write(pixels, sent)
+        right, outputs = run_onnx(source, converted(pixels, np.float32)), run_onnx(path, sent)
+    check_near(path, outputs, right, TOLERANCE[kind], f"{source.name} on the same pictures")
     write_description(path, **{**read_description(source), **made_of})
     return path
 

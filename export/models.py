@@ -69,7 +69,12 @@ def load(path: Path) -> Any:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf and the checker have no common base
         raise EnvironmentFault(f"{path} is no ONNX model: {reason(error)}") from None
-    graph, constants = model.graph, {weight.name for weight in model.graph.initializer}
+    graph, made = model.graph, [node for node in model.graph.node if (node.domain, node.op_type) == ("", "Constant")]
+    for node in [node for node in made if node.attribute[0].name == "value"]:  # as some exporters write weights
+        node.attribute[0].t.name = node.output[0]
+        graph.initializer.append(node.attribute[0].t)
+        graph.node.remove(node)
+    constants = {weight.name for weight in graph.initializer}
     for value in [value for value in graph.input if value.name in constants]:
         graph.input.remove(value)  # it only has a default there
     model.ir_version = max(model.ir_version, 4)  # the first in which an initializer need not be an input

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import logging
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -39,11 +38,11 @@ PER_CHANNEL = 13  # the opset whose QuantizeLinear has an axis
 CHUNK = 8  # images whose activations are in memory at a time
 
 
-def calibrated(source: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
-    """The INT8 file beside an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the model,
-    the images or the method have changed. Without a directory it must have been made before, of this model. A model that is
-    quantized already stays as it is."""
-    path = source.with_name(f"{source.stem.removesuffix('-fp32')}-int8.onnx")
+def calibrated(source: Path, folder: Path, directory: Path | None, count: int, method: str, seed: int) -> Path:
+    """The INT8 file in ``folder`` of an FP32 one, calibrated with ``count`` images of ``directory``; made anew only where the
+    model, the images or the method have changed. Without a directory it must have been made before, of this model. A model that
+    is quantized already stays as it is."""
+    path = folder / f"{source.stem.removesuffix('-fp32')}-int8.onnx"
     known, source_hash = read_description(path), sha256(source)
     if directory is None and known.get("source_sha256") == source_hash:
         return path
@@ -72,7 +71,7 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
         quantized = quantize(model, path, pixels, method)
         with err.status(f"holding {path.name} to FP32"):
             reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
-    same = (reference.argmax(axis=1) == outputs.argmax(axis=1)).mean()
+    same = np.equal(*(each.argmax(axis=1) if each.ndim > 1 else each for each in (reference, outputs))).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
     facts = {"precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images", "quantized": quantized}
     write_description(path, **{**read_description(source), **facts})
@@ -80,14 +79,11 @@ def calibrated(source: Path, directory: Path | None, count: int, method: str, se
 
 
 def prepared(source: Path) -> Any:
-    """Its model as onnxruntime's quantizer wants it: of operators that know a scale a channel, and with initializers only."""
+    """Its model as onnxruntime's quantizer wants it: of operators that know a scale a channel."""
     model = load(source)
-    if min(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) < PER_CHANNEL:
+    versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    if min(versions, default=PER_CHANNEL) < PER_CHANNEL:
         model = needs("onnx.version_converter", "quantization").convert_version(model, PER_CHANNEL)
-    for node in [node for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
-        node.attribute[0].t.name = node.output[0]
-        model.graph.initializer.append(node.attribute[0].t)
-        model.graph.node.remove(node)
     return model
 
 
@@ -114,7 +110,6 @@ def quantize(model: Any, destination: Path, images: np.ndarray, method: str) -> 
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED]
     if not operators:
         raise UsageFault(f"--int8: the model has nothing to quantize: none of {QUANTIZED}")
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime warns of every bias that stays as it is
     int8 = quantization.QuantType.QInt8
     name, calibration = model.graph.input[0].name, getattr(quantization.CalibrationMethod, METHODS[method])
     with tempfile.TemporaryDirectory() as folder:

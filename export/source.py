@@ -65,7 +65,7 @@ def onnx_file(options: argparse.Namespace) -> Path:
     onnx = files["fp32"]
     if options.precision == "int8":
         images, count = options.calibration_images, options.calibration_count
-        return quantize.calibrated(onnx, images, count, options.calibration, options.seed)
+        return quantize.calibrated(onnx, folder, images, count, options.calibration, options.seed)
     if options.precision not in files:
         files["fp16"] = models.in_fp16(onnx, folder)
     return files[options.precision]

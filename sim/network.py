@@ -1,9 +1,9 @@
 """An ONNX network as the layers a fusing compiler would make of it, with the work of each.
 
-TensorRT fuses what follows a convolution (bias, activation, residual addition) into it. So does this: an operator that
-only transforms its input joins the layer that made it. A layer that ends in Q writes INT8; one before a MaxPool and Q, too.
-Operations and bytes are per image; batch norms are folded by the exporter already. One reformat layer at each end stands for
-TensorRT's change of memory layout: values are read as they are sent, and four bytes of each are written, casts included.
+TensorRT fuses what follows a convolution (bias, activation, residual addition) into it. So does this: an operator that only
+transforms its input joins the layer that made it. A layer that ends in Q writes INT8; one before a MaxPool and Q, too.
+Operations and bytes are per image. One reformat layer at each end stands for TensorRT's change of layout: values are read as
+they are sent, and four bytes of each are written.
 """
 
 from __future__ import annotations
@@ -19,19 +19,15 @@ FUSED = {
     *("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
 }
 ON_IMAGES = 16
-"""Bytes a value that an operator on the images costs, whatever their type: kernels over three planes, whose layout others
-cannot read, are slow. Measured on an H200 with TensorRT 8.6.0 at batch 128: 85 µs for an addition in FP16, 73 for a
-transposition (reports/h200-tried/bytes.txt), where the memory would need 18."""
+"""Bytes a value that an operator on the images costs, whatever their type: at batch 128 an H200 with TensorRT 8.6.0 took 85 µs
+for an addition in FP16, 73 for a transposition (reports/h200-tried/bytes.txt), where the memory would need 18."""
 PRECISIONS = {1: "fp32", 10: "fp16", 16: "fp16", 3: "int8"}  # ONNX element types: float, float16, bfloat16, int8
 
 
 @dataclass
 class Layer:
-    """A fused layer: floating-point operations and bytes in and out for one image, bytes of weights, its precision.
-
-    ``product`` is the shape of its matrix product for one image: output positions, output channels, multiplications for
-    each output (None for a layer that is none).
-    """
+    """A fused layer: floating-point operations and bytes in and out for one image, bytes of weights, its precision, the shape
+    of its matrix product for one image, if it is one: output positions, output channels, multiplications for each output."""
 
     name: str
     kind: str
@@ -49,7 +45,8 @@ def layers(model: Any) -> list[Layer]:
     from onnx import numpy_helper, shape_inference
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    for value in [value for value in model.graph.input if value.name in {each.name for each in model.graph.initializer}]:
+    constants = {weight.name for weight in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in constants]:
         model.graph.input.remove(value)  # it only has a default there
     model.ir_version = max(model.ir_version, 4)  # the first in which an initializer need not be an input
     for value in model.graph.input:  # per image: infer all shapes with a batch of one
@@ -60,6 +57,8 @@ def layers(model: Any) -> list[Layer]:
     graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
     for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            weights[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:
             weights[node.output[0]] = weights[node.input[0]]  # INT8 weights: what counts is their shape and their bytes
     shapes, types, known = {}, {}, set()
@@ -67,7 +66,7 @@ def layers(model: Any) -> list[Layer]:
         tensor = value.type.tensor_type
         shapes[value.name] = [d.dim_value or 1 for d in tensor.shape.dim]
         types[value.name] = tensor.elem_type
-        known |= {value.name} if all(d.dim_value for d in tensor.shape.dim) else set()
+        known |= {value.name} if tensor.HasField("shape") and all(d.dim_value for d in tensor.shape.dim) else set()
 
     quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     made_at = {node.output[0]: index for index, node in enumerate(graph.node) if node.op_type != "Constant"}
@@ -81,8 +80,7 @@ def layers(model: Any) -> list[Layer]:
         dtype = tensor_dtype_to_np_dtype(types.get(name) or 1)
         return prod(shapes.get(name, [0])) * (1 if name in stored_as_int8 else dtype.itemsize)
 
-    made_by: dict[str, Layer] = {}
-    images = graph.input[0].name
+    made_by, images = dict[str, Layer](), graph.input[0].name
     found = [Layer("reformat input", "Reformat", 0, nbytes(images) + 4 * prod(shapes[images]), 0, "fp32")]
     for node in graph.node:
         inputs, output = [name for name in node.input if name and name not in weights], node.output[0]
@@ -106,6 +104,8 @@ def layers(model: Any) -> list[Layer]:
         for own in [weights[name] for name in node.input if name in weights]:
             weight += own.nbytes
             if own.ndim > 1 and node.op_type in ("Conv", "Gemm", "MatMul"):
+                if len(shapes.get(output, [])) < 2:
+                    raise ValueError(f"{node.name or output}: nothing tells the shape of its output")
                 columns = shapes[output][1]
                 depth = prod(own.shape[1:]) if node.op_type == "Conv" else own.size // columns
                 operations, product = 2 * size * depth, (size // columns, columns, depth)

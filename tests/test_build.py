@@ -251,6 +251,12 @@ def test_a_simulated_parser_takes_operators_of_onnx_only():
         assert parser.parse(model.SerializeToString()) is (not said)
         assert said == (parser.get_error(0).desc() if parser.num_errors else "") and made.num_inputs == 1
         assert said or len(network.layers(onnx.load_from_string(made._model))) == 3
+    del model.graph.input[1], model.graph.node[:]
+    model.ir_version = 8
+    model.graph.node.append(helper.make_node("Gelu", ["x"], ["z"], domain="com.microsoft"))
+    model.graph.node.extend([helper.make_node("MatMul", ["z", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"])])
+    with pytest.raises(ValueError, match="a: nothing tells the shape of its output"):
+        network.layers(model)
 
 
 NEW_LOG = """Layers:

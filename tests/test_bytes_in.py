@@ -234,13 +234,13 @@ def test_what_was_exported_is_built_without_onnx(checkout, photographs, tmp_path
 
 @pytest.fixture(scope="module")
 def int8(files, photographs) -> Path:
-    return quantize.calibrated(files["int8 nchw"], photographs, 128, "entropy", 1)
+    return quantize.calibrated(files["int8 nchw"], files["int8 nchw"].parent, photographs, 128, "entropy", 1)
 
 
 @pytest.mark.parametrize("layout", bytes_in.LAYOUTS)
 def test_quantization_starts_at_the_input(files, photographs, reference, layout):
     """A byte is dequantized at scale 1, straight into the convolution."""
-    path = quantize.calibrated(files[f"int8 {layout}"], photographs, 128, "entropy", 1)
+    path = quantize.calibrated(files[f"int8 {layout}"], files[f"int8 {layout}"].parent, photographs, 128, "entropy", 1)
     graph = load(str(path)).graph
     weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
     made_by = {output: node for node in graph.node for output in node.output}
@@ -259,12 +259,12 @@ def test_a_model_without_a_convolution_is_quantized_too(photographs, tmp_path):
     nodes = helper.make_node("Flatten", ["images"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])
     weights = {"w": np.random.default_rng(0).normal(size=(192, 5)).astype("f4")}
     save(onnx_model(nodes, [images], [logits], weights), str(tmp_path / "x.onnx"))
-    made = load(str(quantize.calibrated(tmp_path / "x.onnx", photographs, 2, "entropy", 1))).graph
+    made = load(str(quantize.calibrated(tmp_path / "x.onnx", tmp_path, photographs, 2, "entropy", 1))).graph
     assert [node.op_type for node in made.node].count("DequantizeLinear") == 2
 
 
 def test_int8_of_bytes_is_no_farther_off_than_int8_of_floats(int8, files, photographs, reference):
-    floats = quantize.calibrated(files["fp32"], photographs, 128, "entropy", 1)
+    floats = quantize.calibrated(files["fp32"], files["fp32"].parent, photographs, 128, "entropy", 1)
     of_floats = difference(floats, pictures(photographs, "f4 nchw"), reference)
     assert difference(int8, pictures(photographs, "int8 nchw"), reference) < 1.2 * of_floats
 
@@ -347,7 +347,7 @@ def test_a_layer_that_ends_in_q_writes_int8(int8, checkout, photographs, tmp_pat
     assert found["/layer4/layer4.1/conv2/Conv"] == (1 + 1 + 4) * 512 * 7**2, "what is pooled on average stays a float"
     assert max(found.values()) == first + pooled, "what a context takes for each image"
     floats = shutil.copy(checkout.models / "resnet18-fp32.onnx", tmp_path)
-    of_floats = network.layers(load(str(quantize.calibrated(Path(floats), photographs, 2, "entropy", 1))))
+    of_floats = network.layers(load(str(quantize.calibrated(Path(floats), Path(floats).parent, photographs, 2, "entropy", 1))))
     assert of_floats[0].nbytes == (4 + 4) * 3 * PIXELS
     assert {layer.name: layer.nbytes for layer in of_floats[1:]} == {name: found[name] for name in list(found)[1:]}
 

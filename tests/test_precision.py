@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from common import postprocess
 from common.errors import EnvironmentFault, UsageFault
 from common.pictures import Images
-from export import models, quantize, train
+from export import models, quantize, source, train
 from export.networks import create_model
-from tests.conftest import CHEAP, SIMULATED
+from sim import network
+from tests.conftest import CHEAP, SIMULATED, onnx_model
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,14 @@ def quantized(checkout, photographs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("quantized")
     source = folder / "resnet18-fp32.onnx"
     shutil.copy(checkout.models / source.name, source)
-    return quantize.calibrated(source, photographs, 128, "entropy", 1)
+    return quantize.calibrated(source, source.parent, photographs, 128, "entropy", 1)
 
 
 def test_int8_without_images_is_refused_with_the_reason(checkout, tmp_path):
     source = tmp_path / "resnet18-fp32.onnx"
     shutil.copy(checkout.models / source.name, source)
     with pytest.raises(UsageFault, match="Random noise has other ranges"):
-        quantize.calibrated(source, None, 128, "entropy", 1)
+        quantize.calibrated(source, source.parent, None, 128, "entropy", 1)
     done = checkout.run("0_build.py", *SIMULATED, "--int8", "--onnx-file", source, "--output", tmp_path / "x.plan")
     assert done.returncode == 2 and "--calibration-images" in done.stderr and "Traceback" not in done.stderr
 
@@ -88,6 +90,7 @@ def write_model(path: Path, opset: int = 17, constant: bool = False, scale: floa
     weights = [numpy_helper.from_array(rng.normal(0, scale, size).astype(np.float32), f"w{i}") for i, size in enumerate(SIZES)]
     nodes = [
         *(helper.make_node("Constant", [], [weight.name], value=weight) for weight in weights if constant),
+        *([helper.make_node("Constant", [], ["no tensor"], value_int=1)] if constant else []),
         *(helper.make_node("Conv", ["images", "w0"], ["a"]), helper.make_node("Relu", ["a"], ["b"])),
         *(helper.make_node("Conv", ["b", "w1"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["d"])),
         helper.make_node("Flatten", ["d"], ["logits"]),
@@ -104,7 +107,7 @@ def test_any_exporters_file_is_quantized_once(photographs, tmp_path, opset, cons
     onnx = pytest.importorskip("onnx")
     source = tmp_path / "made-fp32.onnx"
     write_model(source, opset, constant)
-    path = quantize.calibrated(source, photographs, 2, "minmax", 1)
+    path = quantize.calibrated(source, source.parent, photographs, 2, "minmax", 1)
     model = onnx.load(str(path))
     assert model.opset_import[0].version == max(opset, 13)
     by = {output: node for node in model.graph.node for output in node.output}
@@ -113,30 +116,81 @@ def test_any_exporters_file_is_quantized_once(photographs, tmp_path, opset, cons
     held = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
     assert [held[node.input[0]] for node in sources[1::2]] == SIZES
     assert [held[node.input[1]] for node in sources] == [(), (8,), (), (4,)]
+    plain = onnx.load(str(source))
+    plain.ir_version = 8
+    work = [layer.operations for layer in network.layers(plain) if layer.kind == "Conv"]
+    assert work == [2 * 30 * 30 * 8 * 27, 2 * 30 * 30 * 4 * 8]
     for directory in (photographs, None):  # what has its pairs keeps them
-        assert quantize.calibrated(path, directory, 2, "minmax", 1) == path
+        assert quantize.calibrated(path, path.parent, directory, 2, "minmax", 1) == path
     write_model(source, 16)
     with pytest.raises(UsageFault, match="--int8 needs"):  # the INT8 file is another's now
-        quantize.calibrated(source, None, 2, "minmax", 1)
+        quantize.calibrated(source, source.parent, None, 2, "minmax", 1)
 
 
 def test_what_cannot_be_quantized_is_named(photographs, tmp_path):
     write_model(tmp_path / "nan-fp32.onnx", scale=np.nan)
     with pytest.raises(EnvironmentFault, match=r"onnxruntime cannot quantize: .*nan-fp32\.onnx: "):
-        quantize.calibrated(tmp_path / "nan-fp32.onnx", photographs, 2, "minmax", 1)
+        quantize.calibrated(tmp_path / "nan-fp32.onnx", tmp_path, photographs, 2, "minmax", 1)
+
+
+def test_what_cannot_be_converted_is_named(photographs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    write_model(tmp_path / "two.onnx")
+    model = onnx.load(str(tmp_path / "two.onnx"))
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx", 11))
+    onnx.save(model, str(tmp_path / "two.onnx"))
+    with pytest.raises(EnvironmentFault, match=r"onnxruntime cannot quantize: .*two\.onnx: .*No Adapter"):
+        quantize.calibrated(tmp_path / "two.onnx", tmp_path, photographs, 2, "minmax", 1)
+
+
+def test_a_fault_of_the_user_s_stays_one(photographs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", 3, 8, 8]) for name in ("images", "y")]
+    onnx.save(onnx_model([onnx.helper.make_node("Relu", ["images"], ["y"])], ends[:1], ends[1:]), str(tmp_path / "x.onnx"))
+    with pytest.raises(UsageFault, match=r"^--int8: the model has nothing to quantize"):
+        quantize.calibrated(tmp_path / "x.onnx", tmp_path, photographs, 2, "minmax", 1)
+
+
+def test_the_users_own_files_stay_as_they_are(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "FOLDER", tmp_path / "models")
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    write_model(tmp_path / "net.onnx")
+    (tmp_path / "net-int8.onnx").write_text("the user's")
+    parser = argparse.ArgumentParser()
+    source.add_options(parser)
+    asked = ["--int8", "--onnx-file", str(tmp_path / "net.onnx"), "--calibration-images", str(photographs)]
+    assert source.onnx_file(parser.parse_args(asked)) == tmp_path / "models" / "own" / "net-int8.onnx"
+    assert (tmp_path / "net-int8.onnx").read_text() == "the user's"
 
 
 def test_a_build_is_held_to_what_its_file_has_quantized(checkout, photographs, tmp_path):
     """A file that has its pairs is built without pictures; a description of no right type is none."""
     write_model(tmp_path / "own-fp32.onnx")
-    path = quantize.calibrated(tmp_path / "own-fp32.onnx", photographs, 2, "minmax", 1)
+    path = quantize.calibrated(tmp_path / "own-fp32.onnx", tmp_path, photographs, 2, "minmax", 1)
     facts = models.read_description(path)
     assert facts["quantized"] == 2
     for quantized, right in ((5, False), (4, True), ("5", True)):
-        models.write_description(path, **{**facts, "quantized": quantized})
+        models.write_description(path, **{**facts, "quantized": quantized, "path": "x"})
         done = checkout.run("0_build.py", *SIMULATED, "--int8", "--onnx-file", path, "--output", tmp_path / "x.plan")
         assert done.returncode == (0 if right else 3), done.stderr
         assert right or "work in 2 int8" in " ".join(done.stderr.split())
+
+
+def test_what_is_quantized_already_is_found_without_onnx(quantized, monkeypatch):
+    monkeypatch.setattr(quantize, "prepared", lambda source: pytest.fail("onnx reads the model"))
+    source = quantized.with_name("resnet18-fp32.onnx")
+    assert quantize.calibrated(source, source.parent, None, 128, "entropy", 1) == quantized
+
+
+def test_a_network_that_gives_classes_is_quantized(photographs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    source = tmp_path / "made-fp32.onnx"
+    write_model(source)
+    graph = (model := onnx.load(str(source))).graph
+    graph.node.append(onnx.helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0))
+    graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["n"]))
+    onnx.save(model, str(source))
+    assert models.read_description(quantize.calibrated(source, source.parent, photographs, 2, "minmax", 1))["quantized"] == 2
 
 
 def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
@@ -151,7 +205,7 @@ def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quanti
 def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, photographs):
     source, before = quantized.with_name("resnet18-fp32.onnx"), quantized.stat().st_mtime_ns
     for directory in (photographs, None):
-        assert quantize.calibrated(source, directory, 128, "entropy", 1) == quantized
+        assert quantize.calibrated(source, source.parent, directory, 128, "entropy", 1) == quantized
         assert quantized.stat().st_mtime_ns == before
     pixels = np.zeros((1, 3, 8, 8), np.float32)
     prints = {
@@ -161,7 +215,7 @@ def test_a_calibration_is_kept_until_model_images_or_method_change(quantized, ph
         quantize.fingerprint(quantized, pixels, "entropy"),
     }
     assert len(prints) == 4
-    assert quantize.calibrated(source, photographs, 1, "minmax", 1).stat().st_mtime_ns > before
+    assert quantize.calibrated(source, source.parent, photographs, 1, "minmax", 1).stat().st_mtime_ns > before
 
 
 @pytest.fixture(scope="module")
