@@ -69,7 +69,8 @@ def load(path: Path) -> Any:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf and the checker have no common base
         raise EnvironmentFault(f"{path} is no ONNX model: {reason(error)}") from None
-    graph, made = model.graph, [node for node in model.graph.node if (node.domain, node.op_type) == ("", "Constant")]
+    graph, ends = model.graph, {value.name for value in model.graph.output}
+    made = [node for node in graph.node if (node.domain, node.op_type) == ("", "Constant") and node.output[0] not in ends]
     for node in [node for node in made if node.attribute[0].name == "value"]:  # as some exporters write weights
         node.attribute[0].t.name = node.output[0]
         graph.initializer.append(node.attribute[0].t)
@@ -98,17 +99,14 @@ def save(model: Any, path: Path) -> None:
 
 def convert_to_fp16(source: Path, destination: Path) -> None:
     """Write ``source`` with FP16 weights and activations; its inputs and outputs stay FP32."""
-    packages = "onnxruntime.transformers.float16", "onnxruntime.transformers.onnx_model"
-    float16, onnx_model = (needs(package, "converting to FP16") for package in packages)
-    with warnings.catch_warnings():
+    float16, onnx_model = (needs(f"onnxruntime.transformers.{name}", "FP16") for name in ("float16", "onnx_model"))
+    with warnings.catch_warnings(), understood(source, "convert to FP16:"):
         warnings.simplefilter("ignore")  # one warning for each weight below FP16's smallest normal number
-        model = load(source)
-        with understood(source, "convert to FP16"):
-            # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
-            converted = onnx_model.OnnxModel(float16.convert_float_to_float16(model, keep_io_types=True))
-            converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
-            converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
-            save(converted.model, destination)
+        # OnnxModel's method of this name does the same after symbolic shape inference, for which it wants sympy.
+        converted = onnx_model.OnnxModel(float16.convert_float_to_float16(load(source), keep_io_types=True))
+        converted.remove_cascaded_cast_nodes()  # FP32 → FP16 → FP32 between two operators that stay FP32
+        converted.topological_sort()  # the converter appends its casts at the end, which ONNX forbids
+        save(converted.model, destination)
 
 
 @contextlib.contextmanager
@@ -119,7 +117,7 @@ def understood(source: Path, what: str) -> Iterator[None]:
     except (Fault, OSError, MemoryError):
         raise
     except Exception as error:
-        raise EnvironmentFault(f"onnxruntime cannot {what}: {source}: {reason(error)}") from None
+        raise EnvironmentFault(f"cannot {what} {source}: {reason(error)}") from None
 
 
 def in_fp16(source: Path, folder: Path) -> Path:
@@ -139,8 +137,11 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def largest_difference(outputs: np.ndarray, reference: np.ndarray) -> float:
-    """Largest absolute difference as a share of the reference's largest absolute value; NaN if either is not finite."""
-    outputs, reference = outputs.astype(np.float64), reference.astype(np.float64)  # of integers and truths, too
+    """Largest absolute difference as a share of the reference's largest absolute value, NaN if either is not finite; of classes
+    the share of those that differ."""
+    if reference.dtype.kind != "f":
+        return float((outputs != reference).mean())
+    outputs, reference = outputs.astype(np.float64), reference.astype(np.float64)
     if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
         return float("nan")
     return float(np.abs(outputs - reference).max() / (np.abs(reference).max() or 1))

@@ -56,8 +56,7 @@ def calibrated(source: Path, folder: Path, directory: Path | None, count: int, m
             "are measured on them. Random noise has other ranges, and a plan calibrated with it is wrong in a way that no "
             "speed test shows; so there is no default."
         )
-    given = end(model.graph.input[0])
-    fixed, *shape = given.shape
+    fixed, *shape = (given := end(model.graph.input[0])).shape
     if fixed > 0:
         raise UsageFault(f"{source} takes batches of {fixed} only, and calibration needs any: export it with a dynamic batch.")
     images = Images(directory, tuple(shape), seed, limit=count, option="--calibration-images")
@@ -71,7 +70,8 @@ def calibrated(source: Path, folder: Path, directory: Path | None, count: int, m
         quantized = quantize(model, path, pixels, method)
         with err.status(f"holding {path.name} to FP32"):
             reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
-    same = np.equal(*(each.argmax(axis=1) if each.ndim > 1 else each for each in (reference, outputs))).mean()
+    tops = [each.reshape(len(each), -1).argmax(axis=1) if each.dtype.kind == "f" else each for each in (reference, outputs)]
+    same = np.equal(*tops).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
     facts = {"precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images", "quantized": quantized}
     write_description(path, **{**read_description(source), **facts})
@@ -105,8 +105,7 @@ def shortcuts(operators: Sequence[Any], graph: Any) -> list[str]:
 def quantize(model: Any, destination: Path, images: np.ndarray, method: str) -> int:
     """Write ``model`` (FP32) with Q/DQ nodes; ``images``, as it takes them, give the ranges of its activations. Returns how
     many operators are quantized."""
-    packages = "onnxruntime.quantization", "onnxruntime.quantization.qdq_quantizer"
-    quantization, qdq = (needs(package, "quantization") for package in packages)
+    quantization, qdq = (needs(f"onnxruntime.quantization{name}", "quantization") for name in ("", ".qdq_quantizer"))
     operators = [node for node in model.graph.node if node.op_type in QUANTIZED]
     if not operators:
         raise UsageFault(f"--int8: the model has nothing to quantize: none of {QUANTIZED}")

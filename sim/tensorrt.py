@@ -180,11 +180,11 @@ class OnnxParser(Ours):
         except Exception as error:  # protobuf and the checker have no common base
             self._errors.append(f"{type(error).__name__}: {reason(error)}")
             return False
-        nodes, types = proto.graph.node, {np.dtype(each.meaning): each.name for each in DataType}
-        constants = {weight.name for weight in proto.graph.initializer}
-        self._errors += [f"{node.op_type}: no operator of ONNX's" for node in nodes if node.domain not in ("", "ai.onnx")]
+        constants, types = {w.name for w in proto.graph.initializer}, {np.dtype(each.meaning): each.name for each in DataType}
+        nodes, known = proto.graph.node, {"", "ai.onnx", *(function.domain for function in proto.functions)}
+        self._errors += [f"{node.op_type}: no operator of ONNX's" for node in nodes if node.domain not in known]
         for mode, values in (("INPUT", proto.graph.input), ("OUTPUT", proto.graph.output)):
-            for value in (value for value in values if value.name not in constants):
+            for value in (value for value in values if mode == "OUTPUT" or value.name not in constants):
                 tensor = value.type.tensor_type
                 shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
                 if -1 in shape[1:]:

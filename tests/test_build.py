@@ -251,8 +251,11 @@ def test_a_simulated_parser_takes_operators_of_onnx_only():
         assert parser.parse(model.SerializeToString()) is (not said)
         assert said == (parser.get_error(0).desc() if parser.num_errors else "") and made.num_inputs == 1
         assert said or len(network.layers(onnx.load_from_string(made._model))) == 3
-    del model.graph.input[1], model.graph.node[:]
+    node = helper.make_node("Identity", ["a"], ["b"])
+    model.functions.append(helper.make_function("com.microsoft", "Gelu", ["a"], ["b"], [node], model.opset_import[:1]))
     model.ir_version = 8
+    assert trt.OnnxParser(trt.Builder(trt.Logger()).create_network(), trt.Logger()).parse(model.SerializeToString())
+    del model.graph.input[1], model.graph.node[:], model.functions[:]
     model.graph.node.append(helper.make_node("Gelu", ["x"], ["z"], domain="com.microsoft"))
     model.graph.node.extend([helper.make_node("MatMul", ["z", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"])])
     with pytest.raises(ValueError, match="a: nothing tells the shape of its output"):

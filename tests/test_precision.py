@@ -129,7 +129,7 @@ def test_any_exporters_file_is_quantized_once(photographs, tmp_path, opset, cons
 
 def test_what_cannot_be_quantized_is_named(photographs, tmp_path):
     write_model(tmp_path / "nan-fp32.onnx", scale=np.nan)
-    with pytest.raises(EnvironmentFault, match=r"onnxruntime cannot quantize: .*nan-fp32\.onnx: "):
+    with pytest.raises(EnvironmentFault, match=r"cannot quantize .*nan-fp32\.onnx: "):
         quantize.calibrated(tmp_path / "nan-fp32.onnx", tmp_path, photographs, 2, "minmax", 1)
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_converted_is_named(photographs, tmp_path):
     model = onnx.load(str(tmp_path / "two.onnx"))
     model.opset_import.append(onnx.helper.make_opsetid("ai.onnx", 11))
     onnx.save(model, str(tmp_path / "two.onnx"))
-    with pytest.raises(EnvironmentFault, match=r"onnxruntime cannot quantize: .*two\.onnx: .*No Adapter"):
+    with pytest.raises(EnvironmentFault, match=r"cannot quantize .*two\.onnx: .*No Adapter"):
         quantize.calibrated(tmp_path / "two.onnx", tmp_path, photographs, 2, "minmax", 1)
 
 
@@ -191,6 +191,24 @@ def test_a_network_that_gives_classes_is_quantized(photographs, tmp_path):
     graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["n"]))
     onnx.save(model, str(source))
     assert models.read_description(quantize.calibrated(source, source.parent, photographs, 2, "minmax", 1))["quantized"] == 2
+    classes = np.array([3, 900, 3, 4])
+    assert models.largest_difference(np.array([3, 1, 3, 4]), classes) == 0.25
+
+
+def test_a_constant_that_is_an_output_stays_one(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    write_model(tmp_path / "x.onnx", constant=True)
+    graph = (model := onnx.load(str(tmp_path / "x.onnx"))).graph
+    for each in (graph.input[0], graph.output[0]):
+        each.type.tensor_type.shape.dim[0].dim_value = 1
+    value = onnx.helper.make_tensor("k", 1, [1, 4], [1.0] * 4)
+    graph.node.append(onnx.helper.make_node("Constant", [], ["k"], value=value))
+    graph.output.append(onnx.helper.make_tensor_value_info("k", 1, [1, 4]))
+    onnx.save(model, str(tmp_path / "x.onnx"))
+    graph = models.load(tmp_path / "x.onnx").graph
+    assert [weight.name for weight in graph.initializer] == ["w0", "w1"] and len(graph.output) == 2
+    models.convert_to_fp16(tmp_path / "x.onnx", tmp_path / "y.onnx")
+    assert models.run_onnx(tmp_path / "y.onnx", np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 4)
 
 
 def test_calibrated_activations_are_not_clipped_on_the_calibration_images(quantized, photographs):
