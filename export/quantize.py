@@ -70,7 +70,7 @@ def calibrated(source: Path, folder: Path, directory: Path | None, count: int, m
         quantized = quantize(model, path, pixels, method)
         with err.status(f"holding {path.name} to FP32"):
             reference, outputs = (run_onnx(file, pixels[:16]) for file in (source, path))
-    tops = [each.reshape(len(each), -1).argmax(axis=1) if each.dtype.kind == "f" else each for each in (reference, outputs)]
+    tops = [each.argmax(axis=1) if each.ndim > 1 and each.dtype.kind == "f" else each for each in (reference, outputs)]
     same = np.equal(*tops).mean()
     check_near(path, outputs, reference, WRONG, "FP32", f", the same top-1 on {same:.0%} of {len(outputs)} calibration images")
     facts = {"precision": "int8", **made_of, "calibration": f"{method}, {len(pixels)} images", "quantized": quantized}

@@ -180,25 +180,25 @@ class OnnxParser(Ours):
         except Exception as error:  # protobuf and the checker have no common base
             self._errors.append(f"{type(error).__name__}: {reason(error)}")
             return False
-        constants, types = {w.name for w in proto.graph.initializer}, {np.dtype(each.meaning): each.name for each in DataType}
-        nodes, known = proto.graph.node, {"", "ai.onnx", *(function.domain for function in proto.functions)}
-        self._errors += [f"{node.op_type}: no operator of ONNX's" for node in nodes if node.domain not in known]
-        for mode, values in (("INPUT", proto.graph.input), ("OUTPUT", proto.graph.output)):
-            for value in (value for value in values if mode == "OUTPUT" or value.name not in constants):
-                tensor = value.type.tensor_type
-                shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
-                if -1 in shape[1:]:
-                    self._errors.append(f"{value.name}: only the first dimension may be dynamic, not {shape}")
-                dtype = types.get(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-                readers = {node.op_type for node in nodes if value.name in node.input}
-                if (mode, dtype) == ("INPUT", "UINT8") and not readers <= {"Cast", "Identity"}:
-                    self._errors.append(f"{value.name}: a uint8 input may only be cast, not read by {readers}")
-                if dtype is None:
-                    self._errors.append(f"{value.name}: a type that this does not know")
-                self._network._tensors.append({"name": value.name, "mode": mode, "shape": shape, "dtype": dtype})
+        constants = {weight.name for weight in proto.graph.initializer}
+        inputs = [value for value in proto.graph.input if value.name not in constants]
+        types = {np.dtype(each.meaning): each.name for each in DataType}
+        domains = {"", "ai.onnx", *(function.domain for function in proto.functions)}
+        self._errors += [f"{node.op_type}: no operator of ONNX's" for node in proto.graph.node if node.domain not in domains]
+        for mode, value in [*(("INPUT", each) for each in inputs), *(("OUTPUT", each) for each in proto.graph.output)]:
+            tensor = value.type.tensor_type
+            shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+            if -1 in shape[1:]:
+                self._errors.append(f"{value.name}: only the first dimension may be dynamic, not {shape}")
+            dtype = types.get(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+            readers = {node.op_type for node in proto.graph.node if value.name in node.input}
+            if (mode, dtype) == ("INPUT", "UINT8") and not readers <= {"Cast", "Identity"}:
+                self._errors.append(f"{value.name}: a uint8 input may only be cast, not read by {readers}")
+            if dtype is None:
+                self._errors.append(f"{value.name}: a type that this does not know")
+            self._network._tensors.append({"name": value.name, "mode": mode, "shape": shape, "dtype": dtype})
         self._network._model, self._network.name = proto.SerializeToString(), proto.graph.name
-        self._network.num_outputs = len(proto.graph.output)
-        self._network.num_inputs = len(self._network._tensors) - self._network.num_outputs
+        self._network.num_inputs, self._network.num_outputs = len(inputs), len(proto.graph.output)
         return not self._errors
 
 
